@@ -1,0 +1,318 @@
+"""A project on disk: where it is, what makes a folder one, and the user's modules in it.
+
+Nothing here imports pydantic: finding a project has to be cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from gluepy.errors import ImportFailed, SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from gluepy.conf.schema import Settings
+
+SETTINGS_VARIABLE = "GLUEPY_SETTINGS_MODULE"
+DEFAULT_MODULE = "settings"
+SUBMODULES = ("tasks", "dags", "commands")
+
+_TABLE = re.compile(r"^\s*\[\s*tool\s*\.\s*gluepy\s*[].]", re.MULTILINE)
+_OURS = str(Path(__file__).resolve().parent.parent) + os.sep
+_IMPORTLIB = (f"importlib{os.sep}__init__.py", "<frozen importlib.")
+
+
+def find_project(start: Path) -> Path | None:
+    """The project that the folder (or file) `start` lies in: the nearest folder, upwards, that is one; None without.
+
+    A folder is a project when it has `[tool.gluepy]` in its pyproject.toml, or the settings module: the one that the
+    variable GLUEPY_SETTINGS_MODULE names, or a `settings.py` that is gluepy's (it says INSTALLED_MODULES or gluepy, or
+    a `run.py` beside it says gluepy). The `settings.py` of another framework does not make a project.
+    """
+    start = start.absolute()
+    named = os.environ.get(SETTINGS_VARIABLE) or ""
+    for folder in (start, *start.parents):
+        if named and module_file(named, folder) is not None:
+            return folder
+        if _mentions(folder / "pyproject.toml", _TABLE):
+            return folder
+        settings = module_file(DEFAULT_MODULE, folder)
+        if settings is not None and (_mentions(settings, _SETTINGS_MARK) or _mentions(folder / "run.py", _RUN_MARK)):
+            return folder
+    return None
+
+
+_SETTINGS_MARK = re.compile(r"\b(INSTALLED_MODULES|gluepy|GLUEPY_\w+)\b")
+_RUN_MARK = re.compile(r"\bgluepy\b")
+
+
+def _mentions(file: Path, mark: re.Pattern[str]) -> bool:
+    try:
+        return mark.search(file.read_text("utf-8", errors="replace")) is not None
+    except OSError:
+        return False
+
+
+def module_file(name: str, folder: Path) -> Path | None:
+    """The source file of the module `name` under `folder`, or None when it is not there."""
+    base = folder.joinpath(*name.split("."))
+    for file in (base.with_name(base.name + ".py"), base / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def put_on_path(project: Path) -> None:
+    """Make `project` the first folder that imports look in, so that its modules win over others of the same name."""
+    folder = str(project.absolute())
+    if sys.path[:1] != [folder]:
+        sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
+        importlib.invalidate_caches()
+
+
+def import_modules(settings: Settings, *, commands: bool = True) -> list[ModuleType]:
+    """Import each of INSTALLED_MODULES and, where they exist, its `tasks`, `dags` and `commands`; return all of them.
+
+    `commands=False` leaves the last out: only the command line needs them. Raises `ImportFailed` for a module that is
+    missing or does not import, with the traceback of the user's own frames, and `SettingsError` for a name that cannot
+    be a module's.
+    """
+    if settings.project is not None:
+        put_on_path(settings.project)
+    modules: list[ModuleType] = []
+    for name in settings.INSTALLED_MODULES:
+        if not all(part.isidentifier() for part in name.split(".")):
+            source = settings.sources.get("INSTALLED_MODULES", "")
+            raise SettingsError("INSTALLED_MODULES", source, f"{name!r} is not the name of a module")
+        _refuse_namesake(name, settings.project)
+        module = _import_installed(name, settings.project)
+        modules.append(module)
+        for part in SUBMODULES if commands else SUBMODULES[:2]:
+            full = f"{name}.{part}"
+            if hasattr(module, "__path__") and (full in sys.modules or importlib.util.find_spec(full) is not None):
+                modules.append(_imported(full))
+    return modules
+
+
+def import_object(path: str, *, entry_points: str = "", named_by: str = "") -> Any:
+    """The object at the dotted path `pkg.module.Name` (or `pkg.module:Name`).
+
+    With `entry_points`, a name without dots is looked up in that group of installed packages' entry points. `named_by`
+    says in errors what names the path (EXECUTOR_BACKEND). Raises `ImportFailed`.
+    """
+    mend = f"{named_by} names it" if named_by else ""
+    module_name, _, name = path.replace(":", ".").rpartition(".")
+    if entry_points and path.isidentifier():
+        return _entry_point(path, entry_points, mend)
+    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+        raise ImportFailed(path, "it is not a dotted path such as 'package.module.Name'", mend=mend)
+    module = _imported(module_name, path, mend)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        full = f"{module_name}.{name}"
+        if hasattr(module, "__path__") and importlib.util.find_spec(full) is not None:
+            return _imported(full, path, mend)
+        known = [each for each in vars(module) if not each.startswith("_")]
+        why = f"module {module_name!r} has no {name!r}{did_you_mean(name, known)}"
+        raise ImportFailed(path, why, mend=mend) from None
+
+
+def load_file(file: Path) -> ModuleType:
+    """Import a Python file by its path, so that worker processes can import it again by its name.
+
+    The file's folder goes first on `sys.path`; for a file in a package that is the folder of the outermost package,
+    and the name is dotted. Raises `ImportFailed` for a file that is missing, whose name cannot be a module's or hides
+    another module, or that does not import.
+    """
+    file = file.absolute()
+    if not file.is_file():
+        near = did_you_mean(file.name, (each.name for each in file.parent.glob("*.py")))
+        raise ImportFailed(str(file), f"there is no such file{near}")
+    if file.suffix != ".py" or not file.stem.isidentifier():
+        raise ImportFailed(str(file), "its name cannot be a module's", mend="rename it to letters, digits, _ and .py")
+    folder, name = file.parent, file.stem
+    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
+        folder, name = folder.parent, f"{folder.name}.{name}"
+    top = name.partition(".")[0]
+    loaded = sys.modules.get(top)
+    if loaded is not None and not _lies_in(loaded, folder):
+        raise ImportFailed(str(file), f"a module {top!r} is already imported{_from(loaded)}", mend="rename the file")
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").absolute() != folder]
+    if top in sys.stdlib_module_names or _is_module(PathFinder.find_spec(top, elsewhere)):
+        raise ImportFailed(str(file), f"its name hides the installed module {top!r}", mend="rename the file")
+    put_on_path(folder)
+    return _imported(name, str(file))
+
+
+def load_settings_module(name: str, project: Path | None, *, named_by: str = "") -> ModuleType | None:
+    """The settings module `name`. Without `named_by`, which says what asks for it, None when the project has none.
+
+    One that lies in the project is read again when its file has changed, or when the module that is loaded by this
+    name belongs to another project. Raises `ImportFailed` when it does not import.
+    """
+    file = module_file(name, project) if project is not None else None
+    if file is None:
+        return _imported(name, mend=f"{named_by} names it") if named_by else None
+    if name in _loading:
+        why = "it reads gluepy's settings while it is being imported"
+        raise ImportFailed(name, why, mend="only set values there")
+    stat = file.stat()
+    version = (str(file), stat.st_mtime_ns, stat.st_size)
+    module = sys.modules.get(name)
+    if module is not None:
+        known = getattr(module, "__gluepy_version__", None)
+        if known == version or (known is None and getattr(module, "__file__", None) == str(file)):
+            return module
+    parent = name.rpartition(".")[0]
+    if parent:
+        _imported(parent, name)
+    return _guarded(name, "", lambda: _execute(name, file, version))
+
+
+_loading: set[str] = set()
+
+
+class _FromSource(SourceFileLoader):
+    """Compiles anew: a byte-code cache cannot tell two edits of a small file within the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        file = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(file), file)
+
+
+def _execute(name: str, file: Path, version: tuple[str, int, int]) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.pop(name, None)
+    sys.modules[name] = module
+    _loading.add(name)
+    try:
+        spec.loader.exec_module(module)
+        module.__dict__["__gluepy_version__"] = version
+    finally:
+        _loading.discard(name)
+        if "__gluepy_version__" not in module.__dict__:
+            del sys.modules[name]
+            if before is not None:
+                sys.modules[name] = before
+    return module
+
+
+def user_stack(error: BaseException) -> str:
+    """The traceback of `error` as text, causes and all, without the frames of gluepy and of the import system."""
+    told = traceback.TracebackException.from_exception(error, lookup_lines=False)
+    for part in _chain(told):
+        part.stack = traceback.StackSummary.from_list([frame for frame in part.stack if not _is_ours(frame.filename)])
+    return "".join(told.format()).rstrip()
+
+
+def _chain(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    yield told
+    for part in (told.__cause__, told.__context__, *(getattr(told, "exceptions", None) or ())):
+        if part is not None:
+            yield from _chain(part)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_OURS) or any(mark in filename for mark in _IMPORTLIB)
+
+
+def _imported(name: str, asked: str = "", mend: str = "") -> ModuleType:
+    return _guarded(name, asked, lambda: importlib.import_module(name), mend)
+
+
+def _guarded(name: str, asked: str, load: Callable[[], ModuleType], mend: str = "") -> ModuleType:
+    """`load()`, with what goes wrong in it as an `ImportFailed` of `asked` (by default `name`)."""
+    try:
+        return load()
+    except ImportFailed:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            near = did_you_mean(error.name, _neighbours(error.name))
+            raise ImportFailed(asked or name, f"there is no module {error.name!r}{near}", mend=mend) from None
+        raise _failed(asked or name, error, mend) from error
+    except SystemExit as error:
+        why = 'it exits while it is imported; a script needs `if __name__ == "__main__":`'
+        raise ImportFailed(asked or name, why, user_stack(error), mend) from error
+    except Exception as error:
+        raise _failed(asked or name, error, mend) from error
+
+
+def _failed(name: str, error: Exception, mend: str) -> ImportFailed:
+    first = (str(error).splitlines() or [""])[0]
+    return ImportFailed(name, f"{type(error).__name__}: {first}", user_stack(error), mend)
+
+
+def _import_installed(name: str, project: Path | None) -> ModuleType:
+    where = f"INSTALLED_MODULES names it; looked in {project}" if project is not None else "INSTALLED_MODULES names it"
+    return _imported(name, mend=where)
+
+
+def _refuse_namesake(name: str, project: Path | None) -> None:
+    """A module that is loaded from elsewhere would run in place of the project's own: refuse it."""
+    top = name.partition(".")[0]
+    loaded = sys.modules.get(top)
+    if project is None or loaded is None or _lies_in(loaded, project):
+        return
+    if module_file(top, project) is not None or (project / top).is_dir():
+        why = f"another module {top!r} is already imported{_from(loaded)}"
+        raise ImportFailed(name, why, mend=f"rename {project / top}, or run each project in a process of its own")
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    files = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(Path(file).resolve().is_relative_to(folder.resolve()) for file in files if file)
+
+
+def _from(module: ModuleType) -> str:
+    file = getattr(module, "__file__", None)
+    return f" from {file}" if file else ""
+
+
+def _is_module(spec: ModuleSpec | None) -> bool:
+    return spec is not None and spec.origin is not None  # without an origin it is a mere folder
+
+
+def _neighbours(name: str) -> list[str]:
+    """Names of modules beside the missing one, for a hint."""
+    parent, _, _ = name.rpartition(".")
+    package = sys.modules.get(parent) if parent else None
+    folders = list(getattr(package, "__path__", ())) if package else sys.path[:1]
+    names: list[str] = []
+    for folder in folders:
+        try:
+            entries = list(os.scandir(folder or "."))
+        except OSError:
+            continue
+        stems = (each.name if each.is_dir() else each.name.removesuffix(".py") for each in entries)
+        names += [f"{parent}.{stem}" if parent else stem for stem in stems if stem.isidentifier()]
+    return names
+
+
+def _entry_point(name: str, group: str, mend: str) -> Any:
+    known = _entry_points(group)
+    if name not in known:
+        hint = did_you_mean(name, known) or (f"; known are {', '.join(sorted(known))}" if known else "")
+        why = f"it is neither a dotted path such as 'package.module.Name' nor an entry point of {group!r}{hint}"
+        raise ImportFailed(name, why, mend=mend)
+    return import_object(known[name], named_by=f"entry point {name!r} of {group!r}")
+
+
+@lru_cache
+def _entry_points(group: str) -> Mapping[str, str]:
+    from importlib.metadata import entry_points  # 10 ms, for short names only
+
+    return {each.name: each.value for each in entry_points(group=group)}
