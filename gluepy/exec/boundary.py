@@ -1,0 +1,191 @@
+"""The attempt boundary: where a task's code is called, and the only place where its exceptions are caught.
+
+Every executor ends here, in this process, a worker process or on another machine; so an attempt behaves the same and
+tells the same everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from gluepy.errors import ImportFailed, TaskError
+from gluepy.exec.dag import Expander
+from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo
+from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
+from gluepy.exec.task import Skip, Task, retry_of
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_MESSAGE_LENGTH = 10_000
+_STACK_LENGTH = 100_000
+
+
+class MissingOutputs(Exception):
+    """A task ended well without what it declares as `outputs`."""
+
+    def __init__(self, missing: list[str]) -> None:
+        super().__init__(missing)
+        self.missing = missing
+
+    def __str__(self) -> str:
+        return f"run() ended well, but its declared outputs are missing: {', '.join(self.missing)}"
+
+
+def execute(attempt: Attempt, scope: Scope) -> Outcome:
+    """Run one attempt of a plain `def run` (or ask an `each`'s callables) here and now, and tell how it ended."""
+    token = enter_scope(scope)
+    try:
+        target = _target(attempt, scope)
+        if isinstance(target, Expander):
+            return Outcome(status="finished", value=target.rows())
+        target.run()
+        return _checked(target)
+    except Skip as skip:
+        return Outcome(status="skipped", error_message=skip.why)
+    except Exception as error:
+        return failed(attempt, error)
+    except (SystemExit, KeyboardInterrupt) as error:
+        return failed(attempt, error)  # in a thread nobody else would hear of it
+    finally:
+        leave_scope(token)
+
+
+async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
+    """`execute` for `async def run`, on the event loop. Cancellation passes through."""
+    try:
+        target = _target(attempt, scope)
+        if isinstance(target, Expander):
+            return Outcome(status="finished", value=await target.rows_async())
+        await target.run()
+        return _checked(target)
+    except Skip as skip:
+        return Outcome(status="skipped", error_message=skip.why)
+    except (Exception, SystemExit) as error:
+        return failed(attempt, error)
+    except anyio.get_cancelled_exc_class() as error:
+        if anyio.current_effective_deadline() == -math.inf:
+            raise
+        # Nobody cancelled: the task awaited something that was, such as a cancelled future.
+        return failed(attempt, error)
+
+
+def failed(attempt: Attempt, error: BaseException) -> Outcome:
+    """The outcome of an attempt that raised `error`."""
+    retryable = True
+    target = attempt.target
+    if isinstance(target, type) and issubclass(target, Task):
+        worth = retry_of(target).on
+        retryable = not worth or isinstance(error, worth)
+    message = _message(error)
+    if isinstance(error, SystemExit):
+        message = f"run() called sys.exit({error.code!r})"
+    return Outcome(
+        status="failed",
+        reason="outputs" if isinstance(error, MissingOutputs) else "exception",
+        error_type=_name(type(error)),
+        error_message=message[:_MESSAGE_LENGTH],
+        error_stack=stack_of(error),
+        retryable=retryable,
+        exception=error,
+    )
+
+
+def stack_of(error: BaseException) -> str:
+    """The traceback of `error` as text, chained ones and notes included, without the frames of gluepy; never with the
+    values of variables."""
+    try:
+        report = traceback.TracebackException.from_exception(error, compact=True)
+        _trim(report, set())
+        text = "".join(report.format())
+    except Exception as broken:  # an exception whose own __str__, notes or __cause__ raise
+        text = f"{_name(type(error))}: (its traceback could not be formatted: {_name(type(broken))})\n"
+    if len(text) > _STACK_LENGTH:
+        text = f"{text[: _STACK_LENGTH // 2]}\n… ({len(text) - _STACK_LENGTH} characters left out) …\n{text[-_STACK_LENGTH // 2 :]}"
+    return text.encode("utf-8", "replace").decode()
+
+
+def run_scope(run: RunInfo) -> RunScope:
+    """The scope that the attempts of `run` share; context and settings are read when a task asks for them."""
+
+    def context() -> Any:
+        from gluepy.conf.context import Context
+
+        return Context(run.context)
+
+    def settings() -> Any:
+        from gluepy.conf.settings import load_settings
+
+        return load_settings(Path(run.project) if run.project else None, run.settings)
+
+    return RunScope(run, context, settings)
+
+
+def task_error(attempt: int, task: str, outcome: Outcome, log: str) -> TaskError:
+    """The `TaskError` of a failed outcome, with the user's exception as its cause where there is one."""
+    error = TaskError(
+        task, attempt, outcome.reason or "exception", outcome.error_type, outcome.error_message, outcome.error_stack, log
+    )
+    error.__cause__ = outcome.exception
+    return error
+
+
+def _target(attempt: Attempt, scope: Scope) -> Any:
+    target = attempt.target
+    if target is None:
+        target = _load(attempt.spec.cls)
+    if isinstance(target, type):
+        task = target(**attempt.params)
+        task._scope = scope
+        scope.task = task
+        return task
+    return target
+
+
+def _load(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ImportFailed(reference, str(error)) from error
+    return found  # type: ignore[no-any-return]
+
+
+def _checked(task: Task) -> Outcome:
+    missing = [str(name) for name in task.outputs if not (task.path / name).exists()] if task.outputs else None
+    if missing:
+        raise MissingOutputs(missing)
+    return FINISHED
+
+
+def _trim(report: traceback.TracebackException, seen: set[int]) -> None:
+    if id(report) in seen:
+        return
+    seen.add(id(report))
+    frames = [frame for frame in report.stack if not os.path.abspath(frame.filename).startswith(_HERE)]
+    if frames:
+        report.stack = traceback.StackSummary.from_list(frames)
+    for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
+        if other is not None:
+            _trim(other, seen)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception:
+        return "(its message could not be formatted)"
+
+
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+
+

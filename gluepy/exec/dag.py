@@ -1,0 +1,411 @@
+"""What a pipeline's author writes around tasks: `DAG`, `parallel`, `each`; and `compile_dag`, which checks it all."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from gluepy.core.events import JSON
+from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact
+from gluepy.errors import DagError, did_you_mean
+from gluepy.exec.task import Task, defaults_of, is_async, spec_of
+
+
+class DAG:
+    """A pipeline: a `label` (default: the lower-cased class name) and its `tasks`.
+
+    `tasks` is a sequence, run from top to bottom, or a mapping of each task to what it depends on. A task is a class,
+    the name of one in the DAG's module, or an instance.
+    """
+
+    label: ClassVar[str]
+    tasks: ClassVar[Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "label" not in cls.__dict__:
+            cls.label = cls.__name__.lower()
+
+
+class Branches:
+    """What `parallel` makes."""
+
+    def __init__(self, branches: tuple[Any, ...]) -> None:
+        self.branches = branches
+
+
+class Fan:
+    """What `each` makes."""
+
+    def __init__(self, item: Any, values: dict[str, Any]) -> None:
+        self.item, self.values = item, values
+
+
+class Expander:
+    """What the task `each-<label>` does: ask the callables, and make rows of parameter values of what they return."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+        self.is_async = any(inspect.iscoroutinefunction(value) for value in values.values())
+
+    def rows(self) -> list[list[JSON]]:
+        """One row of values an instance. Raises `ValueError` for duplicates and what is not JSON."""
+        return self._product([value() if callable(value) else value for value in self.values.values()])
+
+    async def rows_async(self) -> list[list[JSON]]:
+        """`rows`, where a callable is async."""
+        answers = []
+        for value in self.values.values():
+            answer = value() if callable(value) else value
+            answers.append(await answer if inspect.isawaitable(answer) else answer)
+        return self._product(answers)
+
+    def _product(self, answers: list[Any]) -> list[list[JSON]]:
+        columns = []
+        for name, answer in zip(self.values, answers, strict=True):
+            if isinstance(answer, (str, bytes, Mapping)) or not isinstance(answer, Iterable):
+                raise ValueError(
+                    f"the callable for {name!r} returned {_short(answer)}; it must return a list of values"
+                )
+            columns.append([as_json(value, f"a value for {name!r}") for value in answer])
+        rows = [list(row) for row in itertools.product(*columns)]
+        seen: set[str] = set()
+        for row in rows:
+            key = ",".join(map(compact, row))
+            if key in seen:
+                raise ValueError(f"the values {_short(row)} came twice; each instance needs values of its own")
+            seen.add(key)
+        return rows
+
+
+def parallel(*branches: Any) -> Branches:
+    """The `branches` run side by side. A nested sequence is one branch; its tasks run one after another."""
+    return Branches(branches)
+
+
+def each(item: Any, /, **values: Any) -> Fan:
+    """`item`, a task or a chain of tasks, once for each value, side by side.
+
+    `values` give each parameter a list of values, or a callable without arguments that returns one: it is asked when
+    the tasks before it are done. Several keywords make the product.
+    """
+    return Fan(item, {name: value if callable(value) else _listed(name, value) for name, value in values.items()})
+
+
+class Compiled:
+    """A checked DAG: its `graph`, and what each of `graph.specs` runs, `targets`: a task class or an `Expander`."""
+
+    def __init__(self, dag: type[DAG], graph: Graph, targets: Sequence[type[Task] | Expander]) -> None:
+        self.dag, self.graph, self.targets = dag, graph, targets
+        self.label = dag.label
+
+
+def compile_dag(dag: type[DAG], limits: Mapping[str, int] | None = None) -> Compiled:
+    """Check `dag` and build its graph. `limits` are the named limits that `uses` may name (None: not checked).
+
+    Raises `DagError`, naming the place and the mend, for every authoring mistake.
+    """
+    compiler = _Compiler(dag)
+    root = compiler.root()
+    for spec in compiler.specs:
+        _check_uses(spec, limits)
+    try:
+        graph = Graph(Tree(tuple(compiler.specs), root))
+    except DagError as error:
+        raise DagError(f"{compiler.place}, {error.place}", error.problem, error.mend) from None
+    if not graph.index:
+        raise DagError(compiler.place, "has no tasks", "name at least one in `tasks`")
+    return Compiled(dag, graph, compiler.targets)
+
+
+def as_json(value: Any, what: str) -> JSON:
+    """`value` as plain JSON data (tuples become lists). Raises `ValueError`, naming `what`, where it is none."""
+    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, (list, tuple)):
+        return [as_json(item, what) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {str(key): as_json(item, what) for key, item in value.items()}
+    raise ValueError(f"{what} is {_short(value)} ({type(value).__name__}), which is not a JSON value")
+
+
+class _Compiler:
+    def __init__(self, dag: type[DAG]) -> None:
+        self.dag = dag
+        self.place = f"DAG {dag.__qualname__} ({dag.__module__})"
+        self.specs: list[Spec] = []
+        self.targets: list[type[Task] | Expander] = []
+        self._known: dict[type[Task], int] = {}
+
+    def fail(self, problem: str, mend: str = "") -> DagError:
+        return DagError(self.place, problem, mend)
+
+    def root(self) -> Element:
+        tasks = getattr(self.dag, "tasks", None)
+        if not isinstance(self.dag.label, str) or not self.dag.label:
+            raise self.fail(f"label is {self.dag.label!r}", "give it a name, a string")
+        if tasks is None:
+            raise self.fail("has no `tasks`", "give it a sequence of tasks, or a mapping of task to dependencies")
+        if isinstance(tasks, Mapping):
+            return self.mapping(tasks)
+        if isinstance(tasks, (Branches, Fan)) or (isinstance(tasks, type) and issubclass(tasks, Task)):
+            tasks = (tasks,)  # `tasks = Load`, or a forgotten comma
+        if not isinstance(tasks, (tuple, list)):
+            raise self.fail(
+                f"`tasks` is {_short(tasks)}", "give it a tuple of tasks, or a mapping of task to dependencies"
+            )
+        return self.element(tasks, frozenset())
+
+    def element(self, item: Any, given: frozenset[str]) -> Element:
+        """`item` as data; `given` are the parameters that the `each`es around it give values."""
+        match item:
+            case tuple() | list():
+                return Seq(tuple(self.element(part, given) for part in item))
+            case Branches():
+                if not item.branches:
+                    raise self.fail("parallel() without branches", "name at least one task in it")
+                return Par(tuple(self.element(part, given) for part in item.branches))
+            case Fan():
+                return self.fan(item, given)
+            case _:
+                return self.leaf(item, given)
+
+    def leaf(self, item: Any, given: frozenset[str] = frozenset()) -> Leaf:
+        if isinstance(item, str):
+            item = self.resolve(item)
+        task = item if isinstance(item, type) else type(item)
+        if not issubclass(task, Task) or task is Task:
+            raise self.fail(
+                f"{_short(item)} is not a task",
+                "use a Task class, its name, an instance, parallel(…), each(…) or a sequence",
+            )
+        id, own = (None, {}) if isinstance(item, type) else (item._id, item._given)
+        fixed = {**{name: value for name, value in defaults_of(task) if name not in given}, **own}
+        for name in task._parameters:
+            if name not in fixed and name not in given:
+                raise self.fail(
+                    f"{task.__qualname__} needs a value for its parameter {name!r}",
+                    f"write {task.__qualname__}({name}=…) or each({task.__qualname__}, {name}=[…])",
+                )
+        try:
+            fixed = {name: as_json(value, f"{task.__qualname__}.{name}") for name, value in fixed.items()}
+        except ValueError as error:
+            raise self.fail(str(error), "parameters are JSON values; put anything else in a file") from None
+        if id is not None and (not isinstance(id, str) or not id):
+            raise self.fail(f"{task.__qualname__} has the id {id!r}", "an id is a string with at least one character")
+        return Leaf(self.spec(task), fixed, id)
+
+    def spec(self, task: type[Task]) -> int:
+        if task not in self._known:
+            try:
+                spec = spec_of(task)
+            except DagError as error:
+                raise DagError(f"{self.place}, {error.place}", error.problem, error.mend) from None
+            self._known[task] = self.append(spec, task)
+        return self._known[task]
+
+    def append(self, spec: Spec, target: type[Task] | Expander) -> int:
+        self.specs.append(spec)
+        self.targets.append(target)
+        return len(self.specs) - 1
+
+    def fan(self, fan: Fan, given: frozenset[str]) -> Element:
+        if not fan.values:
+            raise self.fail(
+                "each(…) without values", "give it a list of values by a parameter's name: each(Fit, region=[…])"
+            )
+        names = frozenset(fan.values)
+        item = self.element(fan.item, given | names)
+        leaves = list(_leaves(item))
+        declared = {name for leaf in leaves for name in self.specs[leaf.spec].params}
+        for name in fan.values:
+            if name not in declared:
+                mend = did_you_mean(name, declared).removeprefix("; ") or "annotate it in the task's class"
+                raise self.fail(f"each(…) gives {name!r}, which no task in it has as a parameter", mend)
+        asked = {name: value for name, value in fan.values.items() if callable(value)}
+        for name, value in asked.items():
+            _check_callable(value, name, self.fail)
+        columns = dict(fan.values)
+        for name, values in fan.values.items():
+            if name not in asked:
+                try:
+                    columns[name] = [as_json(value, f"a value of each for {name!r}") for value in values]
+                except ValueError as error:
+                    raise self.fail(str(error), "values are JSON; put anything else in a file") from None
+        if not asked:
+            return Each(item, tuple(columns), rows=[list(row) for row in itertools.product(*columns.values())])
+        if given or any(isinstance(inner, Each) and inner.expander is not None for inner in _eaches(item)):
+            raise self.fail("an each over a callable inside another each", "let one callable return all combinations")
+        expander = Expander(columns)
+        first = self.specs[leaves[0].spec]
+        calls = ",".join(f"{value.__module__}:{getattr(value, '__qualname__', '?')}" for value in asked.values())
+        spec = Spec(
+            cls=calls,
+            label=f"each-{first.label}",
+            pool="loop" if expander.is_async else "thread",
+            retry=first.retry,
+            timeout_s=first.timeout_s,
+            expands=True,
+        )
+        return Each(item, tuple(columns), expander=self.append(spec, expander))
+
+    def mapping(self, tasks: Mapping[Any, Any]) -> Element:
+        leaves, wanted = [], []
+        for key, after in tasks.items():
+            if isinstance(key, (Branches, Fan, tuple)):
+                raise self.fail(
+                    "a mapping's task cannot be parallel, each or a sequence", "use tasks, or write a sequence"
+                )
+            leaves.append(self.leaf(key))
+            wanted.append(
+                [self.leaf(dep) for dep in (after if isinstance(after, (tuple, list, set, frozenset)) else (after,))]
+            )
+        keys = [self.key(leaf) for leaf in leaves]
+        positions = {key: position for position, key in enumerate(keys)}
+        if len(positions) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise self.fail(f"{self.name(twice)} stands twice", "give one an id of its own")
+        after_of: list[list[int]] = []
+        for key, deps in zip(keys, wanted, strict=True):
+            for dep in deps:
+                if self.key(dep) not in positions:
+                    raise self.fail(
+                        f"{self.name(key)} depends on {self.name(self.key(dep))}, which is not in the mapping",
+                        f"add {self.specs[dep.spec].cls.rpartition(':')[2]}: ()",
+                    )
+            after_of.append(list(dict.fromkeys(positions[self.key(dep)] for dep in deps)))
+        order = self.topological(after_of, keys)
+        place = {old: new for new, old in enumerate(order)}
+        return Deps(
+            tuple(leaves[old] for old in order),
+            tuple(tuple(sorted(place[dep] for dep in after_of[old])) for old in order),
+        )
+
+    def key(self, leaf: Leaf) -> tuple[int, str]:
+        return leaf.spec, leaf.id or compact(leaf.fixed)
+
+    def name(self, key: tuple[int, str]) -> str:
+        return f"{self.specs[key[0]].label!r}" + (f" ({key[1]})" if key[1] != "{}" else "")
+
+    def topological(self, after_of: list[list[int]], keys: list[tuple[int, str]]) -> list[int]:
+        # Kahn's algorithm; ties keep the order of the mapping.
+        waiting = [len(after) for after in after_of]
+        before: list[list[int]] = [[] for _ in after_of]
+        for position, after in enumerate(after_of):
+            for dep in after:
+                before[dep].append(position)
+        order = [position for position, count in enumerate(waiting) if not count]
+        for position in order:
+            for dependent in before[position]:
+                waiting[dependent] -= 1
+                if not waiting[dependent]:
+                    order.append(dependent)
+        if len(order) < len(after_of):
+            trail = [next(position for position, count in enumerate(waiting) if count)]
+            while trail.count(trail[-1]) < 2:
+                trail.append(next(dep for dep in after_of[trail[-1]] if waiting[dep]))
+            cycle = trail[trail.index(trail[-1]) :]
+            raise self.fail(
+                "the tasks depend on each other in a circle: " + " -> ".join(self.name(keys[step]) for step in cycle),
+                "take one of these dependencies away",
+            )
+        return order
+
+    def resolve(self, name: str) -> Any:
+        module: Any = sys.modules.get(self.dag.__module__)
+        here = (
+            {key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Task)}
+            if module
+            else set()
+        )
+        owner, _, attribute = name.rpartition(".")
+        if owner:
+            try:
+                module = importlib.import_module(owner)
+            except ImportError as error:
+                raise self.fail(f"the task {name!r} cannot be imported: {error}", "check the dotted name") from None
+        found = getattr(module, attribute, None)
+        if found is None:
+            mend = (
+                did_you_mean(name, here).removeprefix("; ")
+                or "define it there, import it there, or give its dotted name"
+            )
+            raise self.fail(f"no task {name!r} in the module {owner or self.dag.__module__}", mend)
+        return found
+
+
+def _check_uses(spec: Spec, limits: Mapping[str, int] | None) -> None:
+    for name, amount in spec.uses.items() if limits is not None else ():
+        assert limits is not None
+        if name not in limits:
+            mend = (
+                did_you_mean(name, limits).removeprefix("; ")
+                or f"add it to LIMITS, as in LIMITS = {{{name!r}: {amount}}}"
+            )
+            raise DagError(f"task {spec.label!r}", f"uses {name!r}, which LIMITS does not have", mend)
+        if amount > limits[name]:
+            raise DagError(
+                f"task {spec.label!r}",
+                f"uses {amount} of {name!r}, of which there are {limits[name]}",
+                "it could never start",
+            )
+
+
+def _check_callable(value: Callable[[], Any], name: str, fail: Any) -> None:
+    if isinstance(value, type):
+        raise fail(f"each(…, {name}=…) is the class {value.__qualname__}", "give a list of values, or a function")
+    try:
+        arguments = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):
+        return  # a builtin without a signature
+    needed = [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+    if needed:
+        raise fail(f"the callable for {name!r} takes arguments ({', '.join(needed)})", "write one that takes none")
+
+
+def _leaves(element: Element) -> Iterable[Leaf]:
+    match element:
+        case Leaf():
+            yield element
+        case Each():
+            yield from _leaves(element.item)
+        case Seq() | Par() | Deps():
+            for item in element.items:
+                yield from _leaves(item)
+
+
+def _eaches(element: Element) -> Iterable[Each]:
+    match element:
+        case Each():
+            yield element
+            yield from _eaches(element.item)
+        case Seq() | Par():
+            for item in element.items:
+                yield from _eaches(item)
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise DagError(
+            f"each(…, {name}={_short(values)})", "is not a list of values", f"write {name}=[{_short(values)}]"
+        )
+    return list(values)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, type):
+        return value.__qualname__
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+__all__ = ["DAG", "Compiled", "Expander", "compile_dag", "each", "is_async", "parallel"]

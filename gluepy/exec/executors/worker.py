@@ -1,0 +1,469 @@
+"""The worker process: runs one call after another for a `WorkerPool`, under a guard that outlives whatever it does.
+
+    driver ── guard ── worker ── whatever a call starts
+
+The pool starts this file, not the module, so that gluepy is not imported before it is needed: the interpreter becomes
+the guard, and forks the worker while it is still small. The guard adopts every orphan below it (Linux: it is a
+subreaper), so "kill the worker with all its descendants, also those that left its group and session" and "report the
+worker's true exit status" need neither the driver's help nor a signal handler in the driver, and work while a call
+holds the GIL, and when the driver is gone.
+
+Three channels, none of them a standard stream: `control` carries calls, messages and replies between driver and worker
+(`FRAME`); `life` is the guard's own line to the driver (`NOTE`), whose end is an order to kill everything; the worker's
+stdout and stderr are pipes that the driver reads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import marshal
+import os
+import select
+import signal
+import struct
+import sys
+import time
+
+TYPE_CHECKING = False  # `typing` costs a worker's start some milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
+
+FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
+HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
+REPLY = struct.Struct("!dd?")  # heads the body of RETURNED and FAILED: cpu_s, peak_rss_mb, left something behind
+
+NOTE = struct.Struct("!cidd")  # kind, wait status, MB of the worker, MB of the worker's tree
+KILL, LIMIT = b"k", b"l"  # to the guard; LIMIT carries the MB that the tree may have, 0 for no limit
+LIMITED, ENDED, OVER = b"a", b"x", b"m"  # from the guard: LIMIT is in force, the worker ended, it was killed for memory
+
+REMEMBERED = 4  # shared payloads that a worker keeps; the driver counts along
+WATCH_S = 0.02  # between two looks at the memory of a limited call
+
+PIECE = 65536
+MB = 1024 * 1024
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LINUX = sys.platform == "linux"
+
+
+def main() -> NoReturn:
+    """Become the guard of a worker. Arguments: the descriptors of control and life, the driver's process id."""
+    control, life, driver = (int(word) for word in sys.argv[1:4])
+    for descriptor in (control, life):
+        os.set_inheritable(descriptor, False)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started us may have blocked some
+    libc = ctypes.CDLL(None)
+    if LINUX:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard = os.getpid()
+    worker = os.fork()
+    if worker:
+        os.close(control)
+        _guard(worker, life, driver)
+    os.close(life)
+    os.setpgid(0, 0)
+    if LINUX:  # only for the case that somebody kills the guard: the driver then kills the group
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != guard:
+        os._exit(1)
+    _Server(control, guard, libc).serve()
+
+
+# --- the guard
+
+
+def _guard(worker: int, life: int, driver: int) -> NoReturn:
+    """Wait for the end of the worker, of the driver or of the driver's patience; then leave nothing behind."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    woken, waker = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(waker, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    poller = select.poll()
+    poller.register(life, select.POLLIN)
+    poller.register(woken, select.POLLIN)
+    orphaned = -1
+    if LINUX:  # life alone does not tell of the driver's end where a process that the driver forked holds a copy of it
+        try:
+            orphaned = os.pidfd_open(driver)
+            poller.register(orphaned, select.POLLIN)
+        except OSError:
+            pass
+    limit = peak = 0.0
+    kind, doomed = ENDED, os.getppid() != driver
+    while not doomed:
+        status = _reap(worker)
+        if status is not None:
+            break
+        if limit:
+            peak = max(peak, _resident_mb(limit))
+            if peak > limit:
+                kind, doomed = OVER, True
+                continue
+        for descriptor, _ in poller.poll(WATCH_S * 1000 if limit else None):
+            if descriptor == woken:
+                os.read(woken, PIECE)
+            elif descriptor == orphaned:
+                doomed = True
+            else:
+                order = os.read(life, NOTE.size)
+                if order[:1] != LIMIT:
+                    doomed = True
+                    continue
+                limit, told = NOTE.unpack(order)[2], peak
+                peak = 0.0
+                _tell(life, NOTE.pack(LIMITED, 0, 0.0, told))
+    else:
+        status = None
+    _kill(os.killpg, worker)
+    if status is None:
+        status = os.wait4(worker, 0)[1:]
+    _tell(life, NOTE.pack(kind, status[0], _megabytes(status[1].ru_maxrss), peak))
+    while True:
+        # Only direct children are killed: their ids cannot be somebody else's. The death of each hands us its own.
+        for child in _children(os.getpid()):
+            _kill(os.kill, child)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            os._exit(0)
+        time.sleep(0.001)
+
+
+def _reap(worker: int) -> tuple[int, Any] | None:
+    """Collect every child that ended. Returns the worker's wait status and resource usage, if it was among them."""
+    while True:
+        child, status, usage = os.wait4(-1, os.WNOHANG)
+        if child == worker:
+            return status, usage
+        if not child:
+            return None
+
+
+def _tell(life: int, note: bytes) -> None:
+    try:
+        os.write(life, note)
+    except OSError:
+        pass  # the driver is gone: nobody wants to know
+
+
+def _kill(kill: Callable[[int, int], None], target: int) -> None:
+    try:
+        kill(target, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _children(pid: int) -> list[int]:
+    """The processes whose parent is `pid`; empty where there is no /proc."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+        return found
+    except OSError:
+        if os.path.exists("/proc/self/task") and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+            # a kernel without CONFIG_PROC_CHILDREN
+            return [int(name) for name in os.listdir("/proc") if name.isdigit() and _stat(int(name))[1:2] == [b"%d" % pid]]
+        return found
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on; empty when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
+
+
+def _resident_mb(limit: float) -> float:
+    """Resident memory of all that runs below the guard, in MB.
+
+    Beyond `limit`, pages that several of them share (after a fork) are counted once, which takes a closer look.
+    """
+    if not LINUX:
+        import psutil
+
+        return sum(process.memory_info().rss for process in psutil.Process().children(recursive=True)) / MB
+    tree = _children(os.getpid())
+    for pid in tree:
+        tree.extend(_children(pid))
+    total = 0.0
+    for pid in tree:
+        try:
+            with open(f"/proc/{pid}/statm", "rb") as file:
+                total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
+        except (OSError, IndexError):
+            continue
+    if total <= limit or len(tree) < 2:
+        return total
+    shares = 0.0
+    for pid in tree:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+                shares += sum(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) / 1024
+        except ProcessLookupError:
+            continue
+        except OSError:
+            return total
+    return shares
+
+
+def _megabytes(maxrss: int) -> float:
+    return maxrss / 1024 if LINUX else maxrss / MB
+
+
+# --- the worker
+
+
+class _Control:
+    """The worker's end of the control socket. Frames are whole, whatever interrupts their sender."""
+
+    def __init__(self, descriptor: int) -> None:
+        import threading
+
+        self.descriptor = descriptor
+        self.lock = threading.Lock()
+        self.reader = open(descriptor, "rb", closefd=False)  # noqa: SIM115
+        self.writer = open(descriptor, "wb", buffering=PIECE, closefd=False)  # noqa: SIM115
+        self.pid = os.getpid()
+        os.register_at_fork(after_in_child=self._disown)
+
+    def _disown(self) -> None:
+        # A forked child must neither speak for the worker nor wait for a lock that a thread held at the fork.
+        import threading
+
+        self.lock = threading.Lock()
+        os.close(self.descriptor)
+
+    def receive(self) -> bytes:
+        """The body of the next frame. Ends the process when the driver has gone."""
+        head = self.reader.read(FRAME.size)
+        if len(head) < FRAME.size:
+            os._exit(0)
+        return self.reader.read(FRAME.unpack(head)[1])
+
+    def send(self, kind: bytes, body: bytes, only_if: Callable[[], bool] = lambda: True) -> None:
+        if os.getpid() != self.pid:
+            return
+        with self.lock:
+            if not only_if():
+                return
+            frame = FRAME.pack(kind, len(body)) + body
+            whole = False
+            try:
+                # A signal handler of the call may raise in here. What the buffer holds then goes out with the next
+                # frame, and a frame that is larger than the buffer and torn must not be followed by anything.
+                self.writer.flush()
+                for start in range(0, len(frame), PIECE):
+                    whole = start + PIECE >= len(frame)
+                    self.writer.write(frame[start : start + PIECE] if len(frame) > PIECE else frame)
+                    self.writer.flush()
+            finally:
+                if not whole and len(frame) > PIECE:
+                    os._exit(1)
+
+
+class _Server:
+    """Runs calls. Whatever a call may leave behind in the process is put right, or reported so that it is replaced."""
+
+    def __init__(self, descriptor: int, guard: int, libc: ctypes.CDLL) -> None:
+        self.armed = False
+        signal.signal(signal.SIGINT, self._interrupted)
+        import faulthandler
+        import resource
+        import threading
+
+        self.threading = threading
+        self.getrusage = resource.getrusage
+        self.SELF, self.CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+        faulthandler.enable()
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+        self.streams = (sys.stdout, sys.stderr)
+        self.targets = self._where_streams_go()
+        self.fflush, self.stdio = libc.fflush, _stdout_of(libc)
+        self.guard, self.pid = guard, os.getpid()
+        self.home = os.open(".", os.O_RDONLY)
+        self.siblings, self.high_water = -1, -1
+        try:
+            self.siblings = os.open(f"/proc/{guard}/task/{guard}/children", os.O_RDONLY)
+        except OSError:
+            pass
+        try:
+            self.high_water = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        except OSError:
+            pass  # the high-water mark is then that of the worker's whole life
+        self.shared: dict[str, bytes] = {}
+        self.entries: dict[str, Callable[[bytes, bytes, Callable[[bytes], None]], bytes]] = {}
+        self.control = _Control(descriptor)
+
+    def serve(self) -> NoReturn:
+        self.control.send(HELLO, b"%d" % self.pid)
+        while True:
+            self._answer(*marshal.loads(self.control.receive()))
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        # SIGINT is a KeyboardInterrupt inside a call, at most one, and nothing at all between calls.
+        if self.armed:
+            self.armed = False
+            raise KeyboardInterrupt
+
+    def _answer(
+        self,
+        entry: str,
+        key: str,
+        shared: bytes | None,
+        payload: bytes,
+        path: list[str] | None,
+        argv: list[str],
+        script: dict[str, str] | None,
+    ) -> None:
+        if shared is not None:
+            self.shared[key] = shared
+        self.shared[key] = shared = self.shared.pop(key)
+        while len(self.shared) > REMEMBERED:
+            del self.shared[next(iter(self.shared))]
+        os.fchdir(self.home)
+        signal.signal(signal.SIGINT, self._interrupted)
+        if self.high_water >= 0:
+            os.write(self.high_water, b"5")
+        own, below = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
+        phase, kind, body, running = "prepare", FAILED, b"", True
+
+        def send(message: bytes) -> None:
+            self.control.send(MESSAGE, message, lambda: running)
+
+        try:
+            try:
+                self.armed = True
+                if path is not None:
+                    sys.path[:], sys.argv[:] = path, argv
+                if script is not None:
+                    _import_script(script)
+                phase = "import"
+                function = self.entries.get(entry) or self._import_entry(entry)
+                phase = "call"
+                result = function(shared, payload, send)
+                phase = "result"
+                if not isinstance(result, bytes):
+                    raise TypeError(f"{entry} returned {type(result).__name__}, not bytes")
+                kind, body = RETURNED, result
+            finally:
+                self.armed = False
+        except BaseException as error:  # every way out of a call is a reply: the driver must never have to guess
+            kind, body = FAILED, _described(phase, error)
+        self._flush()
+        if os.getpid() != self.pid:  # a child that the call forked, and that came back from it
+            os._exit(0 if kind == RETURNED else 1)
+        with self.control.lock:
+            running = False
+        own_after, below_after = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
+        cpu_s = sum(
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            for before, after in ((own, own_after), (below, below_after))
+        )
+        peak = own_after.ru_maxrss
+        if below_after.ru_maxrss > below.ru_maxrss:
+            peak = max(peak, below_after.ru_maxrss)
+        left = phase == "prepare" or self._left_something()
+        self.control.send(kind, REPLY.pack(cpu_s, _megabytes(peak), left) + body)
+
+    def _import_entry(self, entry: str) -> Callable[[bytes, bytes, Callable[[bytes], None]], bytes]:
+        import importlib
+
+        module, _, name = entry.partition(":")
+        if module not in sys.modules:
+            importlib.invalidate_caches()
+        self.entries[entry] = function = getattr(importlib.import_module(module), name)
+        return function
+
+    def _flush(self) -> None:
+        """Bring into the pipes what was printed, so that the driver finds it there when it has read the reply."""
+        for stream in (*self.streams, sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:  # a closed stream, or anything that the call put in its place
+                pass
+        if self.stdio is not None:
+            self.fflush(self.stdio)  # what C libraries printed
+
+    def _left_something(self) -> bool:
+        """Whether the call left children, threads that the interpreter would wait for, or other standard streams.
+
+        It also stops a timer that would go off in a later call.
+        """
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if LINUX:
+            try:
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                return True
+            except ChildProcessError:
+                pass
+            if self.siblings < 0 or os.pread(self.siblings, 64, 0).split() != [b"%d" % self.pid]:
+                siblings = (child for child in _children(self.guard) if child != self.pid)
+                if any(_stat(child)[:1] not in ([], [b"Z"], [b"X"]) for child in siblings):
+                    return True
+        if self.threading.active_count() > 1:
+            main = self.threading.main_thread()
+            if any(not thread.daemon and thread is not main for thread in self.threading.enumerate()):
+                return True
+        if (sys.stdout, sys.stderr) != self.streams or any(stream.closed for stream in self.streams):
+            return True
+        return self._where_streams_go() != self.targets
+
+    def _where_streams_go(self) -> list[tuple[int, int]]:
+        try:
+            return [(status.st_dev, status.st_ino) for status in (os.fstat(1), os.fstat(2))]
+        except OSError:
+            return []
+
+
+def _stdout_of(libc: ctypes.CDLL) -> ctypes.c_void_p | None:
+    # Not fflush(NULL): that waits for a thread that reads from any FILE.
+    for name in ("stdout", "__stdoutp"):
+        try:
+            return ctypes.c_void_p.in_dll(libc, name)
+        except ValueError:
+            continue
+    return None
+
+
+def _import_script(script: dict[str, str]) -> None:
+    """Import the driver's main script as multiprocessing does, marked so that it cannot start workers of its own."""
+    from multiprocessing import process, spawn
+
+    current: Any = process.current_process()
+    current._inheriting = True
+    try:
+        spawn.prepare(script)
+    finally:
+        del current._inheriting
+
+
+def _described(phase: str, error: BaseException) -> bytes:
+    import traceback
+
+    cls = type(error)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    try:
+        message = str(error)
+    except Exception:
+        message = "<its text cannot be made>"
+    trace = error.__traceback__ and error.__traceback__.tb_next  # the first frame is ours
+    text = "".join(traceback.format_exception(cls, error, trace))
+    return marshal.dumps((phase, name, _encodable(message), _encodable(text)))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+if __name__ == "__main__":
+    main()

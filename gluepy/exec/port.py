@@ -1,0 +1,180 @@
+"""The Executor port: what the engine hands to an executor, and what it gets back.
+
+A task-level executor is one method, `run`, and a lifetime, `async with`:
+
+    async with executor:
+        outcome = await executor.run(attempt, emit)
+
+`run` carries out one attempt and returns its `Outcome`. A task that failed is a returned outcome; broken infrastructure
+is raised (`ExecutorBroken`), and stops the run. The engine watches the deadline: it cancels the call, and `run` must
+then stop the work, shielded and bounded, before it lets the cancellation through. Work that cannot be stopped (a
+thread) is told to the engine by `emit(Abandoned())` before that, and by `emit(Released())` when it has really ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, Union
+
+import msgspec
+
+from gluepy.core.events import JSON, Reason
+from gluepy.core.graph import Spec, slug_of
+
+if TYPE_CHECKING:
+    from gluepy.conf.settings import Settings
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What every attempt of a run shares. All of it is JSON, so that it can travel to another machine.
+
+    `path` and `storage` are where the run's files and what outlives it go (a local folder or an object store's URL),
+    `record` the folder with the run's log files (None: no log files are wanted), `context` the run's parameters,
+    `project` the folder to put on `sys.path`, `settings` what the settings of this run differ in from the defaults.
+    """
+
+    run_id: str
+    dag: str
+    path: str
+    storage: str
+    record: str | None = None
+    context: Mapping[str, JSON] = {}
+    project: str | None = None
+    settings: Mapping[str, JSON] = {}
+    capture: bool = False
+    log_format: str = "console"
+
+
+class Attempt(msgspec.Struct, frozen=True, gc=False):
+    """One attempt at one task: all that an executor needs to know. `params` are the task's parameters by name.
+
+    `target` is what to run, in the process that compiled the DAG; elsewhere it is None and `spec.cls` says.
+    """
+
+    run: RunInfo
+    spec: Spec
+    task: str
+    number: int
+    max_attempts: int
+    params: Mapping[str, JSON]
+    pool: str
+    target: Any = None
+
+    @property
+    def slug(self) -> str:
+        """The task's id as file names have it."""
+        return slug_of(self.task)
+
+    @property
+    def log(self) -> str:
+        """The attempt's log file, relative to the run's record."""
+        return f"logs/{self.slug}.{self.number}.log"
+
+    def message(self) -> dict[str, JSON]:
+        """This attempt as JSON-able data, for another process or machine; `Attempt.of` is its inverse."""
+        return {
+            "run": msgspec.to_builtins(self.run),
+            "spec": msgspec.to_builtins(self.spec),
+            "task": self.task,
+            "number": self.number,
+            "max_attempts": self.max_attempts,
+            "params": dict(self.params),
+            "pool": self.pool,
+        }
+
+    @classmethod
+    def of(cls, message: Mapping[str, JSON]) -> Attempt:
+        """The attempt that `message` describes. Raises `msgspec.ValidationError` for anything else."""
+        return msgspec.convert(dict(message), cls)
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an attempt ended.
+
+    `skipped` comes with `error_message` (what `Skip` said), `failed` with `reason` and the error's fields; `retryable`
+    is False when the task's `Retry.on` does not name the error. `value` is what an `each` callable returned, as a list
+    of lists of parameter values. `exception` is the user's own exception, where it could be carried over; `worker`,
+    `pid` and `host` say where the attempt ran, when that is not the driver.
+    """
+
+    status: Literal["finished", "skipped", "failed"]
+    reason: Reason | None = None
+    error_type: str = ""
+    error_message: str = ""
+    error_stack: str = ""
+    retryable: bool = True
+    value: JSON = None
+    exception: BaseException | None = None
+    worker: str | None = None
+    pid: int | None = None
+    host: str | None = None
+    cpu_s: float | None = None
+    peak_rss_mb: float | None = None
+
+
+FINISHED = Outcome(status="finished")
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """`self.progress(done, total)`"""
+
+    done: float
+    total: float
+
+
+class Metric(msgspec.Struct, frozen=True, tag="metric"):
+    """`self.metric(name, value)`"""
+
+    name: str
+    value: float
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """A line that the attempt printed (`stream` is `stdout` or `stderr`) or logged (`log`), without its newline."""
+
+    stream: str
+    line: str
+
+
+class Abandoned(msgspec.Struct, frozen=True, tag="abandoned"):
+    """The call was cancelled, but the work goes on: it cannot be stopped."""
+
+
+class Released(msgspec.Struct, frozen=True, tag="released"):
+    """Abandoned work has ended; what it held is free."""
+
+
+Emission = Union[Progress, Metric, Output, Abandoned, Released]
+Emit = Callable[[Emission], None]  # called in the event loop's thread, in the order in which things happened
+
+
+class Executor:
+    """Base of task-level executors. A subclass writes `run`; `__aenter__` and `__aexit__` where it has a lifetime.
+
+    One executor may serve many runs at once (`Runtime`). `name` is what events call it.
+    """
+
+    name: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """An executor as `settings` ask for it. Raises `SettingsError` where they cannot be met."""
+        return cls()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return None
+
+    async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+        """Carry `attempt` out and return how it ended; see this module's text for what is raised and when."""
+        raise TypeError(f"{type(self).__name__} does not define run(attempt, emit)")

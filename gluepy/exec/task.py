@@ -1,0 +1,293 @@
+"""What a pipeline's author writes: `Task` classes with a `run()` without arguments, and `raise Skip("why")`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gluepy.core.events import JSON
+from gluepy.core.graph import Spec
+from gluepy.core.policy import NO_RETRY, Retry, Trigger
+from gluepy.errors import DagError, NoRunContext, did_you_mean
+from gluepy.exec.port import Metric, Progress
+from gluepy.exec.scope import Scope, current_scope
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from upath import UPath
+
+_TRIGGERS = ("all_success", "none_failed", "all_done", "one_failed")
+_CLASSVAR = re.compile(r"^(\w+\.)?ClassVar\b")
+
+
+class Skip(Exception):
+    """Raised in `run()`: the task ends as skipped, and `why` is recorded."""
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Task:
+    """One unit of work. A subclass defines `run(self)`, plain or async, and what it wants of the class attributes.
+
+    Annotated attributes are the task's parameters (JSON values, given by keyword): `TrainRegion(region="eu")`.
+    `label` defaults to the lower-cased class name. An instance may have an `id` of its own in a DAG.
+
+    Inside `run()`, `path`, `storage`, `atomic`, `local`, `context`, `log`, `progress` and `metric` belong to the run;
+    outside one they raise `NoRunContext` (in a test: `with gluepy.testing.task_run(tmp_path): …`).
+    """
+
+    label: ClassVar[str]
+    pool: ClassVar[str | None] = None
+    retries: ClassVar[Retry | int] = 0
+    timeout_s: ClassVar[float | None] = None
+    uses: ClassVar[Mapping[str, int]] = {}
+    memory_mb: ClassVar[int | None] = None
+    trigger: ClassVar[Trigger] = "all_success"
+    inputs: Any = ()
+    outputs: Any = ()
+
+    _parameters: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "label" not in cls.__dict__:
+            cls.label = cls.__name__.lower()
+        names: dict[str, None] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, Task) and base is not Task:
+                for name, annotation in inspect.get_annotations(base).items():
+                    if name not in _CONFIGURABLE and not _is_classvar(annotation) and not name.startswith("_"):
+                        names[name] = None
+        cls._parameters = tuple(names)
+
+    def __init__(self, *, id: str | None = None, **parameters: JSON) -> None:
+        self._scope: Scope | None = None
+        self._id = id
+        for name in parameters:
+            if name not in self._parameters:
+                known = ", ".join(self._parameters) or "none"
+                mend = did_you_mean(name, self._parameters).removeprefix("; ") or f"its parameters: {known}"
+                raise DagError(type(self).__qualname__, f"no parameter {name!r}", mend)
+        self.__dict__.update(parameters)
+        self._given = parameters
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._parameters:
+            raise AttributeError(
+                f"{type(self).__qualname__}.{name}: the parameter was not given a value; it has no default"
+            )
+        raise AttributeError(f"{type(self).__qualname__!r} object has no attribute {name!r}")
+
+    def run(self) -> Any:
+        """The work. No arguments: tasks share data through files. What it returns is not used."""
+        raise TypeError(f"{type(self).__qualname__} does not define run(self)")
+
+    @property
+    def path(self) -> UPath:
+        """The folder of this run's files, local or in an object store."""
+        return self._here("self.path").run.path
+
+    @property
+    def storage(self) -> UPath:
+        """The folder of what outlives a run (STORAGE_ROOT)."""
+        return self._here("self.storage").run.storage
+
+    @property
+    def context(self) -> Any:
+        """The run's parameters, by attribute or key."""
+        return self._here("self.context").context
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger bound to run, task and attempt."""
+        return self._here("self.log").log
+
+    def atomic(self, name: str | Path | UPath) -> AbstractContextManager[Path]:
+        """A local path to write to, published as `name` when the block ends well, whole or not at all.
+
+        A relative `name` is one of the run's files (`self.path / name`); `self.storage / name` is taken as it is.
+        """
+        from gluepy.exec.files import atomic
+
+        return atomic(self._here("self.atomic").run.path / name)
+
+    def local(self, path: str | Path | UPath) -> Path:
+        """A local path with the contents of `path` (relative ones: of `self.path`); what is local is not copied."""
+        from gluepy.exec.files import local
+
+        return local(self._here("self.local").run.path / path)
+
+    def progress(self, done: float, total: float = 0) -> None:
+        """Record that `done` of `total` units of the work are done; 0 is an unknown total."""
+        self._here("self.progress").emit(Progress(float(done), float(total)))
+
+    def metric(self, name: str, value: float) -> None:
+        """Record a measured `value`. Raises `ValueError` unless it is a finite number."""
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"metric {name!r} is {number}; only finite numbers can be recorded")
+        self._here("self.metric").emit(Metric(str(name), number))
+
+    def _here(self, what: str) -> Scope:
+        scope = self._scope or current_scope()
+        if scope is None:
+            raise NoRunContext(what)
+        return scope
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._given.items())
+        return f"{type(self).__qualname__}({given})"
+
+
+Task.label = "task"
+_CONFIGURABLE = frozenset(
+    ("label", "pool", "retries", "timeout_s", "uses", "memory_mb", "trigger", "inputs", "outputs")
+)
+_RESERVED = frozenset(name for name in (*vars(Task), "id") if not name.startswith("_")) - _CONFIGURABLE
+
+
+def current_task() -> Any:
+    """The task that is running here. Raises `NoRunContext` outside a run."""
+    scope = current_scope()
+    if scope is None or scope.task is None:
+        raise NoRunContext("current_task()")
+    return scope.task
+
+
+def spec_of(task: type[Task]) -> Spec:
+    """The spec of a task class. Raises `DagError`, naming the class and the mend, for everything wrong with it."""
+    place = f"task {task.__qualname__} ({task.__module__})"
+
+    def fail(problem: str, mend: str) -> DagError:
+        return DagError(place, problem, mend)
+
+    if not isinstance(task.label, str) or not task.label:
+        raise fail(f"label is {task.label!r}", "give it a name, a string")
+    for name in task._parameters:
+        if name in _RESERVED:
+            raise fail(f"the parameter {name!r} has the name of an attribute of Task", "rename it")
+    _check_run(task, fail)
+    pool = task.pool
+    if pool not in (None, "thread", "process"):
+        raise fail(f"pool is {pool!r}", "use 'thread' or 'process' (an async run needs none)")
+    if is_async(task):
+        if pool == "process":
+            raise fail(
+                "async def run with pool = 'process'", "use def run, or leave pool away: it runs on the event loop"
+            )
+        pool = "loop"
+    if task.trigger not in _TRIGGERS:
+        raise fail(f"trigger is {task.trigger!r}", f"use one of {', '.join(_TRIGGERS)}")
+    timeout_s = task.timeout_s
+    if timeout_s is not None and not (_is_number(timeout_s) and timeout_s > 0):
+        raise fail(f"timeout_s is {timeout_s!r}", "give seconds, more than 0, or None")
+    memory_mb = task.memory_mb
+    if memory_mb is not None and not (_is_int(memory_mb) and memory_mb > 0):
+        raise fail(f"memory_mb is {memory_mb!r}", "give whole MiB, more than 0, or None")
+    if memory_mb is not None and pool != "process":
+        raise fail(
+            "memory_mb without pool = 'process'", "only a worker process can be held to a limit: set pool = 'process'"
+        )
+    if not isinstance(task.uses, Mapping) or not all(
+        isinstance(name, str) and _is_int(amount) and amount > 0 for name, amount in task.uses.items()
+    ):
+        raise fail(f"uses is {task.uses!r}", "give names of LIMITS with whole numbers above 0, as in {'gpu': 1}")
+    return Spec(
+        cls=f"{task.__module__}:{task.__qualname__}",
+        label=task.label,
+        pool=pool,
+        params=task._parameters,
+        trigger=task.trigger,
+        retry=_retry(task.retries, fail),
+        timeout_s=None if timeout_s is None else float(timeout_s),
+        uses=dict(task.uses),
+        memory_mb=memory_mb,
+        inputs=_datasets(task, "inputs", fail),
+        outputs=_datasets(task, "outputs", fail),
+    )
+
+
+def is_async(task: type[Task]) -> bool:
+    """Whether the task runs on the event loop."""
+    return inspect.iscoroutinefunction(task.run)
+
+
+def retry_of(task: type[Task]) -> Retry:
+    """The task's retry policy; a number of retries stands for that many and the default back-off."""
+    retries = task.retries
+    if isinstance(retries, Retry):
+        return retries
+    return Retry(attempts=retries + 1) if retries else NO_RETRY
+
+
+def defaults_of(task: type[Task]) -> Iterator[tuple[str, JSON]]:
+    """The parameters that have a default, with it."""
+    for name in task._parameters:
+        for base in task.__mro__:
+            if name in vars(base):
+                yield name, vars(base)[name]
+                break
+
+
+def _check_run(task: type[Task], fail: Any) -> None:
+    if task.run is Task.run:
+        raise fail("it does not define run(self)", "write one")
+    if inspect.isgeneratorfunction(task.run) or inspect.isasyncgenfunction(task.run):
+        raise fail("run is a generator, so calling it does nothing", "write what it makes to files instead of yielding")
+    arguments = list(inspect.signature(task.run).parameters)[1:]
+    if arguments:
+        raise fail(
+            f"run takes arguments ({', '.join(arguments)})",
+            "tasks share data through files; make it a parameter with an annotation in the class, or read the context",
+        )
+
+
+def _retry(retries: Any, fail: Any) -> Retry:
+    if isinstance(retries, Retry):
+        wrong = [kind for kind in retries.on if not (isinstance(kind, type) and issubclass(kind, BaseException))]
+        if wrong:
+            raise fail(f"Retry.on has {wrong[0]!r}", "give exception classes, as in on=(ConnectionError,)")
+        return Retry(
+            attempts=retries.attempts,
+            wait_s=retries.wait_s,
+            factor=retries.factor,
+            max_wait_s=retries.max_wait_s,
+            jitter=retries.jitter,
+        )
+    if not _is_int(retries) or retries < 0:
+        raise fail(f"retries is {retries!r}", "give Retry(…) or the number of retries, 0 or more")
+    return Retry(attempts=retries + 1) if retries else NO_RETRY
+
+
+def _datasets(task: type[Task], name: str, fail: Any) -> tuple[str, ...]:
+    value = inspect.getattr_static(task, name)
+    if isinstance(value, property):  # depends on parameters: known once there is an instance
+        return ()
+    if (
+        isinstance(value, str)
+        or not isinstance(value, (tuple, list))
+        or not all(isinstance(item, str) for item in value)
+    ):
+        raise fail(f"{name} is {value!r}", f'give a tuple of names, as in {name} = ("products.parquet",)')
+    return tuple(value)
+
+
+def _is_classvar(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return bool(_CLASSVAR.match(annotation))
+    return annotation is ClassVar or getattr(annotation, "__origin__", None) is ClassVar
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)

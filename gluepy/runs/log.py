@@ -1,0 +1,272 @@
+"""The event log: JSON lines, appended by one writer, one `write` an event; and its readers.
+
+Nothing is ever cut off: a torn last line gets a newline before the next event, and readers pass over what is no event,
+and count it (a proper prefix of a JSON object is never JSON, so a torn line cannot be mistaken for one).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import anyio
+import msgspec
+
+from gluepy.core.events import SCHEMA_VERSION, Event, RunResumed, RunStarted, decode
+from gluepy.errors import GluepyError, UsageError
+from gluepy.loop import Doorbell
+
+Sync = Literal["batch", "commit", "none"]
+_BATCH_S = 0.02  # under "batch", how long written events may wait for company before they are flushed
+_CHUNK = 1 << 18
+
+
+class LogBroken(GluepyError):
+    """The log cannot be written any more: the disk is full or broken. `path` and `why` say more."""
+
+    def __init__(self, path: str, why: str, mend: str = "") -> None:
+        super().__init__(path, why, mend)
+        self.path, self.why, self.mend = path, why, mend
+
+    def __str__(self) -> str:
+        return f"cannot write {self.path}: {self.why}" + (f"; {self.mend}" if self.mend else "")
+
+
+class UnreadableLog(UsageError):
+    """A log that this version cannot read. `path` and `why` say more."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path, self.why = path, why
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+class EventLog(Protocol):
+    """Where the engine writes. `size` is the number of bytes so far."""
+
+    size: int
+
+    def append(self, line: bytes) -> None:
+        """Write one line, whole. Raises `LogBroken`."""
+        ...
+
+    async def durable(self) -> None:
+        """Return once everything appended so far would survive a power cut. Raises `LogBroken`."""
+        ...
+
+
+class FileLog:
+    """An append-only file. `async with` opens it, flushes what is due at the end, and closes it.
+
+    `sync`: "batch" flushes behind, within a fraction of a second; "commit" makes `durable()` wait for the disk, as one
+    flush for all that wait; "none" leaves it to the operating system. A failed flush is never tried again: what the
+    kernel could not write it has dropped (https://lwn.net/Articles/752063/).
+    """
+
+    def __init__(self, path: Path, sync: Sync = "batch") -> None:
+        self.path, self.sync = path, sync
+        self.size = 0
+        self._file = -1
+        self._broken: LogBroken | None = None
+        self._written = 0  # appended lines, and below how many of them are flushed
+        self._flushed = 0
+        self._due = threading.Event()
+        self._closing = False
+        self._flusher: threading.Thread | None = None
+        self._waiters: list[tuple[int, anyio.Event]] = []
+        self._doorbell: Doorbell | None = None
+
+    async def __aenter__(self) -> FileLog:
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.size = os.fstat(self._file).st_size
+            if self.size and os.pread(self._file, 1, self.size - 1) != b"\n":
+                self._write(b"\n")
+        except OSError as error:
+            raise self._break(error) from error
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            if self._flusher is not None:
+                with anyio.CancelScope(shield=True):
+                    if self._broken is None:
+                        await self._flush()
+                    self._closing = True
+                    self._due.set()
+        finally:
+            file, self._file = self._file, -1
+            if self._flusher is None or self._flushed >= self._written:
+                os.close(file)
+            else:  # the flusher still holds it, after an error
+                self._flusher.join(1.0)
+                os.close(file)
+
+    def append(self, line: bytes) -> None:
+        """Write one line, whole. Raises `LogBroken`, now and ever after, when it cannot be."""
+        if self._broken is not None:
+            raise self._broken
+        try:
+            self._write(line)
+        except OSError as error:
+            raise self._break(error) from error
+        self._written += 1
+        if self.sync == "batch":
+            if self._flusher is None:
+                self._start()
+            if not self._due.is_set():
+                self._due.set()
+
+    async def durable(self) -> None:
+        """Under "commit", wait until all that was appended is flushed; else only look whether the log is broken."""
+        if self._broken is not None:
+            raise self._broken
+        if self.sync == "commit":
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._flushed >= self._written:
+            return
+        if self._flusher is None:
+            self._start()
+        done = anyio.Event()
+        self._waiters.append((self._written, done))
+        self._due.set()
+        await done.wait()
+        if self._broken is not None:
+            raise self._broken
+
+    def _write(self, line: bytes) -> None:
+        written = os.write(self._file, line)
+        while written < len(line):  # a short write: the disk is nearly full, or a signal came
+            more = os.write(self._file, line[written:])
+            if not more:
+                raise OSError(errno.EIO, "nothing was written")
+            written += more
+        self.size += len(line)
+
+    def _break(self, error: OSError) -> LogBroken:
+        mend = "free some space, then resume the run" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        self._broken = LogBroken(str(self.path), error.strerror or str(error), mend)
+        return self._broken
+
+    def _start(self) -> None:
+        self._doorbell = Doorbell()
+        self._flusher = threading.Thread(target=self._flush_behind, name="gluepy-log", daemon=True)
+        self._flusher.start()
+
+    def _flush_behind(self) -> None:
+        file = self._file
+        while True:
+            self._due.wait()
+            if self._closing:
+                return
+            if self.sync == "batch" and not self._waiters:
+                time.sleep(_BATCH_S)
+            self._due.clear()
+            upto, error = self._written, None
+            try:
+                os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
+            except OSError as failure:
+                error = failure
+            assert self._doorbell is not None
+            self._doorbell.ring(self._flushed_upto, upto, error)
+            if error is not None:
+                return
+
+    def _flushed_upto(self, upto: int, error: OSError | None) -> None:
+        if error is not None:
+            self._break(error)
+            upto = self._written
+        else:
+            self._flushed = upto
+        waiting = []
+        for number, done in self._waiters:
+            if number <= upto:
+                done.set()
+            else:
+                waiting.append((number, done))
+        self._waiters = waiting
+        if waiting:
+            self._due.set()
+
+
+class MemoryLog:
+    """A log that is kept in memory, for tests: `lines` are its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.size = 0
+
+    def append(self, line: bytes) -> None:
+        """Keep one line."""
+        self.lines.append(line)
+        self.size += len(line)
+
+    async def durable(self) -> None:
+        """Return at once."""
+
+
+class LogReader:
+    """Reads events from a log that may still grow, from byte `offset` on.
+
+    `events()` gives what is there now; called again, what has come since. `bad` counts the lines that are no events,
+    `gaps` the events that are missing by their `seq`.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path, self.offset = path, offset
+        self.bad = 0
+        self.gaps = 0
+        self._seq = 0 if offset == 0 else -1
+
+    def events(self, at_most: int = 0) -> Iterator[Event]:
+        """The events from where the last call ended, `at_most` so many (0: all). Raises `UnreadableLog`."""
+        count = 0
+        for line in self._lines():
+            event = self._event(line)
+            if event is not None:
+                yield event
+                count += 1
+                if count == at_most:
+                    return
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise UnreadableLog(str(self.path), error.strerror or str(error)) from error
+        with file:
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # being written, or torn: complete once a newline follows
+                self.offset += len(line)
+                yield line
+
+    def _event(self, line: bytes) -> Event | None:
+        text = line.strip(b"\x00\r\n\t ")
+        if not text:
+            return None
+        try:
+            event = decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            self.bad += 1
+            return None
+        if isinstance(event, (RunStarted, RunResumed)) and event.schema_version > SCHEMA_VERSION:
+            raise UnreadableLog(
+                str(self.path),
+                f"its events have schema version {event.schema_version}, this gluepy reads up to {SCHEMA_VERSION}: "
+                "upgrade gluepy",
+            )
+        if self._seq >= 0:
+            self.gaps += max(0, event.seq - self._seq - 1)
+        self._seq = event.seq
+        return event

@@ -1,0 +1,110 @@
+"""The record of a run: a folder with its events, its context and its logs, held by one driver at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from gluepy.core.events import JSON
+from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def new_run_id(wall: float | None = None) -> str:
+    """A new UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then randomness, so that ids sort by time."""
+    milliseconds = int((time.time() if wall is None else wall) * 1000) & (1 << 48) - 1
+    number = milliseconds << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
+    digits = f"{number:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+class Record:
+    """`<RUNS_ROOT>/<run_id>/`: where its parts are."""
+
+    def __init__(self, root: Path, run_id: str) -> None:
+        self.root, self.run_id = root, run_id
+        self.path = root / run_id
+        self.events = self.path / "events.jsonl"
+        self.context = self.path / "context.yaml"
+        self.logs = self.path / "logs"
+
+    @classmethod
+    def create(cls, root: Path, run_id: str, context: Mapping[str, JSON]) -> Record:
+        """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
+        if not _RUN_ID.fullmatch(run_id):
+            raise OptionError("run_id", f"{run_id!r} cannot name a folder", "use letters, digits, '-', '_' and '.'")
+        record = cls(root, run_id)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            record.path.mkdir()
+            record.logs.mkdir()
+            record.context.write_bytes(msgspec.yaml.encode(dict(context)) if context else b"{}\n")
+        except FileExistsError:
+            raise OptionError("run_id", f"a run {run_id!r} is recorded already in {root}", "give another, or resume it") from None
+        except OSError as error:
+            where = error.filename or root
+            raise RunStopped(run_id, f"cannot write {where}: {error.strerror}", "set RUNS_ROOT to a writable folder") from error
+        return record
+
+    @classmethod
+    def find(cls, root: Path, run: str) -> Record:
+        """The record of the run with the id `run`, or the one that ends so, or `latest`.
+
+        Raises `UnknownRun` where none or several have it.
+        """
+        names = sorted(run_names(root))
+        if run == "latest" and names:
+            return cls(root, names[-1])
+        matches = [run] if run in names else [name for name in names if name.endswith(run)]
+        if len(matches) != 1 or not run:
+            raise UnknownRun(run, matches, str(root))
+        return cls(root, matches[0])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run; one driver can. Raises `RunLocked`."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / "run.lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunLocked(self.run_id, self._holder()) from None
+        try:
+            (self.path / "driver").write_text(f"{os.getpid()}\n")
+            yield
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Whether a driver holds the run."""
+        try:
+            with self.lock():
+                return False
+        except RunLocked:
+            return True
+
+    def _holder(self) -> str:
+        try:
+            return f"process {(self.path / 'driver').read_text().strip()}"
+        except OSError:
+            return ""
+
+
+def run_names(root: Path) -> Iterator[str]:
+    """The ids of the runs recorded in `root`, in no order."""
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if entry.is_dir() and os.path.exists(os.path.join(entry.path, "events.jsonl")):
+                    yield entry.name
+    except FileNotFoundError:
+        return

@@ -1,0 +1,1 @@
+"""Views of stored events: live subscriptions, and the sinks that consume them."""

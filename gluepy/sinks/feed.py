@@ -1,0 +1,143 @@
+"""Live subscriptions to a run's events: in order, none lost however slow the reader, memory bounded.
+
+A subscription buffers what happens. When its buffer is full it falls behind and reads what it missed from the log
+later on. Output lines are not in the log: they alone are dropped, and counted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import anyio
+
+from gluepy.core.events import Event, TaskOutput
+
+BUFFER = 10_000  # events
+_CHUNK = 1_000
+
+
+class Replay(Protocol):
+    """Stored events, read again (`gluepy.runs.log.LogReader`)."""
+
+    def events(self, at_most: int = 0) -> Iterable[Event]:
+        """What has been stored since the last call, `at_most` so many."""
+        ...
+
+
+class Feed:
+    """Where the engine publishes what it has stored. `replay` reads stored events from a byte of the log on (None:
+    they are stored nowhere, and buffers are not bounded)."""
+
+    def __init__(self, replay: Callable[[int], Replay] | None) -> None:
+        self.replay = replay
+        self.dropped = 0
+        self._subscriptions: list[Subscription] = []
+        self._closed = False
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody subscribes."""
+        return bool(self._subscriptions)
+
+    def subscribe(self, buffer: int = BUFFER) -> Subscription:
+        """A subscription to what is published from now on."""
+        subscription = Subscription(self, buffer)
+        if self._closed:
+            subscription.close()
+        else:
+            self._subscriptions.append(subscription)
+        return subscription
+
+    def publish(self, event: Event, offset: int) -> None:
+        """Hand on `event`, whose line begins at byte `offset` of the log."""
+        for subscription in self._subscriptions:
+            subscription.push(event, offset)
+
+    def output(self, event: TaskOutput) -> None:
+        """Hand on a line of output."""
+        for subscription in self._subscriptions:
+            if not subscription.push_output(event):
+                self.dropped += 1
+
+    def close(self) -> None:
+        """Nothing more is published; subscriptions end after what they have."""
+        self._closed = True
+        for subscription in self._subscriptions:
+            subscription.close()
+        self._subscriptions.clear()
+
+    def leave(self, subscription: Subscription) -> None:
+        """End one subscription."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        subscription.close()
+
+
+class Subscription:
+    """An async iterator over events; `take` gives many at once. For one reader."""
+
+    def __init__(self, feed: Feed, buffer: int) -> None:
+        self._feed, self._size = feed, buffer
+        self._buffer: deque[Event] = deque()
+        self._behind: Replay | None = None
+        self._closed = False
+        self._news: anyio.Event | None = None
+        self.dropped = 0
+
+    def push(self, event: Event, offset: int) -> None:
+        """Take `event`, or fall behind and find it in the log later."""
+        if self._behind is None:
+            if len(self._buffer) < self._size or self._feed.replay is None:
+                self._buffer.append(event)
+            else:
+                self._behind = self._feed.replay(offset)
+        self._wake()
+
+    def push_output(self, event: TaskOutput) -> bool:
+        """Take a line of output, or drop it and return False."""
+        if self._behind is not None or len(self._buffer) >= self._size:
+            self.dropped += 1
+            return False
+        self._buffer.append(event)
+        self._wake()
+        return True
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._closed = True
+        self._wake()
+
+    async def take(self) -> list[Event]:
+        """All that is there now, waiting for something first; empty at the end."""
+        while True:
+            if not self._buffer and self._behind is not None:
+                self._buffer.extend(self._behind.events(_CHUNK))
+                if len(self._buffer) < _CHUNK:
+                    self._behind = None  # caught up: everything in the log has been read
+            if self._buffer:
+                events = list(self._buffer)
+                self._buffer.clear()
+                return events
+            if self._closed:
+                return []
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._buffer:
+            events = await self.take()
+            if not events:
+                raise StopAsyncIteration
+            self._buffer.extendleft(reversed(events[1:]))
+            return events[0]
+        return self._buffer.popleft()
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
