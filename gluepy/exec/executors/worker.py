@@ -13,6 +13,8 @@ Three channels, none of them a standard stream: `control` carries calls, message
 stdout and stderr are pipes that the driver reads.
 """
 
+# ruff: noqa: PTH, S302, TRY300 - pathlib would cost each worker's start; what marshal reads was written by the driver
+
 from __future__ import annotations
 
 import ctypes
@@ -30,13 +32,15 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 
+    Entry = Callable[[bytes, bytes, Callable[[bytes], None]], bytes]
+
 FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
 HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
 REPLY = struct.Struct("!dd?")  # heads the body of RETURNED and FAILED: cpu_s, peak_rss_mb, left something behind
 
 NOTE = struct.Struct("!cidd")  # kind, wait status, MB of the worker, MB of the worker's tree
 KILL, LIMIT = b"k", b"l"  # to the guard; LIMIT carries the MB that the tree may have, 0 for no limit
-LIMITED, ENDED, OVER = b"a", b"x", b"m"  # from the guard: LIMIT is in force, the worker ended, it was killed for memory
+RELAXED, ENDED, OVER = b"r", b"x", b"m"  # from the guard: no limit any more, the worker ended, it was killed for memory
 
 REMEMBERED = 4  # shared payloads that a worker keeps; the driver counts along
 WATCH_S = 0.02  # between two looks at the memory of a limited call
@@ -58,16 +62,24 @@ def main() -> NoReturn:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     guard = os.getpid()
     worker = os.fork()
+    _own_group(worker)
     if worker:
         os.close(control)
         _guard(worker, life, driver)
     os.close(life)
-    os.setpgid(0, 0)
     if LINUX:  # only for the case that somebody kills the guard: the driver then kills the group
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != guard:
         os._exit(1)
     _Server(control, guard, libc).serve()
+
+
+def _own_group(worker: int) -> None:
+    # By both, as in every shell: neither may go on before it is done.
+    try:
+        os.setpgid(worker, worker)
+    except OSError:
+        pass
 
 
 # --- the guard
@@ -80,7 +92,7 @@ def _guard(worker: int, life: int, driver: int) -> NoReturn:
     woken, waker = os.pipe()
     os.set_blocking(woken, False)
     os.set_blocking(waker, False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     poller = select.poll()
     poller.register(life, select.POLLIN)
@@ -109,17 +121,20 @@ def _guard(worker: int, life: int, driver: int) -> NoReturn:
             elif descriptor == orphaned:
                 doomed = True
             else:
-                order = os.read(life, NOTE.size)
+                order = _order(life)
                 if order[:1] != LIMIT:
                     doomed = True
                     continue
-                limit, told = NOTE.unpack(order)[2], peak
-                peak = 0.0
-                _tell(life, NOTE.pack(LIMITED, 0, 0.0, told))
+                limit = NOTE.unpack(order)[2]
+                if limit:
+                    peak = 0.0
+                else:
+                    _tell(life, NOTE.pack(RELAXED, 0, 0.0, peak))
     else:
         status = None
     _kill(os.killpg, worker)
     if status is None:
+        _kill(os.kill, worker)  # it may have changed its group
         status = os.wait4(worker, 0)[1:]
     _tell(life, NOTE.pack(kind, status[0], _megabytes(status[1].ru_maxrss), peak))
     while True:
@@ -142,6 +157,13 @@ def _reap(worker: int) -> tuple[int, Any] | None:
             return status, usage
         if not child:
             return None
+
+
+def _order(life: int) -> bytes:
+    try:
+        return os.read(life, NOTE.size)
+    except OSError:
+        return b""
 
 
 def _tell(life: int, note: bytes) -> None:
@@ -169,7 +191,8 @@ def _children(pid: int) -> list[int]:
     except OSError:
         if os.path.exists("/proc/self/task") and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
             # a kernel without CONFIG_PROC_CHILDREN
-            return [int(name) for name in os.listdir("/proc") if name.isdigit() and _stat(int(name))[1:2] == [b"%d" % pid]]
+            running = (int(name) for name in os.listdir("/proc") if name.isdigit())
+            return [process for process in running if _stat(process)[1:2] == [b"%d" % pid]]
         return found
 
 
@@ -290,7 +313,7 @@ class _Server:
         self.targets = self._where_streams_go()
         self.fflush, self.stdio = libc.fflush, _stdout_of(libc)
         self.guard, self.pid = guard, os.getpid()
-        self.home = os.open(".", os.O_RDONLY)
+        self.home = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
         self.siblings, self.high_water = -1, -1
         try:
             self.siblings = os.open(f"/proc/{guard}/task/{guard}/children", os.O_RDONLY)
@@ -301,7 +324,7 @@ class _Server:
         except OSError:
             pass  # the high-water mark is then that of the worker's whole life
         self.shared: dict[str, bytes] = {}
-        self.entries: dict[str, Callable[[bytes, bytes, Callable[[bytes], None]], bytes]] = {}
+        self.entries: dict[str, Entry] = {}
         self.control = _Control(descriptor)
 
     def serve(self) -> NoReturn:
@@ -309,7 +332,7 @@ class _Server:
         while True:
             self._answer(*marshal.loads(self.control.receive()))
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+    def _interrupted(self, _number: int, _frame: FrameType | None) -> None:
         # SIGINT is a KeyboardInterrupt inside a call, at most one, and nothing at all between calls.
         if self.armed:
             self.armed = False
@@ -375,13 +398,15 @@ class _Server:
         left = phase == "prepare" or self._left_something()
         self.control.send(kind, REPLY.pack(cpu_s, _megabytes(peak), left) + body)
 
-    def _import_entry(self, entry: str) -> Callable[[bytes, bytes, Callable[[bytes], None]], bytes]:
+    def _import_entry(self, entry: str) -> Entry:
         import importlib
 
         module, _, name = entry.partition(":")
         if module not in sys.modules:
             importlib.invalidate_caches()
-        self.entries[entry] = function = getattr(importlib.import_module(module), name)
+        __import__(module)  # leaves the import system's own frames out of tracebacks, as import_module does not
+        function: Entry = getattr(sys.modules[module], name)
+        self.entries[entry] = function
         return function
 
     def _flush(self) -> None:
@@ -389,7 +414,7 @@ class _Server:
         for stream in (*self.streams, sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except Exception:  # a closed stream, or anything that the call put in its place
+            except Exception:  # noqa: S110 - a closed stream, or anything that the call put in its place
                 pass
         if self.stdio is not None:
             self.fflush(self.stdio)  # what C libraries printed
@@ -456,7 +481,9 @@ def _described(phase: str, error: BaseException) -> bytes:
         message = str(error)
     except Exception:
         message = "<its text cannot be made>"
-    trace = error.__traceback__ and error.__traceback__.tb_next  # the first frame is ours
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
     text = "".join(traceback.format_exception(cls, error, trace))
     return marshal.dumps((phase, name, _encodable(message), _encodable(text)))
 
