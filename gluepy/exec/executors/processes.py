@@ -194,7 +194,7 @@ class WorkerPool:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open = False
-        await self._stack.__aexit__(exc_type, exc, traceback)
+        await self._stack.aclose()  # without the error: a task group would wrap it
 
     async def call(
         self,

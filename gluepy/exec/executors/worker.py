@@ -13,7 +13,8 @@ Three channels, none of them a standard stream: `control` carries calls, message
 stdout and stderr are pipes that the driver reads.
 """
 
-# ruff: noqa: PTH, S302, TRY300 - pathlib would cost each worker's start; what marshal reads was written by the driver
+# pathlib would cost each worker's start, and what marshal reads was written by the driver:
+# ruff: noqa: PTH110, PTH123, PTH208, S302, TRY300
 
 from __future__ import annotations
 
