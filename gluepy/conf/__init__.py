@@ -98,6 +98,10 @@ class _ContextProxy(Context):
         current: Context = _discovered.context() if scope is None else scope.context
         return current._values
 
+    @property
+    def _place(self) -> str:  # type: ignore[override]
+        return ""
+
 
 settings: Settings = cast("Settings", _SettingsProxy())
 default_context: Context = _ContextProxy()

@@ -94,13 +94,15 @@ def import_modules(settings: Settings, *, commands: bool = True) -> list[ModuleT
         if not all(part.isidentifier() for part in name.split(".")):
             source = settings.sources.get("INSTALLED_MODULES", "")
             raise SettingsError("INSTALLED_MODULES", source, f"{name!r} is not the name of a module")
-        _refuse_namesake(name, settings.project)
         module = _import_installed(name, settings.project)
         modules.append(module)
         for part in SUBMODULES if commands else SUBMODULES[:2]:
             full = f"{name}.{part}"
             if hasattr(module, "__path__") and (full in sys.modules or importlib.util.find_spec(full) is not None):
                 modules.append(_imported(full))
+    if settings.project is not None:
+        for module in modules:
+            _refuse_namesake(module, settings.project)
     return modules
 
 
@@ -261,15 +263,13 @@ def _import_installed(name: str, project: Path | None) -> ModuleType:
     return _imported(name, mend=where)
 
 
-def _refuse_namesake(name: str, project: Path | None) -> None:
-    """A module that is loaded from elsewhere would run in place of the project's own: refuse it."""
-    top = name.partition(".")[0]
-    loaded = sys.modules.get(top)
-    if project is None or loaded is None or _lies_in(loaded, project):
-        return
-    if module_file(top, project) is not None or (project / top).is_dir():
-        why = f"another module {top!r} is already imported{_from(loaded)}"
-        raise ImportFailed(name, why, mend=f"rename {project / top}, or run each project in a process of its own")
+def _refuse_namesake(module: ModuleType, project: Path) -> None:
+    """A module from elsewhere that took the place of the project's own would run other DAGs than the user sees."""
+    name, file = module.__name__, getattr(module, "__file__", None)
+    own = module_file(name, project) or project.joinpath(*name.split("."))
+    if file is not None and own.exists() and not _lies_in(module, project):
+        mend = "rename one of them, or run each project in a process of its own"
+        raise ImportFailed(name, f"the module of that name is {file}, not the project's own {own}", mend=mend)
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:

@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     SETTINGS_MODULE: Annotated[str, Field(min_length=1)] = DEFAULT_MODULE
     INSTALLED_MODULES: list[str] = []
     EXECUTOR_BACKEND: Annotated[str, Field(min_length=1)] = "gluepy.exec.executors.LocalExecutor"
-    CONCURRENCY: Annotated[int, BeforeValidator(_number), Field(ge=1, default_factory=_cpus)]
+    CONCURRENCY: Annotated[int, BeforeValidator(_number), Field(ge=1)] = Field(default_factory=_cpus)
     POOL: Literal["thread", "process"] = "thread"
     LIMITS: dict[str, Annotated[int, BeforeValidator(_number), Field(ge=0)]] = {}
     STORAGE_ROOT: _Place = "data"
