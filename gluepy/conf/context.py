@@ -144,7 +144,7 @@ def _read(file: Path, settings: Settings) -> dict[str, JSON]:
     except OSError as error:
         raise ContextError(source, f"cannot be read: {error.strerror}") from None
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ContextError(source, f"it is not UTF-8 text (byte {error.start})") from None
     from gluepy.conf.yamlfile import parse  # a run without context files does without yaml

@@ -126,6 +126,7 @@ def test_a_new_module_is_installed_and_imports(tmp_path: Path) -> None:
     [
         ("INSTALLED_MODULES = []\n", 'INSTALLED_MODULES = ["new"]\n'),
         ("INSTALLED_MODULES = ['a']", "INSTALLED_MODULES = ['a', \"new\"]"),
+        ("INSTALLED_MODULES = ['é', 'ü']", "INSTALLED_MODULES = ['é', 'ü', \"new\"]"),
         ("INSTALLED_MODULES = ['a',]", "INSTALLED_MODULES = ['a', \"new\",]"),
         ("INSTALLED_MODULES = ('a',)", "INSTALLED_MODULES = ('a', \"new\",)"),
         ("INSTALLED_MODULES = ()", 'INSTALLED_MODULES = ("new",)'),

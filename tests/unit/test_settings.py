@@ -156,6 +156,14 @@ def test_an_edited_settings_module_is_read_again(write: Write) -> None:
     assert load_settings(write(settings_py="CONCURRENCY = 44")).CONCURRENCY == 44
 
 
+def test_two_edits_within_a_second_are_told_apart(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for number in (3, 4):
+        project = write(settings_py=f"CONCURRENCY = {number}")
+        os.utime(project / "settings.py", ns=(1_800_000_000_000_000_000 + number,) * 2)
+        assert number == load_settings(project).CONCURRENCY
+
+
 def test_an_unchanged_settings_module_is_run_once(write: Write) -> None:
     project = write(
         settings_py="from pathlib import Path\nwith Path(__file__).with_name('log').open('a') as f: f.write('x')"
@@ -431,7 +439,7 @@ class DaskExecutor:
 
 @pytest.fixture
 def dask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "engine_of_mine", SimpleNamespace(DaskExecutor=DaskExecutor))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "engine_of_mine", SimpleNamespace(DaskExecutor=DaskExecutor))
     monkeypatch.setenv("GLUEPY_EXECUTOR_BACKEND", "engine_of_mine.DaskExecutor")
 
 
@@ -447,6 +455,15 @@ def test_a_group_takes_each_field_from_its_best_source(write: Write, monkeypatch
     found = load_settings(project)
     assert found.group("DASK", DaskSettings) == DaskSettings(address="module", workers=8, tags=["a"])
     assert found.masked()["DASK.WORKERS"] == ("8", "environment GLUEPY_DASK__WORKERS")
+
+
+@pytest.mark.usefixtures("dask")
+def test_only_text_of_variables_is_json_in_a_group(write: Write) -> None:
+    found = load_settings(write(settings_py="DASK = {'tags': ['a', 'b']}"))
+    assert found.group("DASK", DaskSettings).tags == ["a", "b"]
+    found = load_settings(write(settings_py="DASK = {'tags': '[]'}"))
+    with pytest.raises(SettingsError, match=r"DASK\.tags \(settings\.py\): input should be a valid list; it is '\[\]'"):
+        found.group("DASK", DaskSettings)
 
 
 @pytest.mark.usefixtures("dask")
@@ -515,6 +532,15 @@ def test_the_proxy_follows_the_current_folder_and_the_environment(
     assert (settings.CONCURRENCY, settings.MINE) == (3, 2)
     (tmp_path / "2/.env").write_text("GLUEPY_POOL=process")
     assert settings.POOL == "process"
+
+
+def test_the_proxy_follows_the_current_folder_without_a_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert settings.storage_root == str(tmp_path / name / "data")
 
 
 def test_the_proxy_gives_what_it_stands_for(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
