@@ -7,14 +7,11 @@ tells the same everywhere.
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import anyio
 
 from gluepy.errors import ImportFailed, TaskError
 from gluepy.exec.dag import Expander
@@ -42,11 +39,11 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
     """Run one attempt of a plain `def run` (or ask an `each`'s callables) here and now, and tell how it ended."""
     token = enter_scope(scope)
     try:
-        target = _target(attempt, scope)
+        target = resolve(attempt, scope)
         if isinstance(target, Expander):
             return Outcome(status="finished", value=target.rows())
         target.run()
-        return _checked(target)
+        return checked(target)
     except Skip as skip:
         return Outcome(status="skipped", error_message=skip.why)
     except Exception as error:
@@ -55,25 +52,6 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
         return failed(attempt, error)  # in a thread nobody else would hear of it
     finally:
         leave_scope(token)
-
-
-async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
-    """`execute` for `async def run`, on the event loop. Cancellation passes through."""
-    try:
-        target = _target(attempt, scope)
-        if isinstance(target, Expander):
-            return Outcome(status="finished", value=await target.rows_async())
-        await target.run()
-        return _checked(target)
-    except Skip as skip:
-        return Outcome(status="skipped", error_message=skip.why)
-    except (Exception, SystemExit) as error:
-        return failed(attempt, error)
-    except anyio.get_cancelled_exc_class() as error:
-        if anyio.current_effective_deadline() == -math.inf:
-            raise
-        # Nobody cancelled: the task awaited something that was, such as a cancelled future.
-        return failed(attempt, error)
 
 
 def failed(attempt: Attempt, error: BaseException) -> Outcome:
@@ -120,7 +98,7 @@ def run_scope(run: RunInfo) -> RunScope:
         return Context(run.context)
 
     def settings() -> Any:
-        from gluepy.conf.settings import load_settings
+        from gluepy.conf.schema import load_settings
 
         return load_settings(Path(run.project) if run.project else None, run.settings)
 
@@ -136,7 +114,8 @@ def task_error(attempt: int, task: str, outcome: Outcome, log: str) -> TaskError
     return error
 
 
-def _target(attempt: Attempt, scope: Scope) -> Any:
+def resolve(attempt: Attempt, scope: Scope) -> Any:
+    """What the attempt is to run: the task, made with its parameters and bound to `scope`, or an `Expander`."""
     target = attempt.target
     if target is None:
         target = _load(attempt.spec.cls)
@@ -159,7 +138,8 @@ def _load(reference: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _checked(task: Task) -> Outcome:
+def checked(task: Task) -> Outcome:
+    """The outcome of a task that ended well. Raises `MissingOutputs` when it left something out."""
     missing = [str(name) for name in task.outputs if not (task.path / name).exists()] if task.outputs else None
     if missing:
         raise MissingOutputs(missing)

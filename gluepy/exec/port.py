@@ -23,7 +23,7 @@ from gluepy.core.events import JSON, Reason
 from gluepy.core.graph import Spec, slug_of
 
 if TYPE_CHECKING:
-    from gluepy.conf.settings import Settings
+    from gluepy.conf.schema import Settings
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gluepy.exec.port import Attempt, Emission, RunInfo
 
@@ -27,7 +27,7 @@ class RunScope:
 
     @cached_property
     def settings(self) -> Any:
-        """The run's settings, a `gluepy.conf.settings.Settings`."""
+        """The run's settings, a `gluepy.conf.schema.Settings`."""
         return self._settings()
 
     @cached_property
@@ -41,15 +41,26 @@ class RunScope:
         return _folder(self.run.storage)
 
 
+class LineWriter(Protocol):
+    """Where an attempt's output goes: `stdout`, `stderr` and `log`."""
+
+    def write(self, stream: str, text: str) -> None:
+        """Take text, of which every newline ends a line."""
+        ...
+
+
 class Scope:
-    """One attempt as its task sees it. `emit` may be called from any thread; `write` takes rendered log lines."""
+    """One attempt as its task sees it. `emit` may be called from any thread; `output` is None when nothing is
+    captured; `task` is the instance that runs."""
 
-    __slots__ = ("attempt", "emit", "log", "run", "task")
+    __slots__ = ("_log", "attempt", "emit", "output", "run", "task")
 
-    def __init__(self, run: RunScope, attempt: Attempt, emit: Callable[[Emission], None]) -> None:
-        self.run, self.attempt, self.emit = run, attempt, emit
+    def __init__(
+        self, run: RunScope, attempt: Attempt, emit: Callable[[Emission], None], output: LineWriter | None
+    ) -> None:
+        self.run, self.attempt, self.emit, self.output = run, attempt, emit, output
         self.task: Any = None
-        self.log: Any = None
+        self._log: Any = None
 
     @property
     def context(self) -> Any:
@@ -60,6 +71,14 @@ class Scope:
     def settings(self) -> Any:
         """The run's settings."""
         return self.run.settings
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger bound to run, task and attempt: to the attempt's log file while the run captures, else
+        as the program has configured structlog."""
+        if self._log is None:
+            self._log = _logger(self)
+        return self._log
 
 
 _current: ContextVar[Scope | None] = ContextVar("gluepy_scope", default=None)
@@ -74,3 +93,43 @@ def _folder(where: str) -> UPath:
     path = UPath(where)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+class _LogLines:
+    """What structlog writes to while the run captures."""
+
+    def __init__(self, output: LineWriter) -> None:
+        self._output = output
+
+    def msg(self, message: str) -> None:
+        self._output.write("log", message + "\n")
+
+    log = debug = info = warn = warning = error = err = critical = fatal = failure = exception = msg
+
+
+def _logger(scope: Scope) -> Any:
+    import structlog  # brings rich; most small tasks never log
+
+    attempt = scope.attempt
+    bound = {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": attempt.number}
+    if scope.output is None:
+        return structlog.get_logger("gluepy.task", **bound)
+    json = attempt.run.log_format == "json"
+    render: list[Any] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=repr)]
+    if not json:  # the file is the attempt's own: repeating its names on every line would hide the message
+        render = [
+            lambda logger, name, event: {key: value for key, value in event.items() if key not in bound},
+            structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback),
+        ]
+    return structlog.wrap_logger(
+        _LogLines(scope.output),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.StackInfoRenderer(),
+            *render,
+        ],
+        wrapper_class=structlog.BoundLogger,
+        cache_logger_on_first_use=False,
+    ).bind(**bound)

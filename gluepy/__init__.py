@@ -1,0 +1,58 @@
+"""gluepy runs pipelines: plain `Task` classes, a `DAG` that names them, and one runtime for script, service and cluster.
+
+    from gluepy import DAG, Task, run_dag
+
+Authoring names are here at once; what runs DAGs is imported when it is first used, so that a module of tasks stays
+cheap to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
+
+if TYPE_CHECKING:
+    from gluepy.errors import GluepyError, NestedRun, RunError, RunStopped, TaskError, UsageError
+    from gluepy.exec.port import Attempt, Executor, Outcome
+    from gluepy.runtime import Run, RunResult, Runtime, TaskResult, run_dag, run_dag_sync, stream_dag
+
+_HOME = {
+    "gluepy.errors": ("GluepyError", "NestedRun", "RunError", "RunStopped", "TaskError", "UsageError"),
+    "gluepy.exec.port": ("Attempt", "Executor", "Outcome"),
+    "gluepy.runtime": ("Run", "RunResult", "Runtime", "TaskResult", "run_dag", "run_dag_sync", "stream_dag"),
+}
+
+__all__ = [
+    "DAG",
+    "Attempt",
+    "Executor",
+    "GluepyError",
+    "NestedRun",
+    "Outcome",
+    "Retry",
+    "Run",
+    "RunError",
+    "RunResult",
+    "RunStopped",
+    "Runtime",
+    "Skip",
+    "Task",
+    "TaskError",
+    "TaskResult",
+    "UsageError",
+    "current_task",
+    "each",
+    "parallel",
+    "run_dag",
+    "run_dag_sync",
+    "stream_dag",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("gluepy")
+    raise AttributeError(f"module 'gluepy' has no attribute {name!r}")

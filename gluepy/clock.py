@@ -1,0 +1,49 @@
+"""Time, as a thing that is handed in. `SystemClock` is the real one; tests hand in a virtual one."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import datetime, timezone
+from typing import Protocol
+
+import anyio
+
+
+class Clock(Protocol):
+    """What the engine knows about time."""
+
+    def now(self) -> float:
+        """Monotonic seconds; only differences mean something."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since 1970 in UTC."""
+        ...
+
+    async def sleep_until(self, when: float) -> None:
+        """Return once `now()` is at least `when`; for infinity, never."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    now = staticmethod(time.monotonic)
+    wall = staticmethod(time.time)
+
+    async def sleep_until(self, when: float) -> None:
+        if when == math.inf:
+            await anyio.sleep_forever()
+        while (left := when - self.now()) > 0:
+            await anyio.sleep(min(left, 3600.0))
+
+
+def rfc3339(wall: float) -> str:
+    """`wall` (seconds since 1970) as RFC 3339 in UTC with microseconds and a Z."""
+    return datetime.fromtimestamp(wall, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_rfc3339(text: str) -> float:
+    """Seconds since 1970 of a timestamp written by `rfc3339`."""
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,78 @@
+"""Finding the DAGs of a project, by label, by file, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from gluepy.conf.project import import_modules, import_object, load_file
+from gluepy.errors import DagError, OptionError, UnknownDag, did_you_mean
+from gluepy.exec.dag import DAG
+
+if TYPE_CHECKING:
+    from gluepy.conf.schema import Settings
+
+
+def find_dags(settings: Settings) -> dict[str, type[DAG]]:
+    """The DAGs in INSTALLED_MODULES, by label, in the order of their modules. A DAG class without `tasks` is a base.
+
+    Raises `ImportFailed`, and `DagError` when two have the same label.
+    """
+    found: dict[str, type[DAG]] = {}
+    for dag in _dags(import_modules(settings, commands=False)):
+        other = found.setdefault(dag.label, dag)
+        if other is not dag:
+            places = " and ".join(f"{each.__qualname__} ({each.__module__})" for each in (other, dag))
+            raise DagError(f"DAG {dag.label!r}", f"{places} have the same label", "give one a label of its own")
+    return found
+
+
+def find_dag(what: str | type[DAG], settings: Settings) -> type[DAG]:
+    """The DAG that `what` means: a class, a label, `file.py:Class`, `file.py` with one DAG in it, or `module:Class`.
+
+    Raises `UnknownDag`, `ImportFailed`, `OptionError`.
+    """
+    if isinstance(what, type) and issubclass(what, DAG):
+        return what
+    if not isinstance(what, str):
+        raise OptionError("dag", f"{what!r} is not a DAG", "give a label, a DAG class or 'file.py:TrainDAG'")
+    place, colon, name = what.rpartition(":")
+    if what.endswith(".py"):
+        place, colon, name = what, "", ""
+    if place.endswith(".py"):
+        return _in_module(load_file(Path(place)), name, place)
+    if colon:
+        found = import_object(what)
+        if isinstance(found, type) and issubclass(found, DAG):
+            return found
+        raise OptionError("dag", f"{what!r} is not a DAG class")
+    dags = find_dags(settings)
+    if what not in dags:
+        raise UnknownDag(what, tuple(dags), settings.INSTALLED_MODULES)
+    return dags[what]
+
+
+def _in_module(module: ModuleType, name: str, file: str) -> type[DAG]:
+    own = {dag.__name__: dag for dag in _dags([module]) if dag.__module__ == module.__name__}
+    if not name and len(own) == 1:
+        return next(iter(own.values()))
+    by_label = {dag.label: dag for dag in own.values()}
+    found = own.get(name) or by_label.get(name) or vars(module).get(name)
+    if isinstance(found, type) and issubclass(found, DAG):
+        return found
+    if not own:
+        raise OptionError("dag", f"{file} defines no DAG", "write a class that derives from gluepy.exec.DAG")
+    if not name:
+        raise OptionError("dag", f"{file} defines {len(own)} DAGs", f"name one: {file}:{next(iter(own))}")
+    raise OptionError("dag", f"{file} has no DAG {name!r}{did_you_mean(name, own)}", f"it has {', '.join(own)}")
+
+
+def _dags(modules: Iterable[ModuleType]) -> Iterable[type[DAG]]:
+    seen: set[type[DAG]] = set()
+    for module in modules:
+        for value in list(vars(module).values()):
+            if isinstance(value, type) and issubclass(value, DAG) and hasattr(value, "tasks") and value not in seen:
+                seen.add(value)
+                yield value

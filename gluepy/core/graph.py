@@ -1,0 +1,366 @@
+"""The compiled form of a DAG: a tree of elements, and the graph of tasks that it stands for.
+
+The tree is what the author wrote, reduced to data: it is small (an `each` over a million values is one element), goes
+into the log as it is, and the same tree always builds the same graph. Nodes are integers in topological order. A node
+is a task or a *join*, a barrier without work that stands between two wide groups, so that n tasks after n tasks cost
+2 n edges. What an `each` over a callable adds at run time is appended (`Graph.expand`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Union
+
+import msgspec
+
+from gluepy.core.events import JSON
+from gluepy.core.policy import NO_RETRY, Retry, Trigger
+from gluepy.errors import DagError
+
+SLUG_LENGTH = 60
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What all instances of a task class share. `cls` is `module:qualname`; `pool` None leaves the choice to the run;
+    `params` are the parameters' names in declaration order. `expands` marks the task that asks an `each` for values."""
+
+    cls: str
+    label: str
+    pool: str | None = None
+    params: tuple[str, ...] = ()
+    trigger: Trigger = "all_success"
+    retry: Retry = NO_RETRY
+    timeout_s: float | None = None
+    uses: dict[str, int] = {}
+    memory_mb: int | None = None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    expands: bool = False
+
+
+class Leaf(msgspec.Struct, frozen=True, tag="task", omit_defaults=True):
+    """One task of `specs[spec]`. `fixed` are parameters with values of their own; an `each` around it gives others."""
+
+    spec: int
+    fixed: dict[str, JSON] = {}
+    id: str | None = None
+
+
+class Seq(msgspec.Struct, frozen=True, tag="sequence"):
+    """One after another."""
+
+    items: tuple[Element, ...]
+
+
+class Par(msgspec.Struct, frozen=True, tag="parallel"):
+    """Side by side."""
+
+    items: tuple[Element, ...]
+
+
+class Each(msgspec.Struct, frozen=True, tag="each", omit_defaults=True):
+    """`item` once for each row of values of the parameters `names`, side by side. Without `rows`, the task
+    `specs[expander]` finds them at run time."""
+
+    item: Element
+    names: tuple[str, ...]
+    rows: list[list[JSON]] | None = None
+    expander: int | None = None
+
+
+class Deps(msgspec.Struct, frozen=True, tag="mapping"):
+    """A dependency graph: `items[n]` depends on the items `after[n]`, all of which stand before it."""
+
+    items: tuple[Leaf, ...]
+    after: tuple[tuple[int, ...], ...]
+
+
+Element = Union[Leaf, Seq, Par, Each, Deps]
+
+
+class Tree(msgspec.Struct, frozen=True):
+    """All of a compiled DAG, as data. `record` and `of` take it to JSON and back."""
+
+    specs: tuple[Spec, ...]
+    root: Element
+
+    def record(self) -> dict[str, JSON]:
+        """This tree as JSON-able data."""
+        record: dict[str, JSON] = msgspec.to_builtins(self)
+        return record
+
+    @classmethod
+    def of(cls, record: Mapping[str, JSON]) -> Tree:
+        """The tree that `record` describes. Raises `msgspec.ValidationError` for anything else."""
+        return msgspec.convert(record, cls)
+
+
+def compact(value: JSON) -> str:
+    """A parameter's value as it stands in an id: compact JSON, strings bare unless they would read as another value."""
+    if isinstance(value, str):
+        try:
+            msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeError):
+            return value
+    return msgspec.json.encode(value).decode()
+
+
+def task_id(label: str, names: Sequence[str], values: Sequence[JSON]) -> str:
+    """The id of a task: `trainregion[region=eu,fold=3]`."""
+    if not names:
+        return label
+    return f"{label}[{','.join([f'{name}={compact(value)}' for name, value in zip(names, values, strict=True)])}]"
+
+
+def slug_of(id: str) -> str:
+    """`id` as files, logs and engines name it: `[a-z0-9_-]`, at most 60 characters, with a digest where it differs."""
+    plain = re.sub(r"[^a-z0-9_-]+", "-", id.lower()).strip("-")
+    if plain == id and len(id) <= SLUG_LENGTH:
+        return id
+    digest = hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{plain[: SLUG_LENGTH - 7].rstrip('-') or 'task'}-{digest}"
+
+
+class Graph:
+    """Tasks and joins as parallel lists, indexed by node.
+
+    `ids[n]` is the task's id (None: a join), `spec_of[n]` its spec, `values[n]` its parameters' values in the order of
+    `Spec.params`; `after[n]` what it depends on, `before[n]` what depends on it; `index` maps ids to nodes;
+    `origin` maps the nodes that an `each` added at run time to the node that asked for them.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.specs: tuple[Spec, ...] = tree.specs
+        self.ids: list[str | None] = []
+        self.spec_of: list[int] = []
+        self.values: list[Sequence[JSON]] = []
+        self.after: list[Sequence[int]] = []
+        self.before: list[Sequence[int]] = []
+        self.index: dict[str, int] = {}
+        self.origin: dict[int, int] = {}
+        self._open: dict[int, tuple[Each, int, Mapping[str, JSON]]] = {}
+        self._add(tree.root, (), {})
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tasks(self) -> Iterator[int]:
+        """The nodes that are tasks, in topological order but for what was added at run time, which comes last."""
+        return (node for node, id in enumerate(self.ids) if id is not None)
+
+    def id(self, node: int) -> str:
+        """The id of a task node."""
+        id = self.ids[node]
+        assert id is not None
+        return id
+
+    def spec(self, node: int) -> Spec:
+        """The spec of a task node."""
+        return self.specs[self.spec_of[node]]
+
+    def params(self, node: int) -> dict[str, JSON]:
+        """The parameters of a task node by name."""
+        return dict(zip(self.spec(node).params, self.values[node], strict=True))
+
+    def expand(self, node: int, rows: Sequence[Sequence[JSON]]) -> range:
+        """Add the tasks that the `each` of `node` makes of `rows`, for which there is no `clash`; returns them."""
+        each, join, bindings = self._open.pop(node)
+        first = len(self.ids)
+        tails = self._rows(each, rows, (node,), bindings)
+        self._link(tails, join)
+        self.after[join] = (*self.after[join], *tails)
+        for new in range(first, len(self.ids)):
+            self.origin[new] = node
+        return range(first, len(self.ids))
+
+    def clash(self, node: int, rows: Sequence[Sequence[JSON]]) -> DagError | None:
+        """The error that `expand` would raise, if any; the graph stays as it is."""
+        each, _, bindings = self._open[node]
+        first = len(self.ids)
+        try:
+            self._rows(each, rows, (node,), bindings)
+        except DagError as error:
+            return error
+        finally:
+            self._cut(first, node)
+        return None
+
+    def expandable(self, node: int) -> Each | None:
+        """The `each` that `node` will ask for values; None for any other task and for one that was expanded."""
+        entry = self._open.get(node)
+        return entry[0] if entry else None
+
+    def labels_of(self, node: int) -> set[str]:
+        """The labels of the tasks that the `each` of `node` will add."""
+        each = self.expandable(node)
+        return set(self._labels(each.item)) if each else set()
+
+    def names(self, task: str) -> list[int]:
+        """The nodes that a person means by `task`: that id, or every task with that label."""
+        if task in self.index:
+            return [self.index[task]]
+        return [node for node in self.tasks() if self.spec(node).label == task]
+
+    def ancestors(self, nodes: Iterable[int]) -> set[int]:
+        """`nodes` and everything before them, joins included."""
+        return self._closure(nodes, self.after)
+
+    def descendants(self, nodes: Iterable[int]) -> set[int]:
+        """`nodes` and everything after them, joins included."""
+        return self._closure(nodes, self.before)
+
+    def task_edges(self) -> Iterator[tuple[int, int]]:
+        """Every dependency between two tasks, seen through joins, as (before, after)."""
+        for node in self.tasks():
+            seen, todo = set(), list(self.after[node])
+            while todo:
+                other = todo.pop()
+                if other in seen:
+                    continue
+                seen.add(other)
+                if self.ids[other] is None:
+                    todo.extend(self.after[other])
+                else:
+                    yield other, node
+
+    def longest_paths(self, weight: Callable[[int], float], since: int = 0, known: Sequence[float] = ()) -> list[float]:
+        """For every node from `since` on, the weight of the heaviest path from it to an end, its own included.
+
+        `known` are the results for the nodes before `since`. An `each` not yet expanded counts one row.
+        """
+        paths = [*known, *[0.0] * (len(self.ids) - since)]
+        for node in self._backwards(since):
+            heaviest = max((paths[after] for after in self.before[node]), default=0.0)
+            if self.ids[node] is not None:
+                heaviest += weight(node)
+                if node in self._open:
+                    heaviest += self._depth(self._open[node][0].item)
+            paths[node] = heaviest
+        return paths
+
+    # Building. Every method takes what comes before (`after`) and returns the tails that the next element follows.
+
+    def _add(self, element: Element, after: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
+        match element:
+            case Leaf():
+                return (self._leaf(element, after, bindings),)
+            case Seq():
+                for item in element.items:
+                    after = self._add(item, after, bindings)
+                return after
+            case Par():
+                after = self._gather(after, len(element.items))
+                return list(itertools.chain.from_iterable(self._add(item, after, bindings) for item in element.items))
+            case Each() if element.rows is not None:
+                after = self._gather(after, len(element.rows))
+                return self._rows(element, element.rows, after, bindings) if element.rows else after
+            case Each():
+                return self._expander(element, after, bindings)
+            case Deps():
+                nodes: list[int] = []
+                for leaf, deps in zip(element.items, element.after, strict=True):
+                    nodes.append(self._leaf(leaf, tuple(nodes[dep] for dep in deps) or after, bindings))
+                needed = {dep for deps in element.after for dep in deps}
+                return [node for position, node in enumerate(nodes) if position not in needed]
+
+    def _rows(
+        self, each: Each, rows: Sequence[Sequence[JSON]], after: Sequence[int], bindings: Mapping[str, JSON]
+    ) -> list[int]:
+        tails: list[int] = []
+        for row in rows:
+            tails.extend(self._add(each.item, after, {**bindings, **dict(zip(each.names, row, strict=True))}))
+        return tails
+
+    def _leaf(self, leaf: Leaf, after: Sequence[int], bindings: Mapping[str, JSON]) -> int:
+        spec = self.specs[leaf.spec]
+        fixed = leaf.fixed
+        values = tuple([fixed[name] if name in fixed else bindings[name] for name in spec.params])
+        return self._node(leaf.id or task_id(spec.label, spec.params, values), leaf.spec, values, after)
+
+    def _expander(self, each: Each, after: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
+        assert each.expander is not None
+        node = self._node(self.specs[each.expander].label, each.expander, (), after)
+        join = self._node(None, -1, (), (node,))
+        self._open[node] = (each, join, bindings)
+        return (join,)
+
+    def _gather(self, after: Sequence[int], width: int) -> Sequence[int]:
+        # One join between two wide groups instead of an edge for each pair of their members.
+        return (self._node(None, -1, (), after),) if len(after) > 1 and width > 1 else after
+
+    def _node(self, id: str | None, spec: int, values: Sequence[JSON], after: Sequence[int]) -> int:
+        node = len(self.ids)
+        if id is not None and self.index.setdefault(id, node) != node:
+            raise DagError(f"task {id!r}", "stands twice in the DAG", "give one an id of its own: Name(id='…')")
+        self.ids.append(id)
+        self.spec_of.append(spec)
+        self.values.append(values)
+        self.after.append(after)
+        self.before.append(())
+        self._link(after, node)
+        return node
+
+    def _link(self, befores: Iterable[int], node: int) -> None:
+        alone = (node,)  # shared by all that only lead here: a million tails are one tuple
+        for other in befores:
+            leads = self.before[other]
+            if not leads:
+                self.before[other] = alone
+            elif isinstance(leads, list):
+                leads.append(node)
+            else:
+                self.before[other] = [*leads, node]
+
+    def _cut(self, first: int, node: int) -> None:
+        for id in self.ids[first:]:
+            if id is not None and self.index.get(id, -1) >= first:
+                del self.index[id]
+        for column in (self.ids, self.spec_of, self.values, self.after, self.before):
+            del column[first:]
+        self.before[node] = tuple(after for after in self.before[node] if after < first)
+
+    def _closure(self, nodes: Iterable[int], links: Sequence[Sequence[int]]) -> set[int]:
+        seen: set[int] = set()
+        todo = list(nodes)
+        while todo:
+            node = todo.pop()
+            if node not in seen:
+                seen.add(node)
+                todo.extend(links[node])
+        return seen
+
+    def _backwards(self, since: int) -> Iterator[int]:
+        """Every node from `since` on after all that depends on it; what an `each` added comes before that `each`."""
+        added: dict[int, list[int]] = {}
+        if not since:
+            for node, origin in self.origin.items():
+                added.setdefault(origin, []).append(node)
+        for node in range(len(self.ids) - 1, since - 1, -1):
+            if since or node not in self.origin:
+                yield from reversed(added.get(node, ()))
+                yield node
+
+    def _labels(self, element: Any) -> Iterator[str]:
+        match element:
+            case Leaf():
+                yield self.specs[element.spec].label
+            case Each():
+                yield from self._labels(element.item)
+            case _:
+                for item in element.items:
+                    yield from self._labels(item)
+
+    def _depth(self, element: Any) -> float:
+        match element:
+            case Seq():
+                return sum(self._depth(item) for item in element.items)
+            case Par():
+                return max((self._depth(item) for item in element.items), default=0.0)
+            case Each():
+                return self._depth(element.item)
+            case _:
+                return 1.0

@@ -1,0 +1,50 @@
+"""Policies of tasks and runs: retries with back-off, triggers, what a failure does to the rest."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Literal
+
+import msgspec
+
+Trigger = Literal["all_success", "none_failed", "all_done", "one_failed"]
+OnFailure = Literal["drain", "continue", "cancel"]
+Pool = Literal["loop", "thread", "process"]
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How often and when a failed attempt is tried again.
+
+    `attempts` counts the first one too. Attempt n + 1 waits `wait_s * factor ** (n - 1)` seconds, at most
+    `max_wait_s`, spread by up to `jitter` of itself either way. `on` names the exception classes that are worth
+    another attempt (subclasses too); empty means every failure.
+    """
+
+    attempts: int = 3
+    wait_s: float = 1.0
+    factor: float = 2.0
+    max_wait_s: float = 60.0
+    jitter: float = 0.1
+    on: tuple[Any, ...] = ()  # exception classes; they stay in the process that has the task's code
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.wait_s < 0 or self.factor <= 0 or self.max_wait_s < 0 or not 0 <= self.jitter <= 1:
+            raise ValueError(
+                "Retry wants attempts >= 1, wait_s and max_wait_s >= 0, factor > 0 and jitter between 0 and 1"
+            )
+
+    def delay_s(self, failed: int, key: str) -> float:
+        """Seconds to wait after attempt number `failed`.
+
+        The jitter is drawn from `key`, not from a generator: the same run, task and attempt wait the same time, so a
+        run can be replayed.
+        """
+        try:
+            wait = min(self.wait_s * self.factor ** (failed - 1), self.max_wait_s)
+        except OverflowError:
+            wait = self.max_wait_s
+        spread = zlib.crc32(f"{key}:{failed}".encode()) / 0xFFFFFFFF * 2 - 1
+        return max(0.0, wait * (1 + self.jitter * spread))
+
+
+NO_RETRY = Retry(attempts=1)

@@ -1,0 +1,444 @@
+"""Deciding what happens next: events in, commands out. No IO, no clock, no randomness; time is an argument.
+
+Incremental: an event costs what it touches, not the graph. Every node counts down what it waits for, and collects from
+it three facts (flags): something failed, something was skipped, a failure lies somewhere before. When the count is
+zero the task's trigger is judged by the flags. Joins hand the flags on. Ready tasks wait in heaps, one for each
+combination of named limits, ordered by the longest remaining path (Graham's list scheduling by critical path).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Literal, Union, assert_never
+
+import msgspec
+
+from gluepy.core import events as e
+from gluepy.core.events import Event
+from gluepy.core.policy import OnFailure
+from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, SKIPPED, State
+
+_FAILED: Final = 1  # a direct predecessor failed, was blocked or cancelled
+_SKIPPED: Final = 2  # a direct predecessor was skipped
+_AFTERMATH: Final = 4  # a failure lies somewhere before
+_TOP: Final = 1 << 40
+_CAUSES: Final = 8  # blocked_by names at most so many
+GRACE_S: Final = 10.0  # how long a retry, or the rest of a run, waits for a thread that cannot be stopped
+
+
+class Start(msgspec.Struct, frozen=True, gc=False):
+    """Start attempt `attempt` of the task; it has been ready for `queued_s`."""
+
+    node: int
+    attempt: int
+    queued_s: float
+
+
+class SkipTask(msgspec.Struct, frozen=True, gc=False):
+    """Record the task as skipped."""
+
+    node: int
+    reason: Literal["upstream", "trigger", "unselected"]
+
+
+class BlockTask(msgspec.Struct, frozen=True):
+    """Record the task as blocked by the failure of `causes`."""
+
+    node: int
+    causes: tuple[int, ...]
+
+
+class CancelTask(msgspec.Struct, frozen=True, gc=False):
+    """Record the task, which does not run, as cancelled."""
+
+    node: int
+
+
+class StopTask(msgspec.Struct, frozen=True, gc=False):
+    """Stop the running attempt of the task."""
+
+    node: int
+
+
+class EndRun(msgspec.Struct, frozen=True):
+    """Everything has ended; record how."""
+
+    status: Literal["finished", "failed", "cancelled"]
+    reason: str | None = None
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Which tasks a run is about: `nodes`; of those that an `each` adds at run time the ones with one of `labels`, and
+    all that the nodes `origins` add."""
+
+    nodes: frozenset[int]
+    labels: frozenset[str] = frozenset()
+    origins: frozenset[int] = frozenset()
+
+
+Command = Union[Start, SkipTask, BlockTask, CancelTask, StopTask, EndRun]
+
+
+class Limits:
+    """Named limits that several runs may share. `capacity` by name; a task takes all that it uses at once."""
+
+    def __init__(self, capacity: Mapping[str, int]) -> None:
+        self.capacity = dict(capacity)
+        self.free = dict(capacity)
+        self._starved: dict[Callable[[], None], None] = {}
+
+    def take(self, uses: Iterable[tuple[str, int]]) -> bool:
+        """Take all of `uses`, or nothing and return False."""
+        free = self.free
+        for name, amount in uses:
+            if free[name] < amount:
+                return False
+        for name, amount in uses:
+            free[name] -= amount
+        return True
+
+    def give(self, uses: Iterable[tuple[str, int]]) -> None:
+        """Give `uses` back, and call those who wait for limits, the longest waiting one first."""
+        for name, amount in uses:
+            self.free[name] += amount
+        if self._starved:
+            waiting, self._starved = self._starved, {}
+            for call in waiting:
+                call()
+
+    def wait(self, call: Callable[[], None]) -> None:
+        """Have `call` called, once, at the next `give`."""
+        self._starved[call] = None
+
+    def leave(self, call: Callable[[], None]) -> None:
+        """Take `wait` back."""
+        self._starved.pop(call, None)
+
+
+class Scheduler:
+    """Decides for one run. `observe` takes every event in (and folds it into `state`); `next` gives the next command.
+
+    `concurrency` bounds the tasks that run at once; `shared` are units that every task of the run takes from `limits`
+    besides its own `uses` (a `Runtime`'s concurrency); `starved` is called when a limit came free that the run waits
+    for. Without a `selection` all tasks run. `weight` estimates a node's duration.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        concurrency: int,
+        limits: Limits | None = None,
+        shared: tuple[tuple[str, int], ...] = (),
+        on_failure: OnFailure = "drain",
+        selection: Selection | None = None,
+        weight: Callable[[int], float] = lambda node: 1.0,
+        starved: Callable[[], None] = lambda: None,
+        now: float = 0.0,
+    ) -> None:
+        self.state = state
+        self.graph = state.graph
+        self.concurrency = concurrency
+        self.on_failure = on_failure
+        self.running: set[int] = set()
+        self.held: dict[int, tuple[int, float]] = {}  # node -> (abandoned attempt, when to wait for it no longer)
+        self._limits = limits if limits is not None else Limits({})
+        self._uses = [shared + tuple(spec.uses.items()) for spec in self.graph.specs]
+        self._selection = selection
+        self._weight = weight
+        self._starved = starved
+        self._paths = self.graph.longest_paths(weight)
+        self._waiting = [len(after) for after in self.graph.after]
+        self._flags = bytearray(len(self.graph))
+        self._ready_at = array("d", bytes(8 * len(self.graph)))
+        self._causes: dict[int, tuple[int, ...]] = {}
+        self._commands: deque[Command] = deque()
+        self._heaps: dict[tuple[tuple[str, int], ...], list[int]] = {}
+        self._delayed: list[tuple[float, int]] = []
+        self._failed: list[int] = []
+        self._draining = False
+        self._stopping: EndRun | None = None
+        self._ended = False
+        self._restore(now)
+
+    def observe(self, event: Event, now: float) -> int:
+        """Take `event` in, into the state and the queues; returns the node that it is about, or -1."""
+        node = self.state.apply(event)
+        match event:
+            case e.TaskStarted():
+                pass  # `next` has counted it already
+            case e.TaskFinished():
+                self._free(node)
+                self._resolve(node, self._flags[node] & _AFTERMATH, now)
+            case e.TaskFailed():
+                self._leave(node, event.attempt, event.abandoned, now)
+                self._fail(node, now)
+            case e.TaskRetrying():
+                self._leave(node, event.attempt, event.abandoned, now)
+                if self._stopping:
+                    pass  # it is cancelled with the rest
+                elif self._draining and self.on_failure == "cancel":
+                    self._commands.append(CancelTask(node))
+                else:
+                    heapq.heappush(self._delayed, (now + event.delay_s, node))
+            case e.TaskSkipped():
+                self._free(node)
+                if event.reason == "unselected":
+                    self._resolve(node, self._flags[node] & (_FAILED | _AFTERMATH), now)
+                else:
+                    self._resolve(node, _SKIPPED | (self._flags[node] & _AFTERMATH), now)
+            case e.TaskBlocked():
+                self._resolve(node, _FAILED | _AFTERMATH, now)
+            case e.TaskCancelled():
+                self._leave(node, event.attempt, event.abandoned, now)
+                self._causes.setdefault(node, (node,))
+                self._resolve(node, _FAILED | _AFTERMATH, now)
+            case e.TaskExpanded():
+                self._grow()
+            case e.TaskReset() | e.TaskProgress() | e.TaskMetric() | e.TaskOutput():
+                pass
+            case e.RunStarted() | e.RunResumed() | e.RunFinished() | e.RunFailed() | e.RunCancelled():
+                pass
+            case _:
+                assert_never(event)
+        return node
+
+    def next(self, now: float) -> Command | None:
+        """The next command, to be carried out and answered with its event before `next` is called again.
+
+        None: wait for an event, for `next_wake()`, or for a shared limit. After `EndRun`, always None.
+        """
+        if self._commands:
+            return self._commands.popleft()
+        if self._ended:
+            return None
+        if self._stopping:
+            return None if self.running else self._end(self._stopping)
+        while self._delayed and self._delayed[0][0] <= now:
+            _, node = heapq.heappop(self._delayed)
+            if node in self.held and now < self.held[node][1]:
+                heapq.heappush(self._delayed, (self.held[node][1], node))
+            else:
+                self._queue(node, now)
+        start = self._start(now)
+        if start or self.running or self._delayed:
+            return start
+        if any(self._heaps.values()):
+            if not self.held or now < max(until for _, until in self.held.values()):
+                return None
+            self._heaps.clear()  # what is needed is held by work that cannot be stopped: the rest cannot start
+            self._draining = True
+            self._failed.extend(self.held)
+        return self._end(EndRun("failed" if self._failed else "finished"))
+
+    def next_wake(self) -> float:
+        """When `next` may have something to say without any event; infinity where it never will."""
+        if self._ended or self._stopping:
+            return math.inf
+        wake = self._delayed[0][0] if self._delayed else math.inf
+        if self.held and not self.running and any(self._heaps.values()):
+            wake = min(wake, max(until for _, until in self.held.values()))
+        return wake
+
+    def retry_delay(self, node: int, reason: str, retryable: bool, key: str) -> float | None:
+        """Seconds until another attempt after a failure for `reason`, or None where no attempt is left.
+
+        A task's own failures and lost workers each have the whole budget of `Retry.attempts`.
+        """
+        if not retryable or self._stopping or (self._draining and self.on_failure == "cancel"):
+            return None
+        spent = self.state.losses if reason == "lost" else self.state.failures
+        failed = spent.get(node, 0) + 1
+        retry = self.graph.spec(node).retry
+        return retry.delay_s(failed, f"{key}:{self.graph.ids[node]}:{reason}") if failed < retry.attempts else None
+
+    def max_attempts(self, node: int) -> int:
+        """How many attempts the task has, those that lost workers cost it on top."""
+        return self.graph.spec(node).retry.attempts + self.state.losses.get(node, 0)
+
+    def stop(self, end: EndRun) -> None:
+        """Stop the run: what runs is stopped, what waits is cancelled, then `end` is recorded."""
+        if not self._ended and not self._stopping:
+            self._stopping = end
+            self._commands.extend(StopTask(node) for node in self.running)
+            self._heaps.clear()
+            self._delayed.clear()
+
+    def release(self, node: int, attempt: int) -> None:
+        """The abandoned attempt has really ended: its slot is free, and a retry need not wait any longer."""
+        abandoned, until = self.held.get(node, (0, 0.0))
+        if abandoned == attempt:
+            del self.held[node]
+            self._give(node)
+            if (until, node) in self._delayed:  # it was due before, and waited for this
+                self._delayed.remove((until, node))
+                heapq.heapify(self._delayed)
+                heapq.heappush(self._delayed, (-math.inf, node))
+
+    # What follows from the state: at the start, after an end, after an expansion.
+
+    def _restore(self, now: float) -> None:
+        status = self.state.status
+        for node in range(len(self.graph)):
+            if not self._waiting[node] and status[node] in (PENDING, RETRYING):
+                self._judge(node, now)
+        for node in list(self.graph.tasks()):
+            if status[node] == FINISHED:
+                self._resolve(node, 0, now)
+            elif status[node] == SKIPPED:
+                self._resolve(node, 0 if self.state.why.get(node) == "unselected" else _SKIPPED, now)
+            elif status[node] in (FAILED, CANCELLED, BLOCKED):
+                self._failed.append(node)
+                self._causes.setdefault(node, (node,))
+                self._resolve(node, _FAILED | _AFTERMATH, now)
+
+    def _grow(self) -> None:
+        first = len(self._waiting)
+        more = len(self.graph) - first
+        self._waiting.extend(len(after) for after in self.graph.after[first:])
+        self._flags.extend(bytes(more))
+        self._ready_at.extend([0.0] * more)
+        self._paths = self.graph.longest_paths(self._weight, first, self._paths)
+        for join in {
+            after for node in range(first, first + more) for after in self.graph.before[node] if after < first
+        }:
+            self._waiting[join] += sum(1 for node in self.graph.after[join] if node >= first)
+
+    def _resolve(self, node: int, flags: int, now: float) -> None:
+        """The node has ended: tell those that wait for it, joins at once, until nothing follows any more."""
+        todo = [(node, flags)]
+        while todo:
+            node, flags = todo.pop()
+            causes = self._causes.get(node) if flags & _FAILED else None
+            for after in self.graph.before[node]:
+                if flags:
+                    self._flags[after] |= flags
+                if causes:
+                    known = self._causes.get(after, ())
+                    self._causes[after] = tuple(dict.fromkeys((*known, *causes)))[:_CAUSES] if known else causes
+                self._waiting[after] -= 1
+                if not self._waiting[after]:
+                    if self.graph.ids[after] is None:
+                        todo.append((after, self._flags[after]))
+                    else:
+                        self._judge(after, now)
+
+    def _judge(self, node: int, now: float) -> None:
+        """All that the task waited for has ended: does it start?"""
+        if self.graph.ids[node] is None:
+            self._resolve(node, self._flags[node], now)
+            return
+        status = self.state.status[node]
+        if status not in (PENDING, RETRYING) or self._stopping or self._ended:
+            return  # it has ended already, by what a log says; or it ends with the run
+        flags = self._flags[node]
+        trigger = self.graph.spec(node).trigger
+        if not self._is_selected(node):
+            self._commands.append(SkipTask(node, "unselected"))
+        elif flags & _FAILED and trigger in ("all_success", "none_failed"):
+            self._commands.append(BlockTask(node, self._causes.get(node, ())))
+        elif flags & _SKIPPED and trigger == "all_success":
+            self._commands.append(SkipTask(node, "upstream"))
+        elif trigger == "one_failed" and not flags & _FAILED:
+            self._commands.append(SkipTask(node, "trigger"))
+        elif status == RETRYING:
+            heapq.heappush(self._delayed, (self.state.retry_at.get(node, now), node))
+        elif self._draining and not flags & _AFTERMATH:
+            pass  # it ends with the run
+        else:
+            self._queue(node, now)
+
+    def _is_selected(self, node: int) -> bool:
+        chosen = self._selection
+        if chosen is None or node in chosen.nodes:
+            return True
+        origin = self.graph.origin.get(node)
+        return origin is not None and (origin in chosen.origins or self.graph.spec(node).label in chosen.labels)
+
+    def _queue(self, node: int, now: float) -> None:
+        self._ready_at[node] = now
+        uses = self._uses[self.graph.spec_of[node]]
+        key = (int((_TOP - self._paths[node]) * 1000) << 32) | node
+        heap = self._heaps.get(uses)
+        if heap is None:
+            heap = self._heaps[uses] = []
+        heapq.heappush(heap, key)
+
+    def _start(self, now: float) -> Start | None:
+        best: list[int] | None = None
+        full = len(self.running) + len(self.held) >= self.concurrency
+        starved = False
+        for uses, heap in self._heaps.items():
+            if not heap or (best is not None and best[0] < heap[0]):
+                continue
+            if heap[0] & 0xFFFFFFFF in self.held:
+                best = heap  # a retry takes over the slot that its abandoned attempt holds
+            elif full:
+                continue
+            elif all(self._limits.free[name] >= amount for name, amount in uses):
+                best = heap
+            else:
+                starved = True
+        if best is None:
+            if starved:
+                self._limits.wait(self._starved)
+            return None
+        node = heapq.heappop(best) & 0xFFFFFFFF
+        if self.held.pop(node, None) is None:
+            self._limits.take(self._uses[self.graph.spec_of[node]])
+        self.running.add(node)
+        return Start(node, self.state.attempt[node] + 1, now - self._ready_at[node])
+
+    def _free(self, node: int) -> None:
+        if node in self.running:
+            self.running.discard(node)
+            self._give(node)
+
+    def _give(self, node: int) -> None:
+        uses = self._uses[self.graph.spec_of[node]]
+        if uses:
+            self._limits.give(uses)
+
+    def _leave(self, node: int, attempt: int, abandoned: bool, now: float) -> None:
+        if abandoned and node in self.running:
+            self.running.discard(node)
+            self.held[node] = (attempt, now + GRACE_S)
+        else:
+            self._free(node)
+
+    def _fail(self, node: int, now: float) -> None:
+        self._failed.append(node)
+        self._causes[node] = (node,)
+        if self.on_failure != "continue" and not self._draining:
+            self._draining = True
+            for uses, heap in self._heaps.items():
+                kept = [key for key in heap if self._still(key & 0xFFFFFFFF)]
+                heapq.heapify(kept)
+                self._heaps[uses] = kept
+            if self.on_failure == "cancel" and not self._stopping:
+                self._commands.extend(StopTask(other) for other in self.running)
+                self._commands.extend(CancelTask(other) for _, other in self._delayed)
+                self._delayed.clear()
+        self._resolve(node, _FAILED | _AFTERMATH, now)
+
+    def _still(self, node: int) -> bool:
+        # After a failure: what has begun goes on, and what only the failure lets start.
+        return self.state.status[node] == RETRYING or bool(self._flags[node] & _AFTERMATH)
+
+    def _end(self, end: EndRun) -> Command:
+        status = self.state.status
+        left = [node for node in self.graph.tasks() if status[node] in (PENDING, RETRYING)]
+        if left and not self._stopping and not self._draining:
+            raise AssertionError(f"nothing can start, yet {len(left)} tasks wait, among them {self.graph.ids[left[0]]}")
+        causes = tuple(self._failed[:_CAUSES])
+        if self._stopping:
+            self._commands.extend(CancelTask(node) for node in left)
+        else:
+            self._commands.extend(BlockTask(node, causes) for node in left)
+        self._commands.append(end)
+        self._ended = True
+        return self._commands.popleft()

@@ -1,0 +1,166 @@
+"""The state of a run: the fold over its events, and nothing else."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final, Literal, assert_never
+
+from gluepy.core import events as e
+from gluepy.core.events import JSON, Event
+from gluepy.core.graph import Graph, Tree
+
+PENDING: Final = 0
+RUNNING: Final = 1
+RETRYING: Final = 2
+FINISHED: Final = 3
+SKIPPED: Final = 4
+FAILED: Final = 5
+CANCELLED: Final = 6
+BLOCKED: Final = 7
+
+STATUS = ("pending", "running", "retrying", "finished", "skipped", "failed", "cancelled", "blocked")
+RunStatus = Literal["pending", "running", "finished", "failed", "cancelled"]
+
+
+class State:
+    """What is known about a run after some of its events.
+
+    Per node: `status` (a code; its name is `STATUS[code]`), `attempt` (the last one started, 0 before any),
+    `duration_s` (of the last one ended). Where there is something to tell: `failures` and `losses` (attempts used up by
+    the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `why` (of a
+    skip), `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.status = bytearray(len(graph))
+        self.attempt = array("l", bytes(array("l").itemsize * len(graph)))
+        self.duration_s = array("d", bytes(8 * len(graph)))
+        self.failures: dict[int, int] = {}
+        self.losses: dict[int, int] = {}
+        self.retry_at: dict[int, float] = {}
+        self.error: dict[int, e.TaskFailed | e.TaskRetrying] = {}
+        self.why: dict[int, str] = {}
+        self.blocked_by: dict[int, list[str]] = {}
+        self.rows: dict[int, Sequence[Sequence[JSON]]] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.run: RunStatus = "pending"
+        self.run_id = ""
+        self.dag = ""
+        self.started_at = ""
+        self.run_duration_s = 0.0
+        self.session = 0
+        self.seq = 0
+        self.options: dict[str, JSON] = {}
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> State:
+        """The state after `events`, of which the first is `run.started`. Raises `ValueError` where it is not."""
+        stream = iter(events)
+        first = next(stream, None)
+        if not isinstance(first, e.RunStarted):
+            raise ValueError("a run's events begin with run.started")
+        state = cls(Graph(Tree.of(first.graph)))
+        state.apply(first)
+        for event in stream:
+            state.apply(event)
+        return state
+
+    def counts(self) -> dict[str, int]:
+        """The number of tasks by status, without the statuses that no task has."""
+        counts = dict.fromkeys(STATUS, 0)
+        for node in self.graph.tasks():
+            counts[STATUS[self.status[node]]] += 1
+        return {status: count for status, count in counts.items() if count}
+
+    def apply(self, event: Event) -> int:
+        """Take `event` in; returns the node it is about, -1 for an event about the run.
+
+        Raises `KeyError` for a task that the graph does not have.
+        """
+        self.seq = event.seq
+        match event:
+            case e.TaskStarted():
+                node = self.graph.index[event.task]
+                self.status[node] = RUNNING
+                self.attempt[node] = event.attempt
+                return node
+            case e.TaskFinished():
+                node = self.graph.index[event.task]
+                self.status[node] = FINISHED
+                self.duration_s[node] = event.duration_s
+                return node
+            case e.TaskProgress() | e.TaskOutput():
+                return self.graph.index[event.task]
+            case e.TaskMetric():
+                node = self.graph.index[event.task]
+                self.metrics.setdefault(node, {})[event.name] = event.value
+                return node
+            case e.TaskFailed():
+                node = self._ended(event, FAILED, event.duration_s)
+                self.error[node] = event
+                return node
+            case e.TaskRetrying():
+                node = self._ended(event, RETRYING, event.duration_s)
+                spent = self.losses if event.reason == "lost" else self.failures
+                spent[node] = spent.get(node, 0) + 1
+                self.error[node] = event
+                self.retry_at[node] = _seconds(event.timestamp) + event.delay_s
+                return node
+            case e.TaskSkipped():
+                node = self._ended(event, SKIPPED, event.duration_s)
+                self.why[node] = event.reason
+                return node
+            case e.TaskBlocked():
+                node = self._ended(event, BLOCKED, None)
+                self.blocked_by[node] = event.blocked_by
+                return node
+            case e.TaskCancelled():
+                return self._ended(event, CANCELLED, event.duration_s)
+            case e.TaskReset():
+                node = self._ended(event, PENDING, None)
+                for facts in (self.failures, self.losses, self.retry_at, self.error, self.why, self.blocked_by):
+                    facts.pop(node, None)
+                return node
+            case e.TaskExpanded():
+                return self._expanded(event)
+            case e.RunStarted() | e.RunResumed():
+                self.run, self.session = "running", event.session
+                self.run_id, self.dag = event.run_id, event.dag
+                self.started_at = self.started_at or event.timestamp
+                self.options = event.options
+                return -1
+            case e.RunFinished():
+                return self._over("finished", event.duration_s)
+            case e.RunFailed():
+                return self._over("failed", event.duration_s)
+            case e.RunCancelled():
+                return self._over("cancelled", event.duration_s)
+            case _:
+                assert_never(event)
+
+    def _ended(self, event: e.TaskEvent, status: int, duration_s: float | None) -> int:
+        node = self.graph.index[event.task]
+        self.status[node] = status
+        if duration_s is not None:
+            self.duration_s[node] = duration_s
+        return node
+
+    def _expanded(self, event: e.TaskExpanded) -> int:
+        node = self.graph.index[event.task]
+        self.rows[node] = event.values
+        added = len(self.graph.expand(node, event.values))
+        self.status.extend(bytes(added))
+        self.attempt.extend([0] * added)
+        self.duration_s.extend([0.0] * added)
+        return node
+
+    def _over(self, status: RunStatus, duration_s: float) -> int:
+        self.run, self.run_duration_s = status, duration_s
+        return -1
+
+
+def _seconds(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()

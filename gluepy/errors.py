@@ -1,0 +1,236 @@
+"""The error tree. Every error keeps its facts as attributes and says the mend in `str()`.
+
+`UsageError` and its children are mistakes that a user can mend (the command line exits with 2); `RunError` says that a
+run failed (exit 1); `RunStopped` that it could not go on (exit 3). Constructors hand their fields to `super().__init__`
+and text is made in `__str__`, so that errors survive pickling.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `known`, or an empty string when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class GluepyError(Exception):
+    """Base of every error that gluepy raises."""
+
+
+class UsageError(GluepyError):
+    """A mistake in what gluepy was asked: an option, a setting, a DAG. Nothing has run."""
+
+
+class DagError(UsageError):
+    """A DAG or task that cannot be compiled. `place` names it, `problem` says what is wrong, `mend` what to do."""
+
+    def __init__(self, place: str, problem: str, mend: str = "") -> None:
+        super().__init__(place, problem, mend)
+        self.place, self.problem, self.mend = place, problem, mend
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+
+
+class UnknownDag(UsageError):
+    """No DAG has the label asked for."""
+
+    def __init__(self, label: str, known: Sequence[str], modules: Sequence[str] = ()) -> None:
+        super().__init__(label, known, modules)
+        self.label, self.known, self.modules = label, tuple(known), tuple(modules)
+
+    def __str__(self) -> str:
+        text = f"no DAG labelled {self.label!r}{did_you_mean(self.label, self.known)}"
+        if not self.known:
+            modules = ", ".join(map(repr, self.modules))
+            return f"{text}; no DAG is defined in INSTALLED_MODULES = [{modules}]"
+        return text if "did you mean" in text else f"{text}; known are {', '.join(sorted(self.known))}"
+
+
+class UnknownTask(UsageError):
+    """A selection names a task that the DAG does not have."""
+
+    def __init__(self, task: str, dag: str, known: Sequence[str]) -> None:
+        super().__init__(task, dag, known)
+        self.task, self.dag, self.known = task, dag, tuple(known)
+
+    def __str__(self) -> str:
+        hint = did_you_mean(self.task, self.known)
+        shown = ", ".join(self.known[:10]) + (", …" if len(self.known) > 10 else "")
+        return f"DAG {self.dag!r} has no task {self.task!r}{hint or '; its tasks are ' + shown}"
+
+
+class UnknownRun(UsageError):
+    """No run has the id, or ending of an id, that was asked for, or several have."""
+
+    def __init__(self, run: str, matches: Sequence[str], root: str) -> None:
+        super().__init__(run, matches, root)
+        self.run, self.matches, self.root = run, tuple(matches), root
+
+    def __str__(self) -> str:
+        if self.matches:
+            return f"{self.run!r} could be any of {len(self.matches)} runs: {', '.join(self.matches[:5])}; give more of its id"
+        return f"no run {self.run!r} in {self.root}; `gluepy runs` lists them"
+
+
+class OptionError(UsageError):
+    """An option, argument or call that cannot be meant. `option` names it."""
+
+    def __init__(self, option: str, problem: str, mend: str = "") -> None:
+        super().__init__(option, problem, mend)
+        self.option, self.problem, self.mend = option, problem, mend
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+
+
+class SettingsError(UsageError):
+    """A setting that is unknown or has a wrong value. `source` says where it was found."""
+
+    def __init__(self, setting: str, source: str, problem: str, mend: str = "") -> None:
+        super().__init__(setting, source, problem, mend)
+        self.setting, self.source, self.problem, self.mend = setting, source, problem, mend
+
+    def __str__(self) -> str:
+        where = f" ({self.source})" if self.source else ""
+        return f"{self.setting}{where}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+
+
+class ContextError(UsageError):
+    """Context files or parameters that cannot be read or do not fit CONTEXT_MODEL. `source` says which."""
+
+    def __init__(self, source: str, problem: str, mend: str = "") -> None:
+        super().__init__(source, problem, mend)
+        self.source, self.problem, self.mend = source, problem, mend
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+
+
+class ImportFailed(UsageError):
+    """A user's module did not import. `stack` is the traceback of the user's own frames."""
+
+    def __init__(self, module: str, why: str, stack: str = "", mend: str = "") -> None:
+        super().__init__(module, why, stack, mend)
+        self.module, self.why, self.stack, self.mend = module, why, stack, mend
+
+    def __str__(self) -> str:
+        text = f"cannot import {self.module!r}: {self.why}" + (f"; {self.mend}" if self.mend else "")
+        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+
+
+class MissingExtra(UsageError):
+    """A feature needs packages that are not installed. `extra` is the extra that brings them."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(feature, extra)
+        self.feature, self.extra = feature, extra
+
+    def __str__(self) -> str:
+        return f"{self.feature} needs the extra {self.extra!r}: pip install 'gluepy[{self.extra}]'"
+
+
+class NoRunContext(UsageError):
+    """Something that belongs to a run was asked for outside one."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} is known only while a task runs; in a test use `with gluepy.testing.task_run(tmp_path): …`"
+
+
+class NestedRun(UsageError):
+    """A run was started inside a task. `task` is the task that tried."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(task)
+        self.task = task
+
+    def __str__(self) -> str:
+        return f"task {self.task!r} tried to start a run inside its run; name the tasks in one DAG, or start the run outside"
+
+
+class RunLocked(UsageError):
+    """Another driver holds the run. `holder` says which process, where known."""
+
+    def __init__(self, run_id: str, holder: str = "") -> None:
+        super().__init__(run_id, holder)
+        self.run_id, self.holder = run_id, holder
+
+    def __str__(self) -> str:
+        who = f" ({self.holder})" if self.holder else ""
+        return (
+            f"run {self.run_id} is being driven by another process{who}; wait for it, or `gluepy cancel {self.run_id}`"
+        )
+
+
+class TaskError(GluepyError):
+    """One task of a run failed. `cause` is the user's exception as `__cause__` where it could be carried over.
+
+    Fields: `task` (id), `attempt`, `reason` (`exception`, `timeout`, `memory`, `lost`, `outputs`, `interrupted`),
+    `type` and `message` of the error, `stack` (the traceback's text, without gluepy's frames), `log` (the attempt's
+    log file, or an empty string).
+    """
+
+    def __init__(
+        self, task: str, attempt: int, reason: str, type: str, message: str, stack: str = "", log: str = ""
+    ) -> None:
+        super().__init__(task, attempt, reason, type, message, stack, log)
+        self.task, self.attempt, self.reason = task, attempt, reason
+        self.type, self.message, self.stack, self.log = type, message, stack, log
+
+    def __str__(self) -> str:
+        what = f"{self.type}: {self.message}" if self.type else self.message
+        return f"task {self.task!r}, attempt {self.attempt}: {what}"
+
+
+class RunError(ExceptionGroup[Exception]):
+    """A run failed: the group of its tasks' `TaskError`s. `result` is its `RunResult`; `run_id` its id."""
+
+    run_id: str
+    result: object
+
+    @classmethod
+    def of(cls, message: str, errors: Sequence[Exception], run_id: str, result: object) -> RunError:
+        """The group of `errors` for the run `run_id`."""
+        error = cls(message, errors)
+        error.run_id, error.result = run_id, result
+        return error
+
+    def derive(self, excs: Sequence[Exception]) -> RunError:  # type: ignore[override]
+        return RunError.of(self.message, excs, self.run_id, self.result)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.message, self.exceptions, self.run_id)
+
+
+def _rebuild(message: str, errors: Sequence[Exception], run_id: str) -> RunError:
+    return RunError.of(message, errors, run_id, None)
+
+
+class RunStopped(GluepyError):
+    """The run could not go on: the disk is full, the engine unreachable. What was recorded stays; resume it later."""
+
+    def __init__(self, run_id: str, why: str, mend: str = "") -> None:
+        super().__init__(run_id, why, mend)
+        self.run_id, self.why, self.mend = run_id, why, mend
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} stopped: {self.why}" + (f"; {self.mend}" if self.mend else "")
+
+
+class ExecutorBroken(GluepyError):
+    """The infrastructure of an executor failed (not a task): workers cannot be started, the engine is unreachable."""
+
+    def __init__(self, executor: str, why: str, mend: str = "") -> None:
+        super().__init__(executor, why, mend)
+        self.executor, self.why, self.mend = executor, why, mend
+
+    def __str__(self) -> str:
+        return f"{self.executor}: {self.why}" + (f"; {self.mend}" if self.mend else "")

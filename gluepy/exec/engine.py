@@ -1,0 +1,508 @@
+"""The one loop: append what happens, publish it, decide, start.
+
+The engine alone appends. `task.started` is in the log before an executor sees the attempt, `task.finished` before
+anything that waits for it starts. Attempts run in *slots*, a few long-lived tasks; a slot whose attempt has ended takes
+the next one without going back to the event loop. Each slot has a shielded cancel scope of its own: whoever cancels the
+run cancels only the wait for it, and the engine then stops what runs, writes that down, and lets the cancellation pass.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any, assert_never
+
+import anyio
+from anyio.abc import TaskGroup
+
+from gluepy.clock import Clock
+from gluepy.core import events as e
+from gluepy.core import scheduler as s
+from gluepy.core.state import State
+from gluepy.errors import ExecutorBroken, RunStopped, TaskError
+from gluepy.exec.boundary import task_error
+from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Metric, Outcome, Output, Progress, Released, RunInfo
+from gluepy.runs.log import EventLog, LogBroken
+from gluepy.sinks.feed import Feed
+
+_HOST = socket.gethostname()
+_BREATH_S = 0.005  # how long attempts that never wait may keep the event loop to themselves
+
+
+class Engine:
+    """Drives one run to its end. All that it needs is handed in; it reads no settings and finds nothing by itself.
+
+    `targets` are what the graph's specs run, `pool` where a `def run` without a pool of its own goes. `drive` runs it,
+    `stop` ends it early. Afterwards `errors` has the `TaskError` of each task that failed in this session.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: RunInfo,
+        state: State,
+        targets: Sequence[Any],
+        scheduler: s.Scheduler,
+        executor: Executor,
+        log: EventLog,
+        feed: Feed,
+        clock: Clock,
+        pool: str = "thread",
+        timeout_s: float | None = None,
+    ) -> None:
+        self.run = run
+        self.state = state
+        self.errors: dict[int, TaskError] = {}
+        self._graph = state.graph
+        self._targets = targets
+        self._scheduler = scheduler
+        self._executor = executor
+        self._log = log
+        self._feed = feed
+        self._clock = clock
+        self._pool = pool
+        self._timeout_s = timeout_s
+        self._pid = os.getpid()
+        self._second, self._second_text = -1, ""
+        self._seq = state.seq
+        self._session = state.session
+        self._began = 0.0
+        self._work: deque[s.Start] = deque()
+        self._idle: list[_Slot] = []
+        self._busy: dict[int, _Slot] = {}
+        self._slots = 0
+        self._deadlines: list[tuple[float, int, int]] = []
+        self._alarm_at = math.inf
+        self._alarm: anyio.CancelScope | None = None
+        self._look_again = False
+        self._over = anyio.Event()
+        self._broken: BaseException | None = None
+        self._tasks: TaskGroup | None = None
+        self._breath = 0.0
+
+    async def drive(self, opening: Callable[..., e.RunStarted | e.RunResumed]) -> None:
+        """Run to the end. `opening` makes the session's first event of a header.
+
+        Raises `RunStopped` when the run could not go on, and lets cancellation pass when all is written down.
+        """
+        self._began = self._clock.now()
+        self._session += 1
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                try:
+                    self._store(opening(*self._header("info")))
+                    await self._log.durable()
+                    self._tasks.start_soon(self._keep_time)
+                    self._advance()
+                    await self._over.wait()
+                except anyio.get_cancelled_exc_class():
+                    self.stop(s.EndRun("cancelled"))
+                    with anyio.CancelScope(shield=True):
+                        await self._over.wait()
+                    raise
+                except LogBroken as error:
+                    self._give_up(error)
+                finally:
+                    self._close()
+        finally:
+            self._feed.close()
+        if self._broken is not None:
+            raise self._stopped(self._broken) from self._broken
+
+    def stop(self, end: s.EndRun) -> None:
+        """Stop what runs, cancel what waits, and end as `end` says. Idempotent; from the event loop only."""
+        if not self._over.is_set():
+            self._scheduler.stop(end)
+            self._advance()
+
+    # Deciding, and carrying it out.
+
+    def _advance(self, taken: int = 0) -> None:
+        """Carry out what the scheduler wants now; `taken` slots are about to look for work themselves."""
+        try:
+            while (command := self._scheduler.next(self._clock.now())) is not None:
+                match command:
+                    case s.Start():
+                        self._start(command)
+                    case s.SkipTask():
+                        self._put(e.TaskSkipped(*self._about(command.node), command.reason))
+                    case s.BlockTask():
+                        causes = [self._graph.id(cause) for cause in command.causes]
+                        self._put(e.TaskBlocked(*self._about(command.node, "warning"), causes))
+                    case s.CancelTask():
+                        self._put(e.TaskCancelled(*self._about(command.node, "warning")))
+                    case s.StopTask():
+                        self._stop_task(command.node)
+                    case s.EndRun():
+                        self._end(command)
+                    case _:
+                        assert_never(command)
+        except LogBroken as error:
+            self._give_up(error)
+            return
+        self._set_alarm(self._scheduler.next_wake())
+        for _ in range(len(self._work) - taken):
+            if self._idle:
+                self._idle.pop().wake()
+            else:
+                self._open_slot()
+
+    def _start(self, start: s.Start) -> None:
+        node = start.node
+        spec = self._graph.spec(node)
+        self._put(
+            e.TaskStarted(
+                *self._header("info"),
+                self._graph.id(node),
+                start.attempt,
+                self._scheduler.max_attempts(node),
+                self._executor.name,
+                spec.pool or self._pool,
+                _HOST,
+                self._pid,
+                round(start.queued_s, 6),
+            )
+        )
+        self._work.append(start)
+
+    def _stop_task(self, node: int) -> None:
+        if (slot := self._busy.get(node)) is not None:
+            slot.stop()
+        for start in self._work:
+            if start.node == node:  # it was to start, and no slot has taken it up yet
+                self._work.remove(start)
+                self._put(e.TaskCancelled(*self._about(node, "warning")))
+                break
+
+    def _end(self, end: s.EndRun) -> None:
+        header = self._header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
+        duration_s = round(self._clock.now() - self._began, 6)
+        counts = self.state.counts()
+        dropped = self._feed.dropped or None
+        match end.status:
+            case "finished":
+                self._put(e.RunFinished(*header, duration_s, counts, dropped))
+            case "failed":
+                failed = [self._graph.id(node) for node in self.errors]
+                self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
+            case "cancelled":
+                self._put(e.RunCancelled(*header, duration_s, counts, dropped))
+        self._over.set()
+
+    # Slots: where attempts run.
+
+    def _open_slot(self) -> None:
+        assert self._tasks is not None
+        self._slots += 1
+        self._tasks.start_soon(self._serve, _Slot())
+
+    async def _serve(self, slot: _Slot) -> None:
+        try:
+            while not self._over.is_set():
+                with anyio.CancelScope(shield=True) as slot.scope:
+                    await self._work_on(slot)
+                if slot.attempt is not None:
+                    self._interrupted(slot, slot.attempt)
+        except BaseException as error:
+            self._give_up(error)
+            if not isinstance(error, Exception):
+                raise
+
+    async def _work_on(self, slot: _Slot) -> None:
+        while not (slot.scope.cancel_called or self._over.is_set()):
+            if not self._work:
+                self._idle.append(slot)
+                await slot.sleep()
+                continue
+            attempt = self._begin(slot, self._work.popleft())
+            outcome = await self._executor.run(attempt, self._emit(slot, attempt))
+            await self._settle(slot, attempt, outcome)
+            if self._clock.now() - self._breath > _BREATH_S:
+                await anyio.lowlevel.checkpoint()
+                self._breath = self._clock.now()
+
+    def _begin(self, slot: _Slot, start: s.Start) -> Attempt:
+        node = start.node
+        graph = self._graph
+        spec_index = graph.spec_of[node]
+        spec = graph.specs[spec_index]
+        attempt = Attempt(
+            self.run,
+            spec,
+            graph.id(node),
+            start.attempt,
+            self._scheduler.max_attempts(node),
+            graph.params(node),
+            spec.pool or self._pool,
+            self._targets[spec_index],
+        )
+        slot.begin(node, attempt, self._clock.now())
+        self._busy[node] = slot
+        if spec.timeout_s is not None:
+            deadline = slot.began + spec.timeout_s
+            heapq.heappush(self._deadlines, (deadline, node, start.attempt))
+            self._set_alarm(deadline)
+        return attempt
+
+    async def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> None:
+        """The attempt has ended by itself."""
+        node, duration_s = slot.node, self._clock.now() - slot.began
+        slot.attempt = None
+        del self._busy[node]
+        timeout_s = attempt.spec.timeout_s
+        if timeout_s is not None and duration_s > timeout_s:  # it overran, and nobody could interrupt it
+            outcome = _timed_out(timeout_s, outcome)
+        await self._conclude(node, attempt, outcome, round(duration_s, 6))
+        self._advance(taken=1)
+
+    def _interrupted(self, slot: _Slot, attempt: Attempt) -> None:
+        """The attempt was stopped: at its deadline, or because the run is."""
+        node, duration_s = slot.node, round(self._clock.now() - slot.began, 6)
+        slot.attempt = None
+        del self._busy[node]
+        if self._broken is not None:
+            return
+        try:
+            if slot.late and attempt.spec.timeout_s is not None:
+                outcome = _timed_out(attempt.spec.timeout_s, None)
+                for event in self._events(node, attempt, outcome, duration_s, slot.abandoned):
+                    self._put(event)
+            else:
+                header = self._header("warning")
+                self._put(e.TaskCancelled(*header, attempt.task, attempt.number, duration_s, slot.abandoned))
+        except LogBroken as error:
+            self._give_up(error)
+            return
+        if slot.released:
+            self._scheduler.release(node, attempt.number)
+        self._advance(taken=1)
+
+    async def _conclude(self, node: int, attempt: Attempt, outcome: Outcome, duration_s: float) -> None:
+        events = self._events(node, attempt, outcome, duration_s, False)
+        for event in events:
+            self._store(event)
+        await self._log.durable()  # what depends on it starts after it is safe
+        for event in events:
+            self._scheduler.observe(event, self._clock.now())
+
+    def _events(
+        self, node: int, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool
+    ) -> list[e.TaskEvent]:
+        """How the attempt ended, as events."""
+        ended: list[e.TaskEvent] = []
+        if outcome.status == "finished" and attempt.spec.expands:
+            clash = self._graph.clash(node, outcome.value) if self._graph.expandable(node) else None
+            if clash is not None:
+                outcome = Outcome(
+                    status="failed", reason="exception", error_type="DagError", error_message=str(clash), exception=clash
+                )
+            elif self._graph.expandable(node):
+                ended.append(e.TaskExpanded(*self._header("info"), attempt.task, attempt.number, outcome.value))
+        header = (*self._header("info", len(ended)), attempt.task, attempt.number)
+        executor, pool = self._executor.name, attempt.pool
+        worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
+        if outcome.status == "finished":
+            return [*ended, e.TaskFinished(*header, executor, pool, duration_s, worker, pid, host, cpu_s, rss)]
+        if outcome.status == "skipped":
+            return [e.TaskSkipped(*header, "skip", outcome.error_message, duration_s)]
+        reason = outcome.reason or "exception"
+        delay_s = self._scheduler.retry_delay(node, reason, outcome.retryable, self.run.run_id)
+        log = attempt.log if self.run.capture else None
+        type, message, stack = outcome.error_type, outcome.error_message, outcome.error_stack or None
+        limit = attempt.max_attempts
+        if delay_s is not None:
+            header = (*self._header("warning"), attempt.task, attempt.number)
+            facts: tuple[Any, ...] = (limit, executor, pool, duration_s, round(delay_s, 6), reason, type, message, stack)
+            return [e.TaskRetrying(*header, *(*facts, worker, pid, host, cpu_s, rss, abandoned, log))]
+        file = os.path.join(self.run.record, log) if log and self.run.record else ""
+        self.errors[node] = task_error(attempt.number, attempt.task, outcome, file)
+        header = (*self._header("error"), attempt.task, attempt.number)
+        end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
+        return [e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log))]
+
+    def _emit(self, slot: _Slot, attempt: Attempt) -> Emit:
+        """What the executor may tell while the attempt runs, and, of an abandoned one, when it has really ended."""
+
+        def emit(emission: Emission) -> None:
+            if isinstance(emission, Released):
+                slot.released = True
+                self._scheduler.release(self._graph.index[attempt.task], attempt.number)
+                self._advance()
+                return
+            if slot.attempt is not attempt or self._broken is not None:
+                return  # late: the attempt has ended already
+            match emission:
+                case Output():
+                    if self._feed.live:
+                        header = self._header("info", -1)
+                        self._feed.output(
+                            e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
+                        )
+                case Progress():
+                    self._tell(e.TaskProgress, attempt, emission.done, emission.total)
+                case Metric():
+                    self._tell(e.TaskMetric, attempt, emission.name, emission.value)
+                case Abandoned():
+                    slot.abandoned = True
+                case _:
+                    assert_never(emission)
+
+        return emit
+
+    def _tell(self, kind: Callable[..., e.TaskEvent], attempt: Attempt, *facts: object) -> None:
+        try:
+            self._put(kind(*self._header("info"), attempt.task, attempt.number, *facts))
+        except LogBroken as error:
+            self._give_up(error)
+
+    # Time.
+
+    async def _keep_time(self) -> None:
+        if self._timeout_s is not None:
+            self._set_alarm(self._began + self._timeout_s)
+        while not self._over.is_set():
+            at = -math.inf if self._look_again else min(self._scheduler.next_wake(), self._deadlines[0][0] if self._deadlines else math.inf)
+            if self._timeout_s is not None:
+                at = min(at, self._began + self._timeout_s)
+            self._look_again = False
+            self._alarm_at = at
+            with anyio.CancelScope(shield=True) as self._alarm:
+                await self._clock.sleep_until(at)
+            self._alarm = None
+            if self._over.is_set():
+                return
+            now = self._clock.now()
+            while self._deadlines and self._deadlines[0][0] <= now:
+                _, node, number = heapq.heappop(self._deadlines)
+                slot = self._busy.get(node)
+                if slot is not None and slot.attempt is not None and slot.attempt.number == number:
+                    slot.late = True
+                    slot.stop()
+            if self._timeout_s is not None and now >= self._began + self._timeout_s:
+                self._timeout_s = None
+                self._scheduler.stop(s.EndRun("failed", "timeout"))
+            self._advance()
+
+    def _set_alarm(self, at: float) -> None:
+        if at < self._alarm_at:
+            self._alarm_at = at
+            if self._alarm is not None:
+                self._alarm.cancel()
+
+    def look_again(self) -> None:
+        """A limit that this run shares with others has come free: decide again, soon."""
+        self._look_again = True
+        self._set_alarm(-math.inf)
+
+    # Writing.
+
+    def _header(self, level: str, ahead: int = 0) -> tuple[int, int, str, str, str, str]:
+        """The header of the event that is stored next, or of the one `ahead` after it."""
+        wall = self._clock.wall()
+        second = int(wall)
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.")
+        timestamp = f"{self._second_text}{int((wall - second) * 1e6):06d}Z"
+        return self._seq + 1 + ahead, self._session, timestamp, level, self.run.run_id, self.run.dag
+
+    def _about(self, node: int, level: str = "info") -> tuple[int, int, str, str, str, str, str, int]:
+        return (*self._header(level), self._graph.id(node), self.state.attempt[node])
+
+    def _put(self, event: e.Event) -> None:
+        self._store(event)
+        self._scheduler.observe(event, self._clock.now())
+
+    def _store(self, event: e.Event) -> None:
+        if self._broken is not None:
+            raise LogBroken("the log", "the run has stopped")
+        offset = self._log.size
+        self._log.append(e.encode(event))
+        self._seq = event.seq
+        if self._feed.live:
+            self._feed.publish(event, offset)
+
+    # Ending.
+
+    def _give_up(self, error: BaseException) -> None:
+        """The run cannot go on: stop what runs. Where the log still takes it, write down how it ended."""
+        if self._broken is not None or self._over.is_set():
+            return
+        if not isinstance(error, LogBroken):
+            try:
+                for node, slot in self._busy.items():
+                    if slot.attempt is not None:
+                        self._put(e.TaskCancelled(*self._about(node, "warning")))
+                self._scheduler.stop(s.EndRun("failed", "stopped"))
+                self._advance()
+            except LogBroken:
+                pass
+        self._broken = error
+        self._over.set()
+        self._close()
+
+    def _close(self) -> None:
+        for slot in list(self._busy.values()):
+            slot.stop()
+        while self._idle:
+            self._idle.pop().wake()
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _stopped(self, error: BaseException) -> RunStopped:
+        if isinstance(error, ExecutorBroken):
+            return RunStopped(self.run.run_id, f"{error.executor}: {error.why}", error.mend)
+        if isinstance(error, LogBroken):
+            return RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend)
+        return RunStopped(self.run.run_id, f"{self._executor.name} raised {type(error).__name__}: {error}")
+
+
+class _Slot:
+    """One long-lived task that runs attempts, and what it is at."""
+
+    __slots__ = ("_awake", "abandoned", "attempt", "began", "late", "node", "released", "scope")
+
+    def __init__(self) -> None:
+        self.scope: anyio.CancelScope = anyio.CancelScope()
+        self.attempt: Attempt | None = None
+        self.node = -1
+        self.began = 0.0
+        self.late = self.abandoned = self.released = False
+        self._awake: anyio.Event | None = None
+
+    def begin(self, node: int, attempt: Attempt, now: float) -> None:
+        """Take `attempt` up."""
+        self.node, self.attempt, self.began = node, attempt, now
+        self.late = self.abandoned = self.released = False
+
+    def stop(self) -> None:
+        """Interrupt the attempt."""
+        self.scope.cancel()
+
+    async def sleep(self) -> None:
+        """Wait for `wake`."""
+        self._awake = anyio.Event()
+        await self._awake.wait()
+
+    def wake(self) -> None:
+        """End `sleep`."""
+        if self._awake is not None:
+            self._awake.set()
+
+
+def _timed_out(timeout_s: float, outcome: Outcome | None) -> Outcome:
+    where = {name: getattr(outcome, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if outcome else {}
+    return Outcome(
+        status="failed",
+        reason="timeout",
+        error_type="TimeoutError",
+        error_message=f"it took longer than its timeout_s of {timeout_s:g} s",
+        exception=TimeoutError(f"longer than {timeout_s:g} s"),
+        **where,
+    )
+

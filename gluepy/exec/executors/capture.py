@@ -1,0 +1,197 @@
+"""What attempts print and log: lines, to the attempt's log file and to live subscribers.
+
+In this process a proxy stands in for `sys.stdout` and `sys.stderr` while a run captures; it knows by the context
+variable which attempt prints. Worker processes are captured by their descriptors instead.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from gluepy.exec.port import Emission, Output
+from gluepy.exec.scope import current_scope
+
+LINE_LENGTH = 65_536  # characters; the rest of a longer line is left out, and said so
+_lock = threading.Lock()
+_depth = 0
+_undo: list[Callable[[], None]] = []
+
+
+class AttemptOutput:
+    """The lines of one attempt. `write` takes text in pieces, `line` whole lines; from any thread."""
+
+    def __init__(self, file: Path | None, emit: Callable[[Emission], None]) -> None:
+        self._path, self._emit = file, emit
+        self._file: io.FileIO | None = None
+        self._partial: dict[str, list[str]] = {}
+        self._length: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def write(self, stream: str, text: str) -> None:
+        """Take a piece of text; what ends in a newline is a line."""
+        with self._lock:
+            *whole, rest = text.split("\n")
+            for piece in whole:
+                self._line(stream, self._joined(stream, piece))
+            if rest:
+                length = self._length.get(stream, 0)
+                if length <= LINE_LENGTH:
+                    self._partial.setdefault(stream, []).append(rest[: LINE_LENGTH + 1 - length])
+                self._length[stream] = length + len(rest)
+
+    def line(self, stream: str, line: str) -> None:
+        """Take one line, without its newline."""
+        with self._lock:
+            self._line(stream, line)
+
+    def close(self) -> None:
+        """What was written without a newline is a line too."""
+        with self._lock:
+            for stream in list(self._partial):
+                self._line(stream, self._joined(stream, ""))
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def _joined(self, stream: str, last: str) -> str:
+        parts = self._partial.pop(stream, [])
+        length = self._length.pop(stream, 0) + len(last)
+        line = "".join([*parts, last])
+        return line if length <= LINE_LENGTH else f"{line[:LINE_LENGTH]} … ({length - LINE_LENGTH} characters left out)"
+
+    def _line(self, stream: str, line: str) -> None:
+        if self._path is not None:
+            try:
+                if self._file is None:
+                    self._file = io.FileIO(self._path, "a")
+                self._file.write(line.encode("utf-8", "replace") + b"\n")
+            except OSError:  # a full disk stops the run at its next event; output alone must not fail a task
+                self._path = None
+        self._emit(Output(stream, line))
+
+
+@contextmanager
+def capturing() -> Iterator[None]:
+    """While the block runs, what attempts in this process print or log goes to their `AttemptOutput`.
+
+    What nobody's attempt prints goes where it went before. Nested and concurrent uses share one proxy.
+    """
+    global _depth
+    with _lock:
+        _depth += 1
+        if _depth == 1:
+            _install()
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if not _depth:
+                while _undo:
+                    _undo.pop()()
+
+
+class _Proxy(io.TextIOBase):
+    """Stands in for a standard stream."""
+
+    def __init__(self, name: str, original: TextIO) -> None:
+        self._name, self._original = name, original
+
+    def write(self, text: str) -> int:
+        scope = current_scope()
+        if scope is not None and scope.output is not None:
+            scope.output.write(self._name, text)
+            return len(text)
+        return self._original.write(text)
+
+    def flush(self) -> None:
+        self._original.flush()
+
+    def isatty(self) -> bool:
+        scope = current_scope()
+        return (scope is None or scope.output is None) and self._original.isatty()
+
+    def fileno(self) -> int:
+        return self._original.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def buffer(self) -> Any:
+        """Bytes go through `write` too, so that they are captured."""
+        return _Bytes(self)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """As the stream itself."""
+        return getattr(self._original, "encoding", None) or "utf-8"
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]
+        """Never an error on output."""
+        return "replace"
+
+
+class _Bytes(io.RawIOBase):
+    def __init__(self, proxy: _Proxy) -> None:
+        self._proxy = proxy
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._proxy.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+
+class _LogHandler(logging.Handler):
+    """Logging of attempts, where the program has set up none of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        scope = current_scope()
+        if scope is not None and scope.output is not None:
+            scope.output.write("log", self.format(record) + "\n")
+        elif record.levelno >= logging.WARNING and logging.lastResort is not None:
+            logging.lastResort.emit(record)
+
+
+def log_handler() -> logging.Handler:
+    """The handler for attempts' logging: time, level, logger, message."""
+    handler = _LogHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
+    return handler
+
+
+def _install() -> None:
+    for name in ("stdout", "stderr"):
+        original = getattr(sys, name)
+        proxy = _Proxy(name, original)
+        setattr(sys, name, proxy)
+
+        def restore(name: str = name, original: Any = original, proxy: Any = proxy) -> None:
+            if getattr(sys, name) is proxy:
+                setattr(sys, name, original)
+
+        _undo.append(restore)
+        # A handler that was set up before holds the stream itself.
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is original:
+                handler.setStream(proxy)
+                _undo.append(lambda handler=handler, original=original: handler.setStream(original))  # type: ignore[misc]
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = log_handler()
+        level = root.level
+        root.addHandler(handler)
+        if level == logging.WARNING:  # untouched: a log file wants what a console would not show
+            root.setLevel(logging.INFO)
+            _undo.append(lambda: root.setLevel(level))
+        _undo.append(lambda: root.removeHandler(handler))

@@ -1,0 +1,109 @@
+"""The far end of an attempt: a message comes in, its task runs, an outcome goes back.
+
+Both ways all is msgpack of plain data. An exception travels as type, message and traceback text; the object itself
+only between processes of one machine, and only if it survives pickling there and back.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gluepy.core.graph import Spec
+from gluepy.exec.boundary import execute, run_scope
+from gluepy.exec.executors.capture import AttemptOutput, log_handler
+from gluepy.exec.port import Attempt, Emission, Output, Outcome, RunInfo
+from gluepy.exec.scope import RunScope, Scope
+
+_encoder = msgspec.msgpack.Encoder()
+_emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
+_Message = tuple[Spec, str, int, int, dict[str, Any], str]
+_scopes: dict[str, RunScope] = {}
+
+
+def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> bytes:
+    """Run the attempt in `payload` (`attempt_message`) of the run in `shared` (`run_message_of`); what its task emits
+    goes to `send`. Returns what `outcome_of` reads. Called in a worker process."""
+    run = msgspec.msgpack.decode(shared, type=RunInfo)
+    known = _scopes.get(run.run_id)
+    if known is None or known.run != run:
+        _scopes.clear()  # one run at a time is the rule; another one costs reading its settings again
+        known = _scopes[run.run_id] = run_scope(run)
+    spec, task, number, max_attempts, params, pool = msgspec.msgpack.decode(payload, type=_Message)
+    attempt = Attempt(run, spec, task, number, max_attempts, params, pool)
+
+    def emit(emission: Emission) -> None:
+        send(_encoder.encode(emission))
+
+    output = None
+    if run.capture:
+        output = AttemptOutput(None, lambda emission: emit(emission) if isinstance(emission, Output) else None)
+        _log_to_stderr()
+    outcome = execute(attempt, Scope(known, attempt, emit, _LogOnly(output) if output else None))
+    if output is not None:
+        output.close()
+    return _encoder.encode((msgspec.structs.replace(outcome, exception=None), _pickled(outcome.exception)))
+
+
+def run_message_of(run: RunInfo) -> bytes:
+    """`run` as bytes for `run_message`."""
+    return _encoder.encode(run)
+
+
+def attempt_message(attempt: Attempt) -> bytes:
+    """`attempt`, but for its run, as bytes for `run_message`."""
+    return _encoder.encode(
+        (attempt.spec, attempt.task, attempt.number, attempt.max_attempts, dict(attempt.params), attempt.pool)
+    )
+
+
+def emission_of(message: bytes) -> Emission:
+    """The emission in a message that `run_message` sent."""
+    return _emissions.decode(message)
+
+
+def outcome_of(body: bytes) -> Outcome:
+    """The outcome in what `run_message` returned."""
+    outcome, error = msgspec.msgpack.decode(body, type=tuple[Outcome, bytes])
+    if not error:
+        return outcome
+    try:
+        exception: Any = pickle.loads(error)  # noqa: S301  # written by our own worker, on this machine
+    except Exception:
+        return outcome  # its class cannot be had here
+    return msgspec.structs.replace(outcome, exception=exception)
+
+
+class _LogOnly:
+    """In a worker its own descriptors are captured; only log lines take another way."""
+
+    def __init__(self, output: AttemptOutput) -> None:
+        self._output = output
+
+    def write(self, stream: str, text: str) -> None:
+        self._output.write(stream, text)
+
+
+def _log_to_stderr() -> None:
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(log_handler())
+        root.setLevel(logging.INFO)
+
+
+def _pickled(error: BaseException | None) -> bytes:
+    if error is None or isinstance(error, SystemExit):
+        return b""
+    traceback, error.__traceback__ = error.__traceback__, None
+    try:
+        data = pickle.dumps(error)
+        return data if isinstance(pickle.loads(data), type(error)) and len(data) < 1 << 20 else b""  # noqa: S301
+    except Exception:
+        return b""
+    finally:
+        error.__traceback__ = traceback
+
