@@ -1,0 +1,144 @@
+"""The service example behind a real server: runs that are waited for, in the background, or cut short by their client."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    import httpx
+
+ENDLESS = {"dag": "pi", "params": {"points": 10**12}}
+
+
+class Server:
+    """A running service, and a client of it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], client: httpx.Client, runs: Path) -> None:
+        self.process, self.client, self.runs = process, client, runs
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes below the server's."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def events(self, run_id: str) -> list[str]:
+        """The names of a run's events so far, from its record."""
+        return [json.loads(line)["event"] for line in (self.runs / run_id / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def server(examples: Path, tmp_path: Path) -> Iterator[Server]:
+    import httpx
+
+    runs = tmp_path / "runs"
+    env = os.environ | {"GLUEPY_STORAGE_ROOT": str(tmp_path / "data"), "GLUEPY_RUNS_ROOT": str(runs)}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, descriptor = listener.getsockname()[1], listener.fileno()
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "app:app",
+            "--fd",
+            str(descriptor),
+            "--timeout-graceful-shutdown",
+            "1",
+        ]
+        process = subprocess.Popen(command, cwd=examples / "service", env=env, pass_fds=[descriptor])
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Server(process, client, runs)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def eventually(true: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether `true()` comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def events_of(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The server-sent events of a response, as they come."""
+    for line in response.iter_lines():
+        if line:
+            assert line.startswith("data: ")
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_request_waits_for_its_run(server: Server) -> None:
+    answer = server.client.post("/pi", params={"points": 20_000})
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "finished"
+    assert answer.json()["pi"] == pytest.approx(3.14, abs=0.05)
+
+
+def test_every_reader_of_a_run_gets_all_its_events(server: Server) -> None:
+    run_id = server.client.post("/runs", json={"dag": "pi", "params": {"points": 20_000}}).json()["run_id"]
+    seen = []
+    for _ in range(2):  # the second comes when all is over
+        with server.client.stream("GET", f"/runs/{run_id}/events") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            seen.append([event["event"] for event in events_of(response)])
+    assert seen[0] == seen[1]
+    assert seen[0][0] == "run.started"
+    assert seen[0][-1] == "run.finished"
+    assert seen[0].count("task.finished") == 9
+    stored = [event for event in seen[0] if event != "task.output"]
+    assert stored == server.events(run_id)
+
+
+def test_reader_that_goes_away_leaves_a_background_run_alone(server: Server) -> None:
+    run_id = server.client.post("/runs", json={"dag": "pi", "params": {"points": 300_000}}).json()["run_id"]
+    with server.client.stream("GET", f"/runs/{run_id}/events") as response:
+        assert next(events_of(response))["event"] == "run.started"
+    assert eventually(lambda: server.events(run_id)[-1] == "run.finished")
+
+
+def test_client_that_goes_away_cancels_its_run(server: Server) -> None:
+    with server.client.stream("POST", "/stream", json=ENDLESS) as response:
+        run_id = response.headers["x-run-id"]
+        for event in events_of(response):
+            if event["event"] == "task.progress":
+                break
+        workers = server.workers()
+        assert workers
+    assert eventually(lambda: server.events(run_id)[-1] == "run.cancelled")
+    assert eventually(lambda: not any(worker.is_running() for worker in workers))
+    assert server.client.post("/pi", params={"points": 1000}).status_code == 200
+
+
+def test_shutdown_cancels_what_runs_and_leaves_no_process(server: Server) -> None:
+    background = server.client.post("/runs", json=ENDLESS).json()["run_id"]
+    assert eventually(lambda: "task.progress" in server.events(background))
+    with server.client.stream("POST", "/stream", json=ENDLESS) as response:
+        streamed = response.headers["x-run-id"]
+        assert next(events_of(response))["event"] == "run.started"
+        workers = server.workers()
+        server.process.terminate()
+        server.process.wait(30)
+    assert server.events(background)[-1] == server.events(streamed)[-1] == "run.cancelled"
+    assert eventually(lambda: not any(worker.is_running() for worker in workers))
+
+
+def test_unknown_dag_and_run_are_the_clients_mistakes(server: Server) -> None:
+    answer = server.client.post("/runs", json={"dag": "pie"})
+    assert answer.status_code == 422
+    assert "did you mean 'pi'?" in answer.json()["detail"]
+    assert server.client.post("/stream", json={"dag": "pie"}).status_code == 422
+    assert server.client.get("/runs/none/events").status_code == 404
