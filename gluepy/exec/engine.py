@@ -75,7 +75,7 @@ class Engine:
         self._work: deque[s.Start] = deque()
         self._idle: list[_Slot] = []
         self._busy: dict[int, _Slot] = {}
-        self._slots = 0
+        self._coming = 0  # slots that were called and have not looked for work yet
         self._deadlines: list[tuple[float, int, int]] = []
         self._alarm_at = math.inf
         self._alarm: anyio.CancelScope | None = None
@@ -146,11 +146,13 @@ class Engine:
             self._give_up(error)
             return
         self._set_alarm(self._scheduler.next_wake())
-        for _ in range(len(self._work) - taken):
+        for _ in range(len(self._work) - taken - self._coming):
+            self._coming += 1
             if self._idle:
                 self._idle.pop().wake()
             else:
-                self._open_slot()
+                assert self._tasks is not None
+                self._tasks.start_soon(self._serve, _Slot())
 
     def _start(self, start: s.Start) -> None:
         node = start.node
@@ -196,12 +198,8 @@ class Engine:
 
     # Slots: where attempts run.
 
-    def _open_slot(self) -> None:
-        assert self._tasks is not None
-        self._slots += 1
-        self._tasks.start_soon(self._serve, _Slot())
-
     async def _serve(self, slot: _Slot) -> None:
+        self._coming -= 1
         try:
             while not self._over.is_set():
                 with anyio.CancelScope(shield=True) as slot.scope:
@@ -218,6 +216,7 @@ class Engine:
             if not self._work:
                 self._idle.append(slot)
                 await slot.sleep()
+                self._coming -= 1
                 continue
             attempt = self._begin(slot, self._work.popleft())
             outcome = await self._executor.run(attempt, self._emit(slot, attempt))
@@ -450,6 +449,7 @@ class Engine:
         for slot in list(self._busy.values()):
             slot.stop()
         while self._idle:
+            self._coming += 1
             self._idle.pop().wake()
         if self._alarm is not None:
             self._alarm.cancel()

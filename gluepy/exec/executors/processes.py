@@ -279,13 +279,17 @@ class WorkerPool:
             try:
                 await worker.kill()
             finally:
-                self._workers.discard(worker)
-                heappush(self._free_numbers, worker.number)
+                worker.forsaken = not worker.gone.is_set()
+            self._workers.discard(worker)
+            heappush(self._free_numbers, worker.number)
             worker.end_lines()
 
     async def _retire(self) -> None:
-        """Remove workers that nobody used for `idle_s`."""
+        """Remove workers that nobody used for `idle_s`, and such as were not seen to their end."""
         while True:
+            for worker in [worker for worker in self._workers if worker.forsaken]:
+                worker.lines = {}
+                await self._remove(worker)
             now = anyio.current_time()
             while self._idle and self._idle[0].idle_since + self.idle_s <= now:
                 await self._remove(self._idle.popleft())
@@ -297,7 +301,7 @@ class WorkerPool:
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as group:
                 for worker in list(self._workers):
-                    if worker in idle:
+                    if worker in idle or worker.forsaken:
                         group.start_soon(self._remove, worker)
                     else:  # its call is still there, gets to know, and removes it
                         worker.order(far_end.KILL)
@@ -406,6 +410,7 @@ class _Worker:
         self.pid = 0  # the worker's, not the guard's; known from its first words
         self.idle_since = 0.0
         self.gone = anyio.Event()
+        self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
         self.lines: dict[str, _Lines] = {}
         self.last_words = ""
         self._keys: OrderedDict[str, None] = OrderedDict()
@@ -473,23 +478,21 @@ class _Worker:
         """Kill the worker and all its descendants and return when they are gone. Shielded and bounded by `grace_s`."""
         if self.gone.is_set():
             return
-        try:
-            with anyio.CancelScope(shield=True):
-                if self.process is not None:
-                    self.order(far_end.KILL)
+        with anyio.CancelScope(shield=True):
+            if self.process is not None:
+                self.order(far_end.KILL)
+                with anyio.move_on_after(self.grace_s):
+                    await self._until_guard_ended()
+                if self.process.poll() is None:
+                    self.process.kill()
                     with anyio.move_on_after(self.grace_s):
-                        await self._until_guard_ended()
-                    if self.process.poll() is None:
-                        self.process.kill()
-                        with anyio.move_on_after(self.grace_s):
-                            await self._until_reaped()
-                    if self.pid and self._guard_was_killed():
-                        with suppress(ProcessLookupError, PermissionError):
-                            os.killpg(self.pid, signal.SIGKILL)
-        finally:
-            self.gone.set()
-            self._take_last_words()
-            self._close()
+                        await self._until_reaped()
+                if self.pid and self.process.returncode != 0:  # the guard was killed, perhaps not by us
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.killpg(self.pid, signal.SIGKILL)
+        self.gone.set()
+        self._take_last_words()
+        self._close()
 
     async def _until_guard_ended(self) -> None:
         with suppress(OSError):
@@ -507,9 +510,6 @@ class _Worker:
         while self.process.poll() is None:
             await anyio.sleep(pause)
             pause = min(pause + 0.0002, 0.02)
-
-    def _guard_was_killed(self) -> bool:
-        return self.process is not None and self.process.returncode != 0
 
     def _take_last_words(self) -> None:
         for fd, stream in self._fds.items():
@@ -567,7 +567,10 @@ class _Worker:
                 elif key.data == "life":
                     raise await self._ended()
                 else:
-                    self.lines[key.data].feed(os.read(key.fd, CHUNK))
+                    data = os.read(key.fd, CHUNK)
+                    if not self.pid:
+                        self.last_words += data.decode("utf-8", "replace")
+                    self.lines[key.data].feed(data)
 
     def _request(self, entry: str, shared: tuple[str, bytes], payload: bytes, main: bool) -> bytes:
         key, data = shared

@@ -354,8 +354,6 @@ class _Server:
         self.shared[key] = shared = self.shared.pop(key)
         while len(self.shared) > REMEMBERED:
             del self.shared[next(iter(self.shared))]
-        os.fchdir(self.home)
-        signal.signal(signal.SIGINT, self._interrupted)
         if self.high_water >= 0:
             os.write(self.high_water, b"5")
         own, below = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
@@ -381,7 +379,9 @@ class _Server:
                 kind, body = RETURNED, result
             finally:
                 self.armed = False
+                self._put_right()
         except BaseException as error:  # every way out of a call is a reply: the driver must never have to guess
+            self._put_right()  # again: this error may be that of a signal handler which broke off the first time
             kind, body = FAILED, _described(phase, error)
         self._flush()
         if os.getpid() != self.pid:  # a child that the call forked, and that came back from it
@@ -410,6 +410,12 @@ class _Server:
         self.entries[entry] = function
         return function
 
+    def _put_right(self) -> None:
+        """Undo what a call may do to its process, and what would meet the next call or our own code."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, self._interrupted)
+        os.fchdir(self.home)
+
     def _flush(self) -> None:
         """Bring into the pipes what was printed, so that the driver finds it there when it has read the reply."""
         for stream in (*self.streams, sys.stdout, sys.stderr):
@@ -421,11 +427,7 @@ class _Server:
             self.fflush(self.stdio)  # what C libraries printed
 
     def _left_something(self) -> bool:
-        """Whether the call left children, threads that the interpreter would wait for, or other standard streams.
-
-        It also stops a timer that would go off in a later call.
-        """
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        """Whether the call left children, threads that the interpreter would wait for, or other standard streams."""
         if LINUX:
             try:
                 os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
