@@ -195,10 +195,11 @@ class Runtime:
         executor: str | type[Executor] | Executor | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if isinstance(settings, Settings):
-            self.settings = settings
+        snapshot = getattr(settings, "snapshot", None)
+        if snapshot is not None:  # Settings, or the proxy for the current ones
+            self.settings: Settings = snapshot()
         else:
-            self.settings = load_settings(find_project(Path.cwd()), settings or {})
+            self.settings = load_settings(find_project(Path.cwd()), dict(settings or {}))
         _check_concurrency(concurrency)
         self._concurrency = concurrency
         self._executor_option = executor

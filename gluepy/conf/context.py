@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gluepy.conf.project import import_object, user_stack
+from gluepy.conf.project import import_object
 from gluepy.core.events import JSON
 from gluepy.errors import ContextError, did_you_mean
+from gluepy.traces import user_stack
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings

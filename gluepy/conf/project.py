@@ -10,8 +10,7 @@ import importlib.util
 import os
 import re
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gluepy.errors import ImportFailed, SettingsError, did_you_mean
+from gluepy.traces import user_stack
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
@@ -28,8 +28,6 @@ DEFAULT_MODULE = "settings"
 SUBMODULES = ("tasks", "dags", "commands")
 
 _TABLE = re.compile(r"^\s*\[\s*tool\s*\.\s*gluepy\s*[].]", re.MULTILINE)
-_OURS = str(Path(__file__).resolve().parent.parent) + os.sep
-_IMPORTLIB = (f"importlib{os.sep}__init__.py", "<frozen importlib.")
 
 
 def find_project(start: Path) -> Path | None:
@@ -210,25 +208,6 @@ def _execute(name: str, file: Path, version: tuple[str, int, int]) -> ModuleType
             if before is not None:
                 sys.modules[name] = before
     return module
-
-
-def user_stack(error: BaseException) -> str:
-    """The traceback of `error` as text, causes and all, without the frames of gluepy and of the import system."""
-    told = traceback.TracebackException.from_exception(error, lookup_lines=False)
-    for part in _chain(told):
-        part.stack = traceback.StackSummary.from_list([frame for frame in part.stack if not _is_ours(frame.filename)])
-    return "".join(told.format()).rstrip()
-
-
-def _chain(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
-    yield told
-    for part in (told.__cause__, told.__context__, *(getattr(told, "exceptions", None) or ())):
-        if part is not None:
-            yield from _chain(part)
-
-
-def _is_ours(filename: str) -> bool:
-    return filename.startswith(_OURS) or any(mark in filename for mark in _IMPORTLIB)
 
 
 def _imported(name: str, asked: str = "", mend: str = "") -> ModuleType:

@@ -7,8 +7,6 @@ tells the same everywhere.
 from __future__ import annotations
 
 import importlib
-import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ from gluepy.exec.dag import Expander
 from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
 from gluepy.exec.task import Skip, Task, retry_of
+from gluepy.traces import type_name, user_stack
 
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _MESSAGE_LENGTH = 10_000
-_STACK_LENGTH = 100_000
 
 
 class MissingOutputs(Exception):
@@ -67,26 +64,12 @@ def failed(attempt: Attempt, error: BaseException) -> Outcome:
     return Outcome(
         status="failed",
         reason="outputs" if isinstance(error, MissingOutputs) else "exception",
-        error_type=_name(type(error)),
+        error_type=type_name(error),
         error_message=message[:_MESSAGE_LENGTH],
-        error_stack=stack_of(error),
+        error_stack=user_stack(error),
         retryable=retryable,
         exception=error,
     )
-
-
-def stack_of(error: BaseException) -> str:
-    """The traceback of `error` as text, chained ones and notes included, without the frames of gluepy; never with the
-    values of variables."""
-    try:
-        report = traceback.TracebackException.from_exception(error, compact=True)
-        _trim(report, set())
-        text = "".join(report.format())
-    except Exception as broken:  # an exception whose own __str__, notes or __cause__ raise
-        text = f"{_name(type(error))}: (its traceback could not be formatted: {_name(type(broken))})\n"
-    if len(text) > _STACK_LENGTH:
-        text = f"{text[: _STACK_LENGTH // 2]}\n… ({len(text) - _STACK_LENGTH} characters left out) …\n{text[-_STACK_LENGTH // 2 :]}"
-    return text.encode("utf-8", "replace").decode()
 
 
 def run_scope(run: RunInfo) -> RunScope:
@@ -146,26 +129,9 @@ def checked(task: Task) -> Outcome:
     return FINISHED
 
 
-def _trim(report: traceback.TracebackException, seen: set[int]) -> None:
-    if id(report) in seen:
-        return
-    seen.add(id(report))
-    frames = [frame for frame in report.stack if not os.path.abspath(frame.filename).startswith(_HERE)]
-    if frames:
-        report.stack = traceback.StackSummary.from_list(frames)
-    for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
-        if other is not None:
-            _trim(other, seen)
-
-
 def _message(error: BaseException) -> str:
     try:
         return str(error).encode("utf-8", "replace").decode()
     except Exception:
         return "(its message could not be formatted)"
-
-
-def _name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-
 

@@ -1,0 +1,47 @@
+"""Tracebacks as users should see them: their own frames, all of them, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+_OURS = str(Path(__file__).resolve().parent) + os.sep
+_IMPORTLIB = (f"importlib{os.sep}__init__.py", "<frozen importlib.")
+_LENGTH = 100_000  # characters; what is longer loses its middle
+
+
+def user_stack(error: BaseException) -> str:
+    """The traceback of `error` as text: causes, contexts, groups and notes included, without the frames of gluepy and
+    of the import system, never with the values of variables."""
+    try:
+        told = traceback.TracebackException.from_exception(error, compact=True)
+        for part in _chain(told, set()):
+            part.stack = traceback.StackSummary.from_list([frame for frame in part.stack if not _is_ours(frame.filename)])
+        text = "".join(told.format()).rstrip()
+    except Exception as broken:  # an exception whose own __str__ or notes raise
+        text = f"{type_name(error)}: (its traceback cannot be formatted: {type_name(broken)})"
+    if len(text) > _LENGTH:
+        half = _LENGTH // 2
+        text = f"{text[:half]}\n… ({len(text) - _LENGTH} characters left out) …\n{text[-half:]}"
+    return text.encode("utf-8", "replace").decode()
+
+
+def type_name(error: BaseException) -> str:
+    """The name of the exception's class as a traceback shows it."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _chain(told: traceback.TracebackException, seen: set[int]) -> Iterator[traceback.TracebackException]:
+    if id(told) not in seen:
+        seen.add(id(told))
+        yield told
+        for part in (told.__cause__, told.__context__, *(told.exceptions or ())):
+            if part is not None:
+                yield from _chain(part, seen)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_OURS) or any(mark in filename for mark in _IMPORTLIB)
