@@ -1,4 +1,4 @@
-"""gluepy runs pipelines: plain `Task` classes, a `DAG` that names them, and one runtime for script, service and cluster.
+"""gluepy runs pipelines: plain `Task` classes, a `DAG` that names them, one runtime for script, service and cluster.
 
     from gluepy import DAG, Task, run_dag
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Protocol
 
 import anyio
@@ -33,15 +33,18 @@ class SystemClock:
     wall = staticmethod(time.time)
 
     async def sleep_until(self, when: float) -> None:
+        """Sleep; event loops wake up a little early at times, so look again."""
         if when == math.inf:
             await anyio.sleep_forever()
-        while (left := when - self.now()) > 0:
-            await anyio.sleep(min(left, 3600.0))
+        left = when - self.now()
+        while left > 0:
+            await anyio.sleep(left)
+            left = when - self.now()
 
 
 def rfc3339(wall: float) -> str:
     """`wall` (seconds since 1970) as RFC 3339 in UTC with microseconds and a Z."""
-    return datetime.fromtimestamp(wall, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse_rfc3339(text: str) -> float:

@@ -73,7 +73,7 @@ class UnknownRun(UsageError):
 
     def __str__(self) -> str:
         if self.matches:
-            return f"{self.run!r} could be any of {len(self.matches)} runs: {', '.join(self.matches[:5])}; give more of its id"
+            return f"{self.run!r} could be any of {len(self.matches)} runs, among them {', '.join(self.matches[:3])}"
         return f"no run {self.run!r} in {self.root}; `gluepy runs` lists them"
 
 
@@ -153,7 +153,7 @@ class NestedRun(UsageError):
         self.task = task
 
     def __str__(self) -> str:
-        return f"task {self.task!r} tried to start a run inside its run; name the tasks in one DAG, or start the run outside"
+        return f"task {self.task!r} tried to start a run inside its run; name the tasks in one DAG, or run it outside"
 
 
 class RunLocked(UsageError):
@@ -204,6 +204,7 @@ class RunError(ExceptionGroup[Exception]):
         return error
 
     def derive(self, excs: Sequence[Exception]) -> RunError:  # type: ignore[override]
+        """A group of some of its errors, of the same run."""
         return RunError.of(self.message, excs, self.run_id, self.result)
 
     def __reduce__(self) -> tuple[object, ...]:

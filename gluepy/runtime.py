@@ -1,4 +1,4 @@
-"""Running DAGs: `run_dag`, `stream_dag`, `Runtime`, `run_dag_sync`. The composition root, and the only reader of settings."""
+"""Running DAGs: `run_dag`, `stream_dag`, `Runtime`, `run_dag_sync`. The composition root, and the reader of settings."""
 
 from __future__ import annotations
 
@@ -541,7 +541,9 @@ def code_version(compiled: Compiled, project: str | None) -> str:
 def _git_commit(folder: Path) -> str:
     """The commit that is checked out around `folder`, read without git; empty where that is not plain."""
     try:
-        git = next(each / ".git" for each in (folder.absolute(), *folder.absolute().parents) if (each / ".git").is_dir())
+        git = next(
+            each / ".git" for each in (folder.absolute(), *folder.absolute().parents) if (each / ".git").is_dir()
+        )
         head = (git / "HEAD").read_text().strip()
         if not head.startswith("ref: "):
             return head
@@ -564,7 +566,9 @@ def _executor(option: Any, settings: Settings) -> Executor:
         return found.from_settings(settings)
     if isinstance(found, type) and inspect.iscoroutinefunction(getattr(found, "run", None)):
         raise OptionError("executor", f"{found.__qualname__} does not derive from gluepy.exec.port.Executor")
-    raise OptionError("executor", f"{option!r} is not an executor", "name a class that derives from gluepy.exec.port.Executor")
+    raise OptionError(
+        "executor", f"{option!r} is not an executor", "name a class that derives from gluepy.exec.port.Executor"
+    )
 
 
 def _sinks(options: Sequence[Sink | str]) -> list[Sink]:
@@ -590,7 +594,9 @@ def _check_options(options: RunOptions) -> None:
     for name in options:
         if name not in RunOptions.__annotations__:
             hint = did_you_mean(name, RunOptions.__annotations__)
-            raise OptionError(name, f"there is no such option{hint or '; known are ' + ', '.join(RunOptions.__annotations__)}")
+            raise OptionError(
+                name, f"there is no such option{hint or '; known are ' + ', '.join(RunOptions.__annotations__)}"
+            )
     _check_concurrency(options.get("concurrency"))
     timeout_s: Any = options.get("timeout_s")
     if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
@@ -610,7 +616,9 @@ def _check_options(options: RunOptions) -> None:
 
 
 def _check_concurrency(concurrency: Any) -> None:
-    if concurrency is not None and (not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1):
+    if concurrency is not None and (
+        not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
+    ):
         raise OptionError("concurrency", f"{concurrency!r} is no number of tasks", "give a whole number, 1 or more")
 
 
@@ -626,4 +634,3 @@ def _in_event_loop() -> bool:
     except Exception:
         return False
     return True
-

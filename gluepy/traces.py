@@ -18,7 +18,9 @@ def user_stack(error: BaseException) -> str:
     try:
         told = traceback.TracebackException.from_exception(error, compact=True)
         for part in _chain(told, set()):
-            part.stack = traceback.StackSummary.from_list([frame for frame in part.stack if not _is_ours(frame.filename)])
+            part.stack = traceback.StackSummary.from_list(
+                [frame for frame in part.stack if not _is_ours(frame.filename)]
+            )
         text = "".join(told.format()).rstrip()
     except Exception as broken:  # an exception whose own __str__ or notes raise
         text = f"{type_name(error)}: (its traceback cannot be formatted: {type_name(broken)})"
@@ -31,7 +33,9 @@ def user_stack(error: BaseException) -> str:
 def type_name(error: BaseException) -> str:
     """The name of the exception's class as a traceback shows it."""
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def _chain(told: traceback.TracebackException, seen: set[int]) -> Iterator[traceback.TracebackException]:

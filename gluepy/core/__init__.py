@@ -1,0 +1,1 @@
+"""The pure core: graph, events, state, scheduler. No IO, no clock, no randomness, nothing async."""

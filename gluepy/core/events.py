@@ -7,7 +7,7 @@ None are left out of the line. Field names are flat snake_case, except `error.ty
 
 from __future__ import annotations
 
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import msgspec
 
@@ -215,14 +215,39 @@ class TaskOutput(TaskHeader, tag="task.output", tag_field="event", frozen=True, 
     line: str
 
 
-Event = Union[
-    RunStarted, RunResumed, RunFinished, RunFailed, RunCancelled, TaskStarted, TaskFinished, TaskFailed, TaskRetrying,
-    TaskSkipped, TaskBlocked, TaskCancelled, TaskReset, TaskExpanded, TaskProgress, TaskMetric, TaskOutput,
-]  # fmt: skip
-TaskEvent = Union[
-    TaskStarted, TaskFinished, TaskFailed, TaskRetrying, TaskSkipped, TaskBlocked, TaskCancelled, TaskReset,
-    TaskExpanded, TaskProgress, TaskMetric, TaskOutput,
-]  # fmt: skip
+Event = (
+    RunStarted
+    | RunResumed
+    | RunFinished
+    | RunFailed
+    | RunCancelled
+    | TaskStarted
+    | TaskFinished
+    | TaskFailed
+    | TaskRetrying
+    | TaskSkipped
+    | TaskBlocked
+    | TaskCancelled
+    | TaskReset
+    | TaskExpanded
+    | TaskProgress
+    | TaskMetric
+    | TaskOutput
+)
+TaskEvent = (
+    TaskStarted
+    | TaskFinished
+    | TaskFailed
+    | TaskRetrying
+    | TaskSkipped
+    | TaskBlocked
+    | TaskCancelled
+    | TaskReset
+    | TaskExpanded
+    | TaskProgress
+    | TaskMetric
+    | TaskOutput
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

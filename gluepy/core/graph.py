@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 
@@ -78,7 +78,7 @@ class Deps(msgspec.Struct, frozen=True, tag="mapping"):
     after: tuple[tuple[int, ...], ...]
 
 
-Element = Union[Leaf, Seq, Par, Each, Deps]
+Element = Leaf | Seq | Par | Each | Deps
 
 
 class Tree(msgspec.Struct, frozen=True):

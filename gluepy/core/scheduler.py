@@ -13,7 +13,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Literal, Union, assert_never
+from typing import Final, Literal, assert_never
 
 import msgspec
 
@@ -80,7 +80,7 @@ class Selection(msgspec.Struct, frozen=True):
     origins: frozenset[int] = frozenset()
 
 
-Command = Union[Start, SkipTask, BlockTask, CancelTask, StopTask, EndRun]
+Command = Start | SkipTask | BlockTask | CancelTask | StopTask | EndRun
 
 
 class Limits:

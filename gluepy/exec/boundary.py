@@ -91,7 +91,13 @@ def run_scope(run: RunInfo) -> RunScope:
 def task_error(attempt: int, task: str, outcome: Outcome, log: str) -> TaskError:
     """The `TaskError` of a failed outcome, with the user's exception as its cause where there is one."""
     error = TaskError(
-        task, attempt, outcome.reason or "exception", outcome.error_type, outcome.error_message, outcome.error_stack, log
+        task,
+        attempt,
+        outcome.reason or "exception",
+        outcome.error_type,
+        outcome.error_message,
+        outcome.error_stack,
+        log,
     )
     error.__cause__ = outcome.exception
     return error
@@ -134,4 +140,3 @@ def _message(error: BaseException) -> str:
         return str(error).encode("utf-8", "replace").decode()
     except Exception:
         return "(its message could not be formatted)"
-

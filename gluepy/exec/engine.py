@@ -14,7 +14,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, assert_never
 
 import anyio
@@ -26,7 +26,19 @@ from gluepy.core import scheduler as s
 from gluepy.core.state import State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError
 from gluepy.exec.boundary import task_error
-from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Metric, Outcome, Output, Progress, Released, RunInfo
+from gluepy.exec.port import (
+    Abandoned,
+    Attempt,
+    Emission,
+    Emit,
+    Executor,
+    Metric,
+    Outcome,
+    Output,
+    Progress,
+    Released,
+    RunInfo,
+)
 from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
 
@@ -298,7 +310,11 @@ class Engine:
             clash = self._graph.clash(node, outcome.value) if self._graph.expandable(node) else None
             if clash is not None:
                 outcome = Outcome(
-                    status="failed", reason="exception", error_type="DagError", error_message=str(clash), exception=clash
+                    status="failed",
+                    reason="exception",
+                    error_type="DagError",
+                    error_message=str(clash),
+                    exception=clash,
                 )
             elif self._graph.expandable(node):
                 ended.append(e.TaskExpanded(*self._header("info"), attempt.task, attempt.number, outcome.value))
@@ -316,7 +332,17 @@ class Engine:
         limit = attempt.max_attempts
         if delay_s is not None:
             header = (*self._header("warning"), attempt.task, attempt.number)
-            facts: tuple[Any, ...] = (limit, executor, pool, duration_s, round(delay_s, 6), reason, type, message, stack)
+            facts: tuple[Any, ...] = (
+                limit,
+                executor,
+                pool,
+                duration_s,
+                round(delay_s, 6),
+                reason,
+                type,
+                message,
+                stack,
+            )
             return [e.TaskRetrying(*header, *(*facts, worker, pid, host, cpu_s, rss, abandoned, log))]
         file = os.path.join(self.run.record, log) if log and self.run.record else ""
         self.errors[node] = task_error(attempt.number, attempt.task, outcome, file)
@@ -365,7 +391,11 @@ class Engine:
         if self._timeout_s is not None:
             self._set_alarm(self._began + self._timeout_s)
         while not self._over.is_set():
-            at = -math.inf if self._look_again else min(self._scheduler.next_wake(), self._deadlines[0][0] if self._deadlines else math.inf)
+            at = (
+                -math.inf
+                if self._look_again
+                else min(self._scheduler.next_wake(), self._deadlines[0][0] if self._deadlines else math.inf)
+            )
             if self._timeout_s is not None:
                 at = min(at, self._began + self._timeout_s)
             self._look_again = False
@@ -406,7 +436,7 @@ class Engine:
         second = int(wall)
         if second != self._second:
             self._second = second
-            self._second_text = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.")
+            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
         timestamp = f"{self._second_text}{int((wall - second) * 1e6):06d}Z"
         return self._seq + 1 + ahead, self._session, timestamp, level, self.run.run_id, self.run.dag
 
@@ -496,7 +526,9 @@ class _Slot:
 
 
 def _timed_out(timeout_s: float, outcome: Outcome | None) -> Outcome:
-    where = {name: getattr(outcome, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if outcome else {}
+    where = (
+        {name: getattr(outcome, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if outcome else {}
+    )
     return Outcome(
         status="failed",
         reason="timeout",
@@ -505,4 +537,3 @@ def _timed_out(timeout_s: float, outcome: Outcome | None) -> Outcome:
         exception=TimeoutError(f"longer than {timeout_s:g} s"),
         **where,
     )
-

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
@@ -145,7 +145,7 @@ class Released(msgspec.Struct, frozen=True, tag="released"):
     """Abandoned work has ended; what it held is free."""
 
 
-Emission = Union[Progress, Metric, Output, Abandoned, Released]
+Emission = Progress | Metric | Output | Abandoned | Released
 Emit = Callable[[Emission], None]  # called in the event loop's thread, in the order in which things happened
 
 

@@ -119,7 +119,9 @@ def _logger(scope: Scope) -> Any:
     if not json:  # the file is the attempt's own: repeating its names on every line would hide the message
         render = [
             lambda logger, name, event: {key: value for key, value in event.items() if key not in bound},
-            structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback),
+            structlog.dev.ConsoleRenderer(
+                colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+            ),
         ]
     return structlog.wrap_logger(
         _LogLines(scope.output),

@@ -1,0 +1,1 @@
+"""What is kept of runs: the record, the event log, the lock."""

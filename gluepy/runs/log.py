@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import anyio
 import msgspec
@@ -83,7 +83,7 @@ class FileLog:
         self._waiters: list[tuple[int, anyio.Event]] = []
         self._doorbell: Doorbell | None = None
 
-    async def __aenter__(self) -> FileLog:
+    async def __aenter__(self) -> Self:
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.size = os.fstat(self._file).st_size

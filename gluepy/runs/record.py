@@ -48,10 +48,14 @@ class Record:
             record.logs.mkdir()
             record.context.write_bytes(msgspec.yaml.encode(dict(context)) if context else b"{}\n")
         except FileExistsError:
-            raise OptionError("run_id", f"a run {run_id!r} is recorded already in {root}", "give another, or resume it") from None
+            raise OptionError(
+                "run_id", f"a run {run_id!r} is recorded already in {root}", "give another, or resume it"
+            ) from None
         except OSError as error:
             where = error.filename or root
-            raise RunStopped(run_id, f"cannot write {where}: {error.strerror}", "set RUNS_ROOT to a writable folder") from error
+            raise RunStopped(
+                run_id, f"cannot write {where}: {error.strerror}", "set RUNS_ROOT to a writable folder"
+            ) from error
         return record
 
     @classmethod

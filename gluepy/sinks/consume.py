@@ -43,7 +43,9 @@ async def consume(subscription: Subscription, sink: Sink) -> None:
         import structlog
 
         structlog.get_logger("gluepy.sinks").warning(
-            "a sink failed; it gets no more events of this run", sink=repr(sink), error=f"{type(error).__name__}: {error}"
+            "a sink failed; it gets no more events of this run",
+            sink=repr(sink),
+            error=f"{type(error).__name__}: {error}",
         )
 
 

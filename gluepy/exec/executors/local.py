@@ -105,7 +105,7 @@ class LocalExecutor(Executor):
             if output is not None:
                 output.line(stream, line)
             else:
-                print(line, file=sys.stdout if stream == "stdout" else sys.stderr)  # noqa: T201
+                print(line, file=sys.stdout if stream == "stdout" else sys.stderr)
 
         def on_message(data: bytes) -> None:
             emission = remote.emission_of(data)
@@ -235,4 +235,3 @@ class _InContext:
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
-

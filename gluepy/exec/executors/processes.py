@@ -72,7 +72,7 @@ class Reply:
     peak_rss_mb: float
 
 
-class WorkerLost(GluepyError):  # noqa: N818 - reads as what happened, like the others of the tree
+class WorkerLost(GluepyError):
     """The worker process died, or was killed for its memory, before its call was done. The pool is not affected.
 
     `exit_code` or `signal` says how (the other is None; both are None when nobody can tell), `description` the same in
@@ -107,7 +107,7 @@ class WorkerLost(GluepyError):  # noqa: N818 - reads as what happened, like the 
         return f"{text}; {self.mend}" if self.mend else text
 
 
-class EntryFailed(GluepyError):  # noqa: N818
+class EntryFailed(GluepyError):
     """The function that a call names raised, or could not be run at all.
 
     `phase` says where: `prepare` (the main script could not be imported by the worker), `import` (the function's
@@ -237,8 +237,7 @@ class WorkerPool:
             kind, body = await worker.converse(entry, shared, payload, on_message, memory_mb, main)
             cpu_s, peak, left = REPLY.unpack_from(body)
             if memory_mb is not None:
-                watched, alive = await worker.relax()
-                peak, left = max(peak, watched), left or not alive
+                peak = max(peak, await worker.relax())
             worker.end_lines()
             as_it_was = not left
         except _Ended as ended:
@@ -342,7 +341,7 @@ class WorkerPool:
         )
 
 
-class _Ended(Exception):  # noqa: N818
+class _Ended(Exception):
     """The worker's process is gone, or lost to us. `kind` is the guard's, empty when the guard did not tell."""
 
     def __init__(self, note: bytes = b"", cut_off: bool = False) -> None:
@@ -559,12 +558,19 @@ class _Worker:
                         if not unsent:
                             selector.modify(control, selectors.EVENT_READ, "control")
                     if mask & selectors.EVENT_READ:
-                        reply = await self._receive(on_message)
+                        data = self._read()
+                        reply = self._heard(data, on_message)
                         if reply is not None:
                             for fd, stream in self._fds.items():
                                 self.lines[stream].feed(_drain(fd))
                             return reply
-                elif key.data == "life":
+                        if data == b"":
+                            raise await self._ended()
+                elif key.data == "life":  # the worker is dead: what it could send is there
+                    while data := self._read():
+                        reply = self._heard(data, on_message)
+                        if reply is not None:
+                            return reply
                     raise await self._ended()
                 else:
                     data = os.read(key.fd, CHUNK)
@@ -596,18 +602,19 @@ class _Worker:
         except OSError:
             return unsent[:0]  # the worker is gone; that shows when reading
 
-    async def _receive(self, on_message: OnMessage) -> tuple[bytes, bytes] | None:
-        """Read what there is, and return the reply if it is complete."""
+    def _read(self) -> bytes | None:
+        """What is in the socket: None for nothing yet, nothing for its end."""
         try:
-            data = self._control.recv(CHUNK)
+            return self._control.recv(CHUNK)
         except BlockingIOError:
             return None
         except OSError:
-            data = b""
-        if not data:
-            raise await self._ended()
+            return b""
+
+    def _heard(self, data: bytes | None, on_message: OnMessage) -> tuple[bytes, bytes] | None:
+        """Pass on messages, and return the reply when it is complete."""
         received = self._received
-        received += data
+        received += data or b""
         while len(received) >= FRAME.size:
             kind, length = FRAME.unpack_from(received)
             end = FRAME.size + length
@@ -624,14 +631,11 @@ class _Worker:
                     return kind, body
         return None
 
-    async def relax(self) -> tuple[float, bool]:
-        """End the memory limit. Returns the most MB that were seen, and whether the worker lives."""
+    async def relax(self) -> float:
+        """End the memory limit. Returns the most MB that were seen."""
         self.order(far_end.LIMIT, 0.0)
         note = await self._note()
-        if not note:
-            return 0.0, False
-        kind, _, _, tree_mb = NOTE.unpack(note)
-        return tree_mb, kind == far_end.RELAXED
+        return float(NOTE.unpack(note)[3]) if note else 0.0
 
     async def _ended(self) -> _Ended:
         """How the worker ended; the guard tells as soon as it knows."""

@@ -16,7 +16,7 @@ import msgspec
 from gluepy.core.graph import Spec
 from gluepy.exec.boundary import execute, run_scope
 from gluepy.exec.executors.capture import AttemptOutput, log_handler
-from gluepy.exec.port import Attempt, Emission, Output, Outcome, RunInfo
+from gluepy.exec.port import Attempt, Emission, Outcome, Output, RunInfo
 from gluepy.exec.scope import RunScope, Scope
 
 _encoder = msgspec.msgpack.Encoder()
@@ -106,4 +106,3 @@ def _pickled(error: BaseException | None) -> bytes:
         return b""
     finally:
         error.__traceback__ = traceback
-

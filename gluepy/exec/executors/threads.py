@@ -1,4 +1,4 @@
-"""Long-lived worker threads: started when none is idle, fed by a queue, heard through one batched wake-up of the loop."""
+"""Long-lived worker threads: started when none is idle, fed by a queue, heard by one batched wake-up of the loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import anyio
 
@@ -43,7 +43,7 @@ class Threads:
         self._busy = 0
         self._doorbell: Doorbell | None = None
 
-    async def __aenter__(self) -> Threads:
+    async def __aenter__(self) -> Self:
         self._doorbell = Doorbell()
         return self
 

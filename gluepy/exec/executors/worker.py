@@ -14,7 +14,7 @@ stdout and stderr are pipes that the driver reads.
 """
 
 # pathlib would cost each worker's start, and what marshal reads was written by the driver:
-# ruff: noqa: PTH110, PTH123, PTH208, S302, TRY300
+# ruff: noqa: S302, TRY300
 
 from __future__ import annotations
 
@@ -252,19 +252,10 @@ class _Control:
     def __init__(self, descriptor: int) -> None:
         import threading
 
-        self.descriptor = descriptor
         self.lock = threading.Lock()
         self.reader = open(descriptor, "rb", closefd=False)  # noqa: SIM115
         self.writer = open(descriptor, "wb", buffering=PIECE, closefd=False)  # noqa: SIM115
         self.pid = os.getpid()
-        os.register_at_fork(after_in_child=self._disown)
-
-    def _disown(self) -> None:
-        # A forked child must neither speak for the worker nor wait for a lock that a thread held at the fork.
-        import threading
-
-        self.lock = threading.Lock()
-        os.close(self.descriptor)
 
     def receive(self) -> bytes:
         """The body of the next frame. Ends the process when the driver has gone."""
@@ -275,7 +266,7 @@ class _Control:
 
     def send(self, kind: bytes, body: bytes, only_if: Callable[[], bool] = lambda: True) -> None:
         if os.getpid() != self.pid:
-            return
+            return  # a forked child does not speak for the worker; nor may it wait for the lock, if that was held
         with self.lock:
             if not only_if():
                 return
@@ -283,7 +274,7 @@ class _Control:
             whole = False
             try:
                 # A signal handler of the call may raise in here. What the buffer holds then goes out with the next
-                # frame, and a frame that is larger than the buffer and torn must not be followed by anything.
+                # frame; a frame larger than the buffer is torn, and must not be followed by anything.
                 self.writer.flush()
                 for start in range(0, len(frame), PIECE):
                     whole = start + PIECE >= len(frame)
@@ -291,6 +282,7 @@ class _Control:
                     self.writer.flush()
             finally:
                 if not whole and len(frame) > PIECE:
+                    os.write(2, b"a signal handler broke off a large message to the driver: cannot go on\n")
                     os._exit(1)
 
 
@@ -435,8 +427,7 @@ class _Server:
             except ChildProcessError:
                 pass
             if self.siblings < 0 or os.pread(self.siblings, 64, 0).split() != [b"%d" % self.pid]:
-                siblings = (child for child in _children(self.guard) if child != self.pid)
-                if any(_stat(child)[:1] not in ([], [b"Z"], [b"X"]) for child in siblings):
+                if _children(self.guard) != [self.pid]:
                     return True
         if self.threading.active_count() > 1:
             main = self.threading.main_thread()
