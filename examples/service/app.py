@@ -7,7 +7,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -110,7 +109,7 @@ app = FastAPI(title="Pipelines", lifespan=lifespan)
 
 
 @app.exception_handler(UsageError)
-async def refuse(request: Request, error: UsageError) -> JSONResponse:
+async def refuse(_: Request, error: UsageError) -> JSONResponse:
     """An unknown DAG or an option that cannot be meant: the client's mistake, with the mend."""
     return JSONResponse({"detail": str(error)}, status_code=422)
 
@@ -119,7 +118,7 @@ async def refuse(request: Request, error: UsageError) -> JSONResponse:
 async def pi(points: int, service: Serving) -> dict[str, Any]:
     """Run the pipeline and wait for its result."""
     result = await service.runtime.run_dag("pi", params={"points": points})
-    found: dict[str, Any] = json.loads(Path(result.files, "pi.json").read_text())
+    found: dict[str, Any] = json.loads(await anyio.Path(result.files, "pi.json").read_text())
     return {"run_id": result.run_id, "status": result.status} | found
 
 
