@@ -110,7 +110,7 @@ async def until(condition: Callable[[], Any], within_s: float = 10.0) -> None:
 
 
 def alive(*pids: int) -> list[int]:
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids if far_end._stat(pid)[:1] not in ([], [b"Z"], [b"X"])]
 
 
 def guard_of(worker: int) -> int:
@@ -216,6 +216,35 @@ async def test_messages_arrive_while_the_call_runs() -> None:
         await until(lambda: heard.messages == [b"early"])
 
 
+async def test_messages_of_a_worker_that_dies_are_not_lost() -> None:
+    heard = Heard()
+    async with WorkerPool() as pool:
+        with pytest.raises(WorkerLost):
+            await call(pool, "import os\nfor number in range(9): send(b'%d' % number * 70_000)\nos._exit(1)", heard)
+    assert heard.messages == [b"%d" % number * 70_000 for number in range(9)]
+
+
+@pytest.mark.parametrize("memory_mb", [None, 1000])
+async def test_a_reply_counts_also_when_the_worker_died_right_after_it(memory_mb: int | None) -> None:
+    source = """
+        import os, threading, time
+        print(os.getpid(), flush=True)
+        threading.Thread(target=lambda: (time.sleep(0.02), os.kill(os.getpid(), 9)), daemon=True).start()
+        result = b"sent"
+        """
+
+    def on_line(_stream: str, line: str) -> None:
+        deadline = time.monotonic() + 10
+        while alive(int(line)):  # the driver is too busy to read the reply meanwhile
+            assert time.monotonic() < deadline
+
+    async with WorkerPool() as pool:
+        heard = Heard()
+        heard.on_line = on_line  # type: ignore[assignment, method-assign]
+        assert (await call(pool, source, heard, memory_mb=memory_mb)).body == b"sent"
+        await call(pool)
+
+
 async def test_any_thread_of_the_worker_may_send() -> None:
     heard = Heard()
     source = """
@@ -293,7 +322,8 @@ async def test_a_fork_while_a_thread_sends_does_not_hang_the_child() -> None:
     assert set(heard.messages) == {b"x" * 60000}
 
 
-async def test_a_signal_handler_that_raises_while_sending_tears_no_message() -> None:
+@pytest.mark.parametrize("repeats", [7_000, 125_000], ids=["fits-the-buffer", "large"])
+async def test_a_signal_handler_that_raises_while_sending_tears_no_message(repeats: int) -> None:
     source = """
         import signal, time
         class Ring(Exception):
@@ -312,7 +342,7 @@ async def test_a_signal_handler_that_raises_while_sending_tears_no_message() -> 
             number += 1
             try:
                 sending = True
-                send((b"%08d" % number) * 7000)
+                send((b"%08d" % number) * REPEATS)
                 sending = False
             except Ring:
                 rung += 1
@@ -320,11 +350,17 @@ async def test_a_signal_handler_that_raises_while_sending_tears_no_message() -> 
         """
     heard = Heard()
     async with WorkerPool() as pool:
-        reply = await call(pool, source, heard)
-        assert int(reply.body) > 10
-        assert (await call(pool)).pid == reply.pid
-    assert heard.messages
-    assert all(message == message[:8] * 7000 for message in heard.messages)
+        source = source.replace("REPEATS", str(repeats))
+        if repeats * 8 < far_end.PIECE:
+            reply = await call(pool, source, heard)
+            assert int(reply.body) > 10
+            assert (await call(pool)).pid == reply.pid
+            assert heard.messages
+        else:  # the call is lost, but nobody is told wrong things
+            with pytest.raises(WorkerLost, match="exited with code 1"):
+                await call(pool, source, heard)
+            assert "broke off" in heard.stderr[-1]
+    assert all(message == message[:8] * repeats for message in heard.messages)
 
 
 async def test_shared_bytes_are_sent_once_to_a_worker_which_keeps_the_last_few() -> None:
@@ -427,6 +463,19 @@ async def test_a_function_that_cannot_be_imported_is_told_with_the_users_frames(
     assert "broken_module.py" in caught.value.stack
     assert "worker.py" not in caught.value.stack
     assert "importlib" not in caught.value.stack
+
+
+async def test_a_module_that_was_written_after_the_worker_looked_for_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    async with WorkerPool() as pool:
+        with pytest.raises(EntryFailed):
+            await call(pool, entry="late_module:go")
+        seen = os.stat(tmp_path).st_mtime_ns
+        (tmp_path / "late_module.py").write_text("def go(*_): return b'found'")
+        os.utime(tmp_path, ns=(seen, seen))  # as within one tick of the file system's clock
+        assert (await call(pool, entry="late_module:go")).body == b"found"
 
 
 async def test_a_result_that_is_not_bytes_is_told() -> None:
@@ -589,6 +638,14 @@ async def test_every_line_belongs_to_the_call_that_printed_it() -> None:
             await call(pool, source, heard)
             assert heard.stdout == [f"line {number}", f"no newline {number}"]
             assert heard.stderr == ["é☃", f"nor here {number}"]
+
+
+async def test_text_that_the_locale_does_not_know_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    heard = Heard()
+    async with WorkerPool() as pool:
+        await call(pool, "print('é☃', '\\udcff')", heard)
+    assert heard.stdout == ["é☃ \\udcff"]
 
 
 async def test_what_c_libraries_and_child_processes_print_belongs_to_the_call() -> None:

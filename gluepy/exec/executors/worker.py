@@ -426,9 +426,9 @@ class _Server:
                 return True
             except ChildProcessError:
                 pass
-            if self.siblings < 0 or os.pread(self.siblings, 64, 0).split() != [b"%d" % self.pid]:
-                if _children(self.guard) != [self.pid]:
-                    return True
+            alone = self.siblings >= 0 and os.pread(self.siblings, 64, 0).split() == [b"%d" % self.pid]
+            if not alone and _children(self.guard) != [self.pid]:
+                return True
         if self.threading.active_count() > 1:
             main = self.threading.main_thread()
             if any(not thread.daemon and thread is not main for thread in self.threading.enumerate()):
