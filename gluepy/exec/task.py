@@ -68,7 +68,7 @@ class Task:
         cls._parameters = tuple(names)
 
     def __init__(self, *, id: str | None = None, **parameters: JSON) -> None:
-        self._scope: Scope | None = None
+        self._scope: Scope | None = current_scope()  # so that its own threads, too, find it; a run sets it anyhow
         self._id = id
         for name in parameters:
             if name not in self._parameters:
