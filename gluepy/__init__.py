@@ -14,12 +14,21 @@ from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
 if TYPE_CHECKING:
     from gluepy.errors import GluepyError, NestedRun, RunError, RunStopped, TaskError, UsageError
     from gluepy.exec.port import Attempt, Executor, Outcome
-    from gluepy.runtime import Run, RunResult, Runtime, TaskResult, run_dag, run_dag_sync, stream_dag
+    from gluepy.runtime import Run, RunResult, Runtime, TaskResult, resume_run, run_dag, run_dag_sync, stream_dag
 
 _HOME = {
     "gluepy.errors": ("GluepyError", "NestedRun", "RunError", "RunStopped", "TaskError", "UsageError"),
     "gluepy.exec.port": ("Attempt", "Executor", "Outcome"),
-    "gluepy.runtime": ("Run", "RunResult", "Runtime", "TaskResult", "run_dag", "run_dag_sync", "stream_dag"),
+    "gluepy.runtime": (
+        "Run",
+        "RunResult",
+        "Runtime",
+        "TaskResult",
+        "resume_run",
+        "run_dag",
+        "run_dag_sync",
+        "stream_dag",
+    ),
 }
 
 __all__ = [
@@ -43,6 +52,7 @@ __all__ = [
     "current_task",
     "each",
     "parallel",
+    "resume_run",
     "run_dag",
     "run_dag_sync",
     "stream_dag",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -106,15 +106,17 @@ class _Layer(NamedTuple):
     values: dict[str, JSON]
 
 
-def load_context(settings: Settings, params: Mapping[str, JSON] = MappingProxyType({})) -> Context:
-    """The context of a run: CONTEXT_FILES in order, then `params`, checked against CONTEXT_MODEL.
+def load_context(
+    settings: Settings, params: Mapping[str, JSON] = MappingProxyType({}), files: Sequence[Path] | None = None
+) -> Context:
+    """The context of a run: CONTEXT_FILES (or `files`) in order, then `params`, checked against CONTEXT_MODEL.
 
     Mappings merge, whatever else comes later replaces what came before. A dotted parameter reaches into mappings:
     `model.depth` is `depth` in `model`; a name with dots that the files define as such is that name. Dates and times
     become ISO 8601 text, tuples lists. With CONTEXT_MODEL the context is the model's dump, its defaults filled in.
     Raises `ContextError`, naming the file or parameter and the place in it.
     """
-    layers = [_Layer(str(_relative(file, settings)), _read(file, settings)) for file in settings.context_files]
+    layers = [_Layer(str(_relative(file, settings)), _read(file, settings)) for file in files or settings.context_files]
     values: dict[str, JSON] = {}
     for layer in layers:
         _merge(values, layer.values)

@@ -66,7 +66,7 @@ def _local_text(value: object) -> object:
 
 def _number(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a number is wanted, not true or false")  # noqa: TRY004  # pydantic reports ValueErrors
+        raise ValueError("a number is wanted, not true or false")  # pydantic reports ValueErrors
     return value
 
 

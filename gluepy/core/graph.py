@@ -333,6 +333,10 @@ class Graph:
                 todo.extend(links[node])
         return seen
 
+    def order(self) -> list[int]:
+        """Every node after all that it depends on, those that were added at run time too."""
+        return list(self._backwards(0))[::-1]
+
     def _backwards(self, since: int) -> Iterator[int]:
         """Every node from `since` on after all that depends on it; what an `each` added comes before that `each`."""
         added: dict[int, list[int]] = {}

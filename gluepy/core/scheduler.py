@@ -124,7 +124,8 @@ class Scheduler:
 
     `concurrency` bounds the tasks that run at once; `shared` are units that every task of the run takes from `limits`
     besides its own `uses` (a `Runtime`'s concurrency); `starved` is called when a limit came free that the run waits
-    for. Without a `selection` all tasks run. `weight` estimates a node's duration.
+    for. Without a `selection` all tasks run. `weight` estimates a node's duration. `now` and `wall` are the same
+    moment, by the monotonic clock and in seconds since 1970.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Scheduler:
         weight: Callable[[int], float] = lambda node: 1.0,
         starved: Callable[[], None] = lambda: None,
         now: float = 0.0,
+        wall: float = 0.0,
     ) -> None:
         self.state = state
         self.graph = state.graph
@@ -163,6 +165,7 @@ class Scheduler:
         self._draining = False
         self._stopping: EndRun | None = None
         self._ended = False
+        self._shift = now - wall  # from the seconds in the log to those of `now`
         self._restore(now)
 
     def observe(self, event: Event, now: float) -> int:
@@ -257,8 +260,9 @@ class Scheduler:
         return retry.delay_s(failed, f"{key}:{self.graph.ids[node]}:{reason}") if failed < retry.attempts else None
 
     def max_attempts(self, node: int) -> int:
-        """How many attempts the task has, those that lost workers cost it on top."""
-        return self.graph.spec(node).retry.attempts + self.state.losses.get(node, 0)
+        """How many attempts the task has; those that lost workers cost it, and those before a reset, come on top."""
+        spent = self.state.losses.get(node, 0) + self.state.earlier.get(node, 0)
+        return self.graph.spec(node).retry.attempts + spent
 
     def stop(self, end: EndRun) -> None:
         """Stop the run: what runs is stopped, what waits is cancelled, then `end` is recorded."""
@@ -346,7 +350,7 @@ class Scheduler:
         elif trigger == "one_failed" and not flags & _FAILED:
             self._commands.append(SkipTask(node, "trigger"))
         elif status == RETRYING:
-            heapq.heappush(self._delayed, (self.state.retry_at.get(node, now), node))
+            heapq.heappush(self._delayed, (self.state.retry_at[node] + self._shift, node))
         elif self._draining and not flags & _AFTERMATH:
             pass  # it ends with the run
         else:

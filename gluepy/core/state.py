@@ -30,7 +30,8 @@ class State:
     Per node: `status` (a code; its name is `STATUS[code]`), `attempt` (the last one started, 0 before any),
     `duration_s` (of the last one ended). Where there is something to tell: `failures` and `losses` (attempts used up by
     the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `why` (of a
-    skip), `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each).
+    skip), `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `earlier` (attempts before
+    the last reset).
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -46,6 +47,7 @@ class State:
         self.blocked_by: dict[int, list[str]] = {}
         self.rows: dict[int, Sequence[Sequence[JSON]]] = {}
         self.metrics: dict[int, dict[str, float]] = {}
+        self.earlier: dict[int, int] = {}
         self.run: RunStatus = "pending"
         self.run_id = ""
         self.dag = ""
@@ -123,10 +125,13 @@ class State:
                 node = self._ended(event, PENDING, None)
                 for facts in (self.failures, self.losses, self.retry_at, self.error, self.why, self.blocked_by):
                     facts.pop(node, None)
+                self.earlier[node] = self.attempt[node]
                 return node
             case e.TaskExpanded():
                 return self._expanded(event)
             case e.RunStarted() | e.RunResumed():
+                if isinstance(event, e.RunResumed) and (tree := Tree.of(event.graph)) != self.graph.tree:
+                    self.carry_over(Graph(tree))
                 self.run, self.session = "running", event.session
                 self.run_id, self.dag = event.run_id, event.dag
                 self.started_at = self.started_at or event.timestamp
@@ -151,15 +156,43 @@ class State:
     def _expanded(self, event: e.TaskExpanded) -> int:
         node = self.graph.index[event.task]
         self.rows[node] = event.values
-        added = len(self.graph.expand(node, event.values))
+        self._grow(len(self.graph.expand(node, event.values)))
+        return node
+
+    def carry_over(self, graph: Graph) -> None:
+        """The DAG has changed: what is known about tasks that it still has, by id, is known of the new graph."""
+        old = State.__new__(State)
+        old.__dict__.update(self.__dict__)
+        State.__init__(self, graph)
+        for name in ("run", "run_id", "dag", "started_at", "run_duration_s", "session", "seq", "options"):
+            setattr(self, name, getattr(old, name))
+        for node, rows in old.rows.items():
+            here = graph.index.get(old.graph.id(node), -1)
+            each = graph.expandable(here)
+            if each is not None and all(len(row) == len(each.names) for row in rows) and not graph.clash(here, rows):
+                self.rows[here] = rows
+                self._grow(len(graph.expand(here, rows)))
+        for task, node in old.graph.index.items():
+            here = graph.index.get(task, -1)
+            if here >= 0:
+                self.status[here], self.attempt[here] = old.status[node], old.attempt[node]
+                self.duration_s[here] = old.duration_s[node]
+                for name in _FACTS:
+                    facts = getattr(old, name)
+                    if node in facts:
+                        getattr(self, name)[here] = facts[node]
+
+    def _grow(self, added: int) -> None:
         self.status.extend(bytes(added))
         self.attempt.extend([0] * added)
         self.duration_s.extend([0.0] * added)
-        return node
 
     def _over(self, status: RunStatus, duration_s: float) -> int:
         self.run, self.run_duration_s = status, duration_s
         return -1
+
+
+_FACTS = ("failures", "losses", "retry_at", "error", "why", "blocked_by", "metrics", "earlier")
 
 
 def _seconds(timestamp: str) -> float:

@@ -13,7 +13,7 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -23,10 +23,11 @@ from anyio.abc import TaskGroup
 from gluepy.clock import Clock
 from gluepy.core import events as e
 from gluepy.core import scheduler as s
-from gluepy.core.state import State
+from gluepy.core.state import RUNNING, State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError
 from gluepy.exec.boundary import task_error
 from gluepy.exec.port import (
+    FINISHED,
     Abandoned,
     Attempt,
     Emission,
@@ -59,7 +60,6 @@ class Engine:
         run: RunInfo,
         state: State,
         targets: Sequence[Any],
-        scheduler: s.Scheduler,
         executor: Executor,
         log: EventLog,
         feed: Feed,
@@ -72,7 +72,6 @@ class Engine:
         self.errors: dict[int, TaskError] = {}
         self._graph = state.graph
         self._targets = targets
-        self._scheduler = scheduler
         self._executor = executor
         self._log = log
         self._feed = feed
@@ -96,9 +95,17 @@ class Engine:
         self._broken: BaseException | None = None
         self._tasks: TaskGroup | None = None
         self._breath = 0.0
+        self._scheduler: s.Scheduler
+        self._stop_first: s.EndRun | None = None
 
-    async def drive(self, opening: Callable[..., e.RunStarted | e.RunResumed]) -> None:
-        """Run to the end. `opening` makes the session's first event of a header.
+    async def drive(
+        self,
+        opening: Callable[..., e.RunStarted | e.RunResumed],
+        resets: Callable[[], Mapping[int, str]],
+        decide: Callable[[float, float], s.Scheduler],
+    ) -> None:
+        """Run to the end. `opening` makes the session's first event of a header; `resets` then says which tasks run
+        again, and why; `decide` makes the scheduler, of the time by the monotonic clock and in seconds since 1970.
 
         Raises `RunStopped` when the run could not go on, and lets cancellation pass when all is written down.
         """
@@ -107,7 +114,10 @@ class Engine:
         try:
             async with anyio.create_task_group() as self._tasks:
                 try:
-                    self._store(opening(*self._header("info")))
+                    self._open(opening, resets)
+                    self._scheduler = decide(self._clock.now(), self._clock.wall())
+                    if self._stop_first is not None:
+                        self._scheduler.stop(self._stop_first)
                     await self._log.durable()
                     self._tasks.start_soon(self._keep_time)
                     self._advance()
@@ -128,9 +138,35 @@ class Engine:
 
     def stop(self, end: s.EndRun) -> None:
         """Stop what runs, cancel what waits, and end as `end` says. Idempotent; from the event loop only."""
-        if not self._over.is_set():
+        if not hasattr(self, "_scheduler"):
+            self._stop_first = end
+        elif not self._over.is_set():
             self._scheduler.stop(end)
             self._advance()
+
+    def _open(
+        self, opening: Callable[..., e.RunStarted | e.RunResumed], resets: Callable[[], Mapping[int, str]]
+    ) -> None:
+        """Write the session's first events down: attempts that have no end were interrupted, and what runs again."""
+        event = opening(*self._header("info"))
+        self._store(event)
+        self.state.apply(event)
+        self._graph = self.state.graph
+        for node, cause in resets().items():
+            if self.state.status[node] == RUNNING:
+                self._record_interrupted(node)
+            self._apply(e.TaskReset(*self._about(node), cause))
+
+    def _record_interrupted(self, node: int) -> None:
+        spec = self._graph.spec(node)
+        limit = spec.retry.attempts + self.state.earlier.get(node, 0)
+        facts: tuple[Any, ...] = (limit, self._executor.name, spec.pool or self._pool, 0.0, "interrupted")
+        what = ("Interrupted", "the driver of the run ended before the attempt did")
+        self._apply(e.TaskFailed(*(*self._about(node, "error"), *facts, *what)))
+
+    def _apply(self, event: e.Event) -> None:
+        self._store(event)
+        self.state.apply(event)
 
     # Deciding, and carrying it out.
 
@@ -231,7 +267,10 @@ class Engine:
                 self._coming -= 1
                 continue
             attempt = self._begin(slot, self._work.popleft())
-            outcome = await self._executor.run(attempt, self._emit(slot, attempt))
+            if attempt.spec.expands and slot.node in self.state.rows:
+                outcome = FINISHED  # an earlier session recorded what it found
+            else:
+                outcome = await self._executor.run(attempt, self._emit(slot, attempt))
             await self._settle(slot, attempt, outcome)
             if self._clock.now() - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()

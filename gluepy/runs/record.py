@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Record:
             root.mkdir(parents=True, exist_ok=True)
             record.path.mkdir()
             record.logs.mkdir()
-            record.context.write_bytes(msgspec.yaml.encode(dict(context)) if context else b"{}\n")
+            record.write_context(context)
         except FileExistsError:
             raise OptionError(
                 "run_id", f"a run {run_id!r} is recorded already in {root}", "give another, or resume it"
@@ -72,9 +72,37 @@ class Record:
             raise UnknownRun(run, matches, str(root))
         return cls(root, matches[0])
 
+    @classmethod
+    def latest(cls, root: Path, wanted: Callable[[Record], bool], run: str) -> Record:
+        """The newest record that is `wanted`. Raises `UnknownRun`, naming `run`."""
+        for name in sorted(run_names(root), reverse=True):
+            if wanted(record := cls(root, name)):
+                return record
+        raise UnknownRun(run, (), str(root))
+
+    def write_context(self, context: Mapping[str, JSON]) -> None:
+        """Write `context.yaml`, whole."""
+        draft = self.context.with_suffix(".new")
+        draft.write_bytes(msgspec.yaml.encode(dict(context)) if context else b"{}\n")
+        draft.replace(self.context)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run; one driver can. Raises `RunLocked`."""
+        with self._held():
+            (self.path / "driver").write_text(f"{os.getpid()}\n")
+            yield
+
+    def is_held(self) -> bool:
+        """Whether a driver holds the run."""
+        try:
+            with self._held():
+                return False
+        except RunLocked:
+            return True
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.path / "run.lock", timeout=0, thread_local=False)
@@ -83,18 +111,9 @@ class Record:
         except Timeout:
             raise RunLocked(self.run_id, self._holder()) from None
         try:
-            (self.path / "driver").write_text(f"{os.getpid()}\n")
             yield
         finally:
             lock.release()
-
-    def is_held(self) -> bool:
-        """Whether a driver holds the run."""
-        try:
-            with self.lock():
-                return False
-        except RunLocked:
-            return True
 
     def _holder(self) -> str:
         try:

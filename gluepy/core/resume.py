@@ -1,0 +1,85 @@
+"""What a resumed run does again, and why: from the state alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from gluepy.core.graph import Graph
+from gluepy.core.state import BLOCKED, CANCELLED, FAILED, PENDING, RETRYING, RUNNING, SKIPPED, State
+
+_UNFINISHED: Final = {
+    FAILED: "it failed",
+    BLOCKED: "it was blocked",
+    CANCELLED: "it was cancelled",
+    SKIPPED: "it was skipped",
+    RUNNING: "it was interrupted",
+}
+
+
+def resets(state: State, forced: Mapping[int, str], gone: Collection[int] = ()) -> dict[int, str]:
+    """The tasks that have to be reset before the run goes on, each with the cause, in topological order.
+
+    That is every task that has not finished (one that waits for a retry keeps waiting, one that never started needs no
+    reset), every one that is `forced`, for the reason given there, every finished one whose outputs are `gone`, and
+    every descendant of one that runs again.
+    """
+    graph, status = state.graph, state.status
+    causes: dict[int, str] = {}
+    again: set[int] = set()
+    for node in graph.order():
+        if graph.ids[node] is None:
+            if any(before in again for before in graph.after[node]):
+                again.add(node)
+            continue
+        if status[node] == SKIPPED and state.why.get(node) == "unselected":
+            continue
+        cause = forced.get(node) or _UNFINISHED.get(status[node], "")
+        if not cause and node in gone:
+            cause = "its declared outputs are gone"
+        if status[node] in (PENDING, RETRYING):
+            again.add(node)
+            if status[node] == PENDING or node not in forced:
+                continue
+        if not cause and any(before in again for before in graph.after[node]):
+            cause = f"{_runs_again(graph, node, again)} runs again"
+        if cause:
+            again.add(node)
+            causes[node] = cause
+    return causes
+
+
+def changes(before: Graph, after: Graph) -> list[str]:
+    """How the tasks of the DAG differ, in words; empty when they do not."""
+    told = []
+    added = [task for task in after.index if task not in before.index]
+    removed = [task for task in before.index if task not in after.index and before.index[task] not in before.origin]
+    for what, tasks in (("added", added), ("removed", removed)):
+        if tasks:
+            told.append(
+                f"{what}: {', '.join(tasks[:10])}" + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
+            )
+    if _edges(before, set(removed)) != _edges(after, set(added)):
+        told.append("dependencies changed")
+    return told
+
+
+def _runs_again(graph: Graph, node: int, again: set[int]) -> str:
+    todo = [before for before in graph.after[node] if before in again]
+    while todo:
+        before = todo.pop()
+        if graph.ids[before] is not None:
+            return graph.id(before)
+        todo.extend(other for other in graph.after[before] if other in again)
+    return "a task before it"
+
+
+def _edges(graph: Graph, without: set[str]) -> set[tuple[str, str]]:
+    edges = set()
+    for before, after in graph.task_edges():
+        if before in graph.origin or after in graph.origin:
+            continue
+        names = graph.id(before), graph.id(after)
+        if names[0] not in without and names[1] not in without:
+            edges.add(names)
+    return edges

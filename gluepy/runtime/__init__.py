@@ -1,0 +1,275 @@
+"""Running DAGs: `run_dag`, `stream_dag`, `resume_run`, `run_dag_sync`, `Runtime`. The composition root."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import anyio
+
+from gluepy.clock import Clock, SystemClock
+from gluepy.conf.project import find_project
+from gluepy.conf.schema import Settings, load_settings
+from gluepy.core.events import Event
+from gluepy.core.scheduler import EndRun, Limits
+from gluepy.errors import NestedRun, OptionError
+from gluepy.exec.dag import DAG
+from gluepy.exec.engine import Engine
+from gluepy.exec.port import Executor
+from gluepy.exec.scope import current_scope
+from gluepy.runtime.options import ResumeOptions, RunOptions, check_concurrency, check_options, make_executor, select
+from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResult
+from gluepy.runtime.session import Session, Shared, find_record
+from gluepy.sinks.feed import Subscription
+
+_SHARED = ""  # the name of a Runtime's own concurrency among the limits
+
+
+class Run:
+    """A run in progress: what `stream_dag` gives. Iterate over it, once, for its events.
+
+    `id`, `path` (the folder of its record); of a resumed run `plan`, what it does again and why.
+    """
+
+    def __init__(self, id: str, path: Path, plan: ResumePlan | None, subscription: Subscription) -> None:
+        self.id, self.path, self.plan = id, path, plan
+        self.events = subscription
+        self._ended = anyio.Event()
+        self._result: RunResult | None = None
+        self._error: BaseException | None = None
+        self._engine: Engine | None = None
+        self._cancelled = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self._ended.is_set()
+
+    def cancel(self) -> None:
+        """Stop the run, as Ctrl-C would: what runs is stopped, and the log says so."""
+        self._cancelled = True
+        if self._engine is not None:
+            self._engine.stop(EndRun("cancelled"))
+
+    async def result(self) -> RunResult:
+        """Wait for the end. Raises as `run_dag` does."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self.events
+
+    async def follow(self, session: Session, check: bool) -> None:
+        """Drive `session`, and keep how it ended for `result`."""
+        session.handle = self._drives
+        try:
+            self._result = await session.drive(check)
+        except Exception as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+    def _drives(self, engine: Engine) -> None:
+        self._engine = engine
+        if self._cancelled:
+            self.cancel()
+
+
+class Runtime:
+    """What many runs share: an executor with its workers, named limits, a bound on the tasks of all runs together.
+
+        async with gluepy.Runtime(settings, concurrency=16) as runtime:
+            await runtime.run_dag("train")
+
+    `settings` are a `Settings`, a mapping of some over those of the project around the current folder, or None for
+    just those.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | Mapping[str, object] | None = None,
+        *,
+        concurrency: int | None = None,
+        executor: str | type[Executor] | Executor | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        snapshot = getattr(settings, "snapshot", None)
+        if snapshot is not None:  # Settings, or the proxy for the current ones
+            self.settings: Settings = snapshot()
+        else:
+            self.settings = load_settings(find_project(Path.cwd()), dict(settings or {}))
+        check_concurrency(concurrency)
+        self._concurrency = concurrency
+        self._executor = executor
+        self._clock = clock or SystemClock()
+        self._stack = AsyncExitStack()
+        self._shared: Shared | None = None
+
+    async def __aenter__(self) -> Self:
+        _refuse_nesting()
+        settings = self.settings
+        bound = {} if self._concurrency is None else {_SHARED: self._concurrency}
+        executor = make_executor(self._executor or settings.EXECUTOR_BACKEND, settings)
+        self._shared = Shared(
+            settings=settings,
+            executor=await self._stack.enter_async_context(executor),
+            limits=Limits({**settings.LIMITS, **bound}),
+            units=tuple((name, 1) for name in bound),
+            concurrency=self._concurrency,
+            clock=self._clock,
+        )
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        self._shared = None
+        return await self._stack.__aexit__(exc_type, exc, traceback)
+
+    async def run_dag(self, dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> RunResult:
+        """Run `dag` (a label, a DAG class, or "file.py:TrainDAG") to its end.
+
+        Raises `RunError`, the group of the tasks' `TaskError`s, when the run failed or was cancelled from elsewhere
+        (not with `check=False`), `RunStopped` when it could not go on, and `UsageError` before anything runs.
+        Cancelling the call cancels the run and passes.
+        """
+        return await self._new(dag, options).drive(check)
+
+    async def resume_run(
+        self, run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]
+    ) -> RunResult:
+        """Go on with a run that failed, was cancelled, or lost its driver: `run` is its id, the unique ending of one,
+        "latest" or "latest:label".
+
+        Every task that has not finished runs, and every one after a task that runs again; what has finished does not,
+        unless `force` or `from_task` name it or its declared outputs are gone. Raises as `run_dag` does, and
+        `UnknownRun`, and `RunLocked` while another driver holds the run.
+        """
+        return await self._resumed(run, options).drive(check)
+
+    def stream_dag(self, dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> Streaming:
+        """`run_dag`, watched: `async with runtime.stream_dag("train") as run: async for event in run: …`.
+
+        Leaving the block before the run has ended cancels it.
+        """
+        return Streaming(None, lambda: self._new(dag, options), check)
+
+    def stream_resume(self, run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]) -> Streaming:
+        """`resume_run`, watched as `stream_dag` is."""
+        return Streaming(None, lambda: self._resumed(run, options), check)
+
+    def _new(self, dag: str | type[DAG], options: RunOptions) -> Session:
+        check_options(options, RunOptions)
+        return Session.new(self._ready(), dag, dict(options))
+
+    def _resumed(self, run: str, options: ResumeOptions) -> Session:
+        check_options(options, ResumeOptions)
+        return Session.resumed(self._ready(), run, dict(options))
+
+    def _ready(self) -> Shared:
+        _refuse_nesting()
+        if self._shared is None:
+            raise OptionError("Runtime", "it is not open", "run DAGs inside `async with Runtime(…) as runtime:`")
+        return self._shared
+
+
+class Streaming:
+    """The context manager that `stream_dag` returns; entering it starts the run and gives a `Run`."""
+
+    def __init__(self, runtime: Runtime | None, prepare: Callable[[], Session], check: bool) -> None:
+        self._runtime, self._prepare, self._check = runtime, prepare, check
+
+    async def __aenter__(self) -> Run:
+        async with AsyncExitStack() as stack:
+            if self._runtime is not None:
+                await stack.enter_async_context(self._runtime)
+            session = self._prepare()
+            stack.callback(session.close)
+            self._run = Run(session.record.run_id, session.record.path, session.plan, session.feed.subscribe())
+            self._tasks = anyio.create_task_group()
+            await self._tasks.__aenter__()
+            self._stack = stack.pop_all()
+        self._tasks.start_soon(self._run.follow, session, self._check)
+        return self._run
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        try:
+            if not self._run.ended:
+                self._run.cancel()
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            await self._stack.__aexit__(exc_type, exc, traceback)
+        return None
+
+
+async def run_dag(dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> RunResult:
+    """Run `dag` with the project's settings, in a `Runtime` of its own; see `Runtime.run_dag`."""
+    async with Runtime(executor=_take_executor(options)) as runtime:
+        return await runtime.run_dag(dag, check=check, **options)
+
+
+async def resume_run(run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]) -> RunResult:
+    """Go on with a run, in a `Runtime` of its own; see `Runtime.resume_run`."""
+    async with Runtime(executor=_take_executor(options)) as runtime:
+        return await runtime.resume_run(run, check=check, **options)
+
+
+def stream_dag(dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> Streaming:
+    """Run `dag` and watch it, in a `Runtime` of its own; see `Runtime.stream_dag`."""
+    runtime = Runtime(executor=_take_executor(options))
+    return Streaming(runtime, lambda: runtime._new(dag, options), check)
+
+
+def run_dag_sync(dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> RunResult:
+    """`run_dag` for scripts. Raises `OptionError` in a running event loop: there, `await run_dag(…)`."""
+    _refuse_nesting()
+    if _in_event_loop():
+        raise OptionError("run_dag_sync", "an event loop is running here already", "write `await gluepy.run_dag(…)`")
+    return anyio.run(lambda: run_dag(dag, check=check, **options))
+
+
+def _take_executor(options: Any) -> Any:
+    # A run in a runtime of its own needs one executor, not two.
+    return None if options.get("debug") else options.pop("executor", None)
+
+
+def _refuse_nesting() -> None:
+    scope = current_scope()
+    if scope is not None:
+        raise NestedRun(scope.attempt.task)
+
+
+def _in_event_loop() -> bool:
+    try:
+        anyio.get_current_task()
+    except Exception:
+        return False
+    return True
+
+
+__all__ = [
+    "ResumeOptions",
+    "ResumePlan",
+    "Run",
+    "RunCancelled",
+    "RunOptions",
+    "RunResult",
+    "RunTimedOut",
+    "Runtime",
+    "Streaming",
+    "TaskResult",
+    "find_record",
+    "resume_run",
+    "run_dag",
+    "run_dag_sync",
+    "select",
+    "stream_dag",
+]

@@ -1,0 +1,61 @@
+"""What is looked up about a DAG's code before it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from gluepy.errors import DagError
+from gluepy.exec.dag import Compiled
+from gluepy.exec.task import Task
+
+
+def check_processes(compiled: Compiled, pool: str) -> None:
+    """Raises `DagError` for a task that is to run in a worker process and cannot be imported there."""
+    for spec, target in zip(compiled.graph.specs, compiled.targets, strict=True):
+        if (spec.pool or pool) != "process" or not isinstance(target, type) or not issubclass(target, Task):
+            continue
+        place = f"task {target.__qualname__} ({target.__module__})"
+        mend = "move it to a module, or let it run with pool = 'thread'"
+        if "<locals>" in target.__qualname__:
+            raise DagError(place, "a class defined inside a function cannot go to a worker process", mend)
+        file = getattr(sys.modules.get("__main__"), "__file__", None)
+        if target.__module__ == "__main__" and (file is None or not Path(file).is_file()):
+            why = "a class defined in a notebook, on stdin or by -c cannot go to a worker process"
+            raise DagError(place, why, mend)
+
+
+def code_version(compiled: Compiled, project: str | None) -> str:
+    """Which code the DAG has: the git commit where there is one, and a digest of its modules' sources."""
+    modules = {compiled.dag.__module__} | {
+        target.__module__ for target in compiled.targets if isinstance(target, type) and issubclass(target, Task)
+    }
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None:
+            try:
+                digest.update(Path(file).read_bytes())
+            except OSError:
+                digest.update(name.encode())
+    commit = _git_commit(Path(project or "."))
+    return f"{commit[:12]}+{digest.hexdigest()[:12]}" if commit else digest.hexdigest()[:12]
+
+
+def _git_commit(folder: Path) -> str:
+    """The commit that is checked out around `folder`, read without git; empty where that is not plain."""
+    try:
+        git = next(
+            each / ".git" for each in (folder.absolute(), *folder.absolute().parents) if (each / ".git").is_dir()
+        )
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        ref = head.removeprefix("ref: ")
+        if (git / ref).is_file():
+            return (git / ref).read_text().strip()
+        packed = (git / "packed-refs").read_text().splitlines()
+        return next(line.split()[0] for line in packed if line.endswith(f" {ref}"))
+    except (OSError, StopIteration, UnicodeError):
+        return ""

@@ -1,0 +1,159 @@
+"""What can be asked of a run, checked before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from gluepy.conf.project import import_object
+from gluepy.conf.schema import Settings
+from gluepy.core.events import JSON
+from gluepy.core.graph import Graph
+from gluepy.core.policy import OnFailure
+from gluepy.core.scheduler import Selection
+from gluepy.errors import OptionError, UnknownTask, did_you_mean
+from gluepy.exec.dag import as_json
+from gluepy.exec.port import Executor
+from gluepy.sinks.consume import Sink
+
+
+class RunOptions(TypedDict, total=False):
+    """The options of a run, the same everywhere.
+
+    `params` override the context; `concurrency` bounds the tasks that run at once; `executor` is an executor, its
+    class or the class's dotted path; `pool` ("thread" or "process") is where a `def run` without a pool of its own
+    goes; `tasks`, `from_task`, `to_task` select tasks by id or label (what is not selected counts as satisfied);
+    `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the run; `run_id` names it; `sinks` consume its
+    events; `capture` sends what tasks print to their log files; `debug` runs inline, uncaptured, one task at a time.
+    """
+
+    params: Mapping[str, JSON] | None
+    concurrency: int | None
+    executor: str | type[Executor] | Executor | None
+    pool: Literal["thread", "process"] | None
+    tasks: Sequence[str] | str | None
+    from_task: str | None
+    to_task: str | None
+    on_failure: OnFailure
+    timeout_s: float | None
+    run_id: str | None
+    sinks: Sequence[Sink | str]
+    capture: bool
+    debug: bool
+
+
+class ResumeOptions(TypedDict, total=False):
+    """The options of a resumed run; what is not given is as the run had it.
+
+    `from_task` and `force` (ids or labels) run again what has finished, and what follows it; `params` override the
+    recorded context, and are recorded in turn; `dag` says where the DAG is now, when its label is not enough.
+    """
+
+    from_task: str | None
+    force: Sequence[str] | str | None
+    dag: Any
+    params: Mapping[str, JSON] | None
+    concurrency: int | None
+    executor: str | type[Executor] | Executor | None
+    pool: Literal["thread", "process"] | None
+    on_failure: OnFailure
+    timeout_s: float | None
+    sinks: Sequence[Sink | str]
+    capture: bool
+    debug: bool
+
+
+def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | None:
+    """What `tasks`, `from_task` and `to_task` select; None for everything. Raises `UnknownTask`, and `OptionError`
+    when nothing is selected."""
+    tasks, from_task, to_task = options.get("tasks"), options.get("from_task"), options.get("to_task")
+    if not tasks and from_task is None and to_task is None:
+        return None
+    names = [tasks] if isinstance(tasks, str) else list(tasks or ())
+    coming = {node: graph.labels_of(node) for node in graph.tasks() if graph.expandable(node)}
+    known = [*graph.index, *dict.fromkeys(label for labels in coming.values() for label in labels)]
+
+    def nodes_of(name: str) -> list[int]:
+        nodes = graph.names(name)
+        nodes += [node for node, labels in coming.items() if name in labels]
+        if not nodes:
+            raise UnknownTask(name, dag, known)
+        return nodes
+
+    chosen = set(graph.tasks())
+    if names:
+        chosen = {node for name in names for node in nodes_of(name)}
+    if from_task is not None:
+        chosen &= graph.descendants(nodes_of(from_task))
+    if to_task is not None:
+        chosen &= graph.ancestors(nodes_of(to_task))
+    if not chosen:
+        raise OptionError("from_task and to_task", "nothing lies between them", f"see `gluepy graph {dag}`")
+    origins = frozenset() if names else frozenset(chosen & set(coming))
+    return Selection(frozenset(chosen), frozenset(names), origins)
+
+
+def make_executor(option: Any, settings: Settings) -> Executor:
+    """The executor that `option` means: one, its class, the class's dotted path or entry point. Raises `UsageError`."""
+    found = option
+    if isinstance(option, str):
+        found = import_object(option, entry_points="gluepy.executors", named_by="EXECUTOR_BACKEND")
+    if isinstance(found, Executor):
+        return found
+    if isinstance(found, type) and issubclass(found, Executor):
+        return found.from_settings(settings)
+    if isinstance(found, type) and inspect.iscoroutinefunction(getattr(found, "run", None)):
+        raise OptionError("executor", f"{found.__qualname__} does not derive from gluepy.exec.port.Executor")
+    raise OptionError(
+        "executor", f"{option!r} is not an executor", "name a class that derives from gluepy.exec.port.Executor"
+    )
+
+
+def make_sinks(options: Sequence[Sink | str]) -> list[Sink]:
+    """The sinks that `options` mean. Raises `UsageError`."""
+    sinks: list[Sink] = []
+    for option in options:
+        sink: Any = option
+        if isinstance(option, str):
+            sink = import_object(option, entry_points="gluepy.sinks", named_by="SINKS")
+        if isinstance(sink, type):
+            sink = sink()
+        if not callable(sink):
+            raise OptionError("sinks", f"{option!r} is not a sink", "give a callable that takes one event")
+        sinks.append(sink)
+    return sinks
+
+
+def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOptions]) -> None:
+    """Raises `OptionError` for options that `kind` does not have, and for values that cannot be meant."""
+    known = kind.__annotations__
+    for name in options:
+        if name not in known:
+            raise OptionError(
+                name, f"there is no such option{did_you_mean(name, known) or '; known: ' + ', '.join(known)}"
+            )
+    check_concurrency(options.get("concurrency"))
+    timeout_s: Any = options.get("timeout_s")
+    if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+        raise OptionError("timeout_s", f"{timeout_s!r} is no time", "give seconds, more than 0")
+    for name, allowed in (("pool", ("thread", "process")), ("on_failure", ("drain", "continue", "cancel"))):
+        value: Any = options.get(name)
+        if value is not None and value not in allowed:
+            raise OptionError(name, f"{value!r} is not one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}")
+    params: Any = options.get("params")
+    if params is not None:
+        try:
+            if not isinstance(params, Mapping):
+                raise ValueError(f"params is {type(params).__name__}, not a mapping")
+            as_json(params, "params")
+        except ValueError as error:
+            raise OptionError("params", str(error), "give a mapping of names to JSON values") from None
+
+
+def check_concurrency(concurrency: Any) -> None:
+    """Raises `OptionError` unless `concurrency` is None or a whole number above 0."""
+    if concurrency is not None and (
+        not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
+    ):
+        raise OptionError("concurrency", f"{concurrency!r} is no number of tasks", "give a whole number, 1 or more")

@@ -1,0 +1,96 @@
+"""How runs end, for those who started them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gluepy.core.state import STATUS, State
+from gluepy.errors import GluepyError, TaskError
+
+
+class RunCancelled(GluepyError):
+    """The run was cancelled from elsewhere, by `run.cancel()` or `gluepy cancel`."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} was cancelled"
+
+
+class RunTimedOut(GluepyError):
+    """The run took longer than its `timeout_s`."""
+
+    def __init__(self, run_id: str, timeout_s: float | None) -> None:
+        super().__init__(run_id, timeout_s)
+        self.run_id, self.timeout_s = run_id, timeout_s
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} took longer than its timeout_s of {self.timeout_s:g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """How a task ended. `status` is finished, failed, skipped, cancelled or blocked; `attempts` how often it began;
+    `duration_s` of the last attempt; `error` its `TaskError` when it failed in this session."""
+
+    status: str
+    attempts: int
+    duration_s: float
+    error: TaskError | None = None
+
+
+class TaskResults(Mapping[str, TaskResult]):
+    """Results by task id, made when they are asked for: a run may have a million."""
+
+    def __init__(self, state: State, errors: Mapping[int, TaskError]) -> None:
+        self._state, self._errors = state, errors
+
+    def __getitem__(self, task: str) -> TaskResult:
+        node = self._state.graph.index[task]
+        state = self._state
+        return TaskResult(
+            STATUS[state.status[node]], state.attempt[node], state.duration_s[node], self._errors.get(node)
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._state.graph.id(node) for node in self._state.graph.tasks())
+
+    def __len__(self) -> int:
+        return len(self._state.graph.index)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended. `status` is finished, failed or cancelled; `path` the folder of its record, `files` where its
+    tasks' files are (`self.path`); `started_at` a timestamp in RFC 3339; `tasks` maps each task's id to its result."""
+
+    run_id: str
+    dag: str
+    status: str
+    path: Path
+    files: str
+    started_at: str
+    duration_s: float
+    tasks: Mapping[str, TaskResult]
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePlan:
+    """What a resumed run does: `again` maps each task that finished or began before and runs again to the cause,
+    `kept` are the finished tasks that do not; `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count
+    what could not be read of the log, and events that it lacks."""
+
+    run_id: str
+    session: int
+    again: Mapping[str, str]
+    kept: Sequence[str]
+    changes: list[str]
+    bad_lines: int
+    gaps: int

@@ -1,0 +1,332 @@
+"""One session of a run, new or resumed: checked and held, then driven to its end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+import msgspec
+
+from gluepy.clock import Clock
+from gluepy.conf.context import load_context
+from gluepy.conf.dags import find_dag
+from gluepy.conf.schema import Settings
+from gluepy.core import events as e
+from gluepy.core.events import JSON, SCHEMA_VERSION
+from gluepy.core.graph import Graph
+from gluepy.core.resume import changes, resets
+from gluepy.core.scheduler import Limits, Scheduler
+from gluepy.core.state import FINISHED, State
+from gluepy.errors import GluepyError, OptionError, RunError, UnknownTask
+from gluepy.exec.dag import DAG, Compiled, compile_dag
+from gluepy.exec.engine import Engine
+from gluepy.exec.executors.capture import capturing
+from gluepy.exec.executors.local import LocalExecutor
+from gluepy.exec.port import Executor, RunInfo
+from gluepy.exec.task import Task
+from gluepy.runs.log import FileLog, LogReader
+from gluepy.runs.record import Record, new_run_id
+from gluepy.runtime.checks import check_processes, code_version
+from gluepy.runtime.options import make_executor, make_sinks, select
+from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
+from gluepy.sinks.consume import Sink, consume
+from gluepy.sinks.feed import Feed, Subscription
+
+_LINGER_S = 5.0  # how long sinks may take to finish after the run has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the runs of one `Runtime` share. `units` are what each task takes of `limits` besides its own `uses`."""
+
+    settings: Settings
+    executor: Executor
+    limits: Limits
+    units: tuple[tuple[str, int], ...]
+    concurrency: int | None
+    clock: Clock
+
+
+@dataclass
+class Session:
+    """A run, checked, recorded and held, ready to be driven. `close` lets go of it."""
+
+    shared: Shared
+    compiled: Compiled
+    record: Record
+    context: Mapping[str, JSON]
+    options: Mapping[str, Any]
+    state: State
+    hold: ExitStack
+    plan: ResumePlan | None = None
+    handle: Callable[[Engine], None] = lambda engine: None
+    _again: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        settings, options = self.shared.settings, self.options
+        self.debug = bool(options.get("debug"))
+        self.pool = options.get("pool") or settings.POOL
+        if not self.debug:
+            check_processes(self.compiled, self.pool)
+        self.selection = select(self.state.graph, self.compiled.label, options)
+        self.sinks = make_sinks([*settings.SINKS, *(options.get("sinks") or ())])
+        self.own_executor: Executor | None = None
+        if self.debug:
+            self.own_executor = LocalExecutor(inline=True)
+        elif options.get("executor") is not None:
+            self.own_executor = make_executor(options["executor"], settings)
+        run_id = self.record.run_id
+        self.run = RunInfo(
+            run_id=run_id,
+            dag=self.compiled.label,
+            path=f"{settings.storage_root.rstrip('/')}/runs/{run_id}",
+            storage=settings.storage_root,
+            record=str(self.record.path),
+            context=self.context,
+            project=str(settings.project) if settings.project else None,
+            settings=settings.options,
+            capture=bool(options.get("capture")) and not self.debug,
+            log_format=settings.LOG_FORMAT,
+        )
+        self.feed = Feed(lambda offset: LogReader(self.record.events, offset))
+
+    @classmethod
+    def new(cls, shared: Shared, dag: str | type[DAG], options: Mapping[str, Any]) -> Session:
+        """A run that has not begun. Raises `UsageError`, and `RunStopped` where it cannot be recorded."""
+        settings = shared.settings
+        compiled = compile_dag(find_dag(dag, settings), settings.LIMITS)
+        select(compiled.graph, compiled.label, options)
+        context = load_context(settings, options.get("params") or {}).to_dict()
+        if isinstance(dag, str):
+            options = {**options, "dag": os.path.abspath(dag) if ".py" in dag else dag}
+        else:
+            options = {**options, "dag": f"{dag.__module__}:{dag.__qualname__}"}
+        run_id = options.get("run_id") or new_run_id(shared.clock.wall())
+        record = Record.create(settings.runs_root, run_id, context)
+        with ExitStack() as hold:
+            hold.enter_context(record.lock())
+            return cls(shared, compiled, record, context, options, State(compiled.graph), hold.pop_all())
+        raise AssertionError  # the stack swallows nothing
+
+    @classmethod
+    def resumed(cls, shared: Shared, run: str, options: Mapping[str, Any]) -> Session:
+        """A run that goes on: its log read and folded, what runs again found out. Raises `UsageError` (`UnknownRun`,
+        `RunLocked` while another driver holds it, `UnreadableLog`)."""
+        settings = shared.settings
+        record = find_record(settings, run)
+        with ExitStack() as hold:
+            hold.enter_context(record.lock())
+            reader = LogReader(record.events)
+            try:
+                state = State.of(reader.events())
+            except (ValueError, KeyError) as error:
+                raise OptionError(f"run {record.run_id}", f"it cannot be resumed: {error}", "start a new one") from None
+            given = {name: value for name, value in options.items() if value is not None}
+            merged = {**state.options, **given}
+            compiled = compile_dag(find_dag(merged.get("dag") or state.dag, settings), settings.LIMITS)
+            told: list[str] = []
+            if compiled.graph.tree != state.graph.tree:
+                before = state.graph
+                state.carry_over(Graph(compiled.graph.tree))
+                told = changes(before, state.graph)
+            again = resets(state, _forced(state.graph, compiled.label, given), _gone(compiled, state, settings, record))
+            tasks = {state.graph.id(node): cause for node, cause in again.items()}
+            kept = [
+                state.graph.id(node)
+                for node in state.graph.tasks()
+                if state.status[node] == FINISHED and node not in again
+            ]
+            context = load_context(settings, given.get("params") or {}, files=[record.context]).to_dict()
+            if given.get("params"):
+                record.write_context(context)
+            plan = ResumePlan(record.run_id, state.session + 1, tasks, kept, told, reader.bad, reader.gaps)
+            return cls(shared, compiled, record, context, merged, state, hold.pop_all(), plan, _again=again)
+        raise AssertionError  # the stack swallows nothing
+
+    def close(self) -> None:
+        """Let go of the run."""
+        self.hold.close()
+        self.feed.close()
+
+    async def drive(self, check: bool) -> RunResult:
+        """Run to the end, and tell how it was; raises as `run_dag` does."""
+        shared = self.shared
+        failure: GluepyError | None = None
+        try:
+            async with AsyncExitStack() as stack:
+                if self.run.capture:
+                    stack.enter_context(capturing())
+                executor = shared.executor
+                if self.own_executor is not None:
+                    executor = await stack.enter_async_context(self.own_executor)
+                log = await stack.enter_async_context(FileLog(self.record.events, shared.settings.EVENT_SYNC))
+                engine = Engine(
+                    run=self.run,
+                    state=self.state,
+                    targets=self.compiled.targets,
+                    executor=executor,
+                    log=log,
+                    feed=self.feed,
+                    clock=shared.clock,
+                    pool=self.pool,
+                    timeout_s=self.options.get("timeout_s"),
+                )
+                self.handle(engine)
+                stack.callback(shared.limits.leave, engine.look_again)
+                failure = await self._with_sinks(engine)
+        finally:
+            self.close()
+        if failure is not None:
+            raise failure
+        return self._result(engine, check)
+
+    async def _with_sinks(self, engine: Engine) -> GluepyError | None:
+        """Drive the engine while sinks consume its events; returns what stopped the run."""
+        if not self.sinks:
+            return await self._driven(engine)
+        async with anyio.create_task_group() as tasks:
+            scopes: list[anyio.CancelScope] = []
+            ended = [anyio.Event() for _ in self.sinks]
+
+            async def feed(sink: Sink, subscription: Subscription, end: anyio.Event) -> None:
+                try:
+                    with anyio.CancelScope(shield=True) as scope:
+                        scopes.append(scope)
+                        await consume(subscription, sink)
+                finally:
+                    end.set()
+
+            for sink, end in zip(self.sinks, ended, strict=True):
+                tasks.start_soon(feed, sink, self.feed.subscribe(), end)
+            try:
+                failure = await self._driven(engine)
+            finally:
+                with anyio.move_on_after(_LINGER_S, shield=True):
+                    for end in ended:
+                        await end.wait()
+                for scope in scopes:
+                    scope.cancel()
+        return failure
+
+    async def _driven(self, engine: Engine) -> GluepyError | None:
+        # Returned, not raised: a task group around it would wrap it.
+        try:
+            await engine.drive(self._opening, lambda: self._again, lambda now, wall: self._scheduler(engine, now, wall))
+        except GluepyError as error:
+            return error
+        return None
+
+    def _scheduler(self, engine: Engine, now: float, wall: float) -> Scheduler:
+        shared = self.shared
+        concurrency = self.options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
+        return Scheduler(
+            self.state,
+            concurrency=1 if self.debug else concurrency,
+            limits=shared.limits,
+            shared=shared.units,
+            on_failure=self.options.get("on_failure") or "drain",
+            selection=self.selection,
+            starved=engine.look_again,
+            now=now,
+            wall=wall,
+        )
+
+    def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
+        options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}
+        if self.plan is None:
+            options.pop("params", None)  # they are in the context
+        params = msgspec.json.encode(self.context, order="sorted")
+        facts = (
+            SCHEMA_VERSION,
+            version("gluepy"),
+            socket.gethostname(),
+            os.getpid(),
+            self.state.graph.tree.record(),
+            hashlib.sha256(params).hexdigest()[:16],
+            code_version(self.compiled, self.run.project),
+            {name: value for name, value in options.items() if value not in (None, False, "", [], ())},
+        )
+        if self.plan is None:
+            return e.RunStarted(*(*header, *facts))
+        return e.RunResumed(*(*header, *facts, self.plan.changes))
+
+    def _result(self, engine: Engine, check: bool) -> RunResult:
+        state = self.state
+        result = RunResult(
+            self.run.run_id,
+            self.run.dag,
+            state.run,
+            self.record.path,
+            self.run.path,
+            state.started_at,
+            state.run_duration_s,
+            TaskResults(state, engine.errors),
+        )
+        if state.run == "finished" or not check:
+            return result
+        errors: list[Exception] = [engine.errors[node] for node in sorted(engine.errors)]
+        if state.run == "cancelled":
+            errors.append(RunCancelled(self.run.run_id))
+            message = f"DAG {self.run.dag!r} was cancelled (run {self.run.run_id})"
+        elif not errors:
+            errors.append(RunTimedOut(self.run.run_id, self.options.get("timeout_s")))
+            message = f"DAG {self.run.dag!r} was out of time (run {self.run.run_id})"
+        else:
+            count = f"{len(errors)} task{'s' if len(errors) > 1 else ''}"
+            message = f"{count} of DAG {self.run.dag!r} failed (run {self.run.run_id})"
+        raise RunError.of(message, errors, self.run.run_id, result)
+
+
+def find_record(settings: Settings, run: str) -> Record:
+    """The record that `run` means: an id, its unique ending, `latest`, or `latest:LABEL`. Raises `UnknownRun`."""
+    name, colon, label = run.partition(":")
+    if name == "latest" and colon:
+        return Record.latest(settings.runs_root, lambda record: _label(record) == label, run)
+    return Record.find(settings.runs_root, run)
+
+
+def _label(record: Record) -> str:
+    first = next(LogReader(record.events).events(1), None)
+    return first.dag if first is not None else ""
+
+
+def _forced(graph: Graph, dag: str, options: Mapping[str, Any]) -> dict[int, str]:
+    forced: dict[int, str] = {}
+    names = options.get("force") or ()
+    wanted = [(name, "it was forced") for name in ([names] if isinstance(names, str) else names)]
+    if options.get("from_task") is not None:
+        wanted.append((options["from_task"], "the run resumes from it"))
+    for name, cause in wanted:
+        nodes = graph.names(name)
+        if not nodes:
+            raise UnknownTask(name, dag, list(graph.index))
+        forced.update(dict.fromkeys(nodes, cause))
+    return forced
+
+
+def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) -> set[int]:
+    """The finished tasks of which a declared output is not there any more."""
+    from upath import UPath  # brings fsspec; new runs do without it
+
+    gone = set()
+    files = UPath(f"{settings.storage_root.rstrip('/')}/runs/{record.run_id}")
+    for node in state.graph.tasks():
+        target = compiled.targets[state.graph.spec_of[node]]
+        if state.status[node] != FINISHED or not (isinstance(target, type) and issubclass(target, Task)):
+            continue
+        outputs = state.graph.spec(node).outputs
+        if not outputs and isinstance(target.__dict__.get("outputs"), property):
+            try:
+                outputs = tuple(target(**state.graph.params(node)).outputs)
+            except Exception:  # noqa: S112
+                continue  # they depend on the run itself: only the task can tell
+        if not all((files / name).exists() for name in outputs):
+            gone.add(node)
+    return gone
