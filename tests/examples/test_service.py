@@ -1,4 +1,4 @@
-"""The service example behind a real server: runs waited for, runs in the background, runs that end with their client."""
+"""The service example behind a real server: runs waited for, runs in the background, runs ended with their client."""
 
 from __future__ import annotations
 
