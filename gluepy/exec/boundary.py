@@ -113,6 +113,8 @@ def resolve(attempt: Attempt, scope: Scope) -> Any:
         task._scope = scope
         scope.task = task
         return task
+    scope.task = Task()  # what an `each` asks is a plain function: `current_task()` is how it reaches the run
+    scope.task._scope = scope
     return target
 
 
