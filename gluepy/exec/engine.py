@@ -44,14 +44,15 @@ from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
 
 _HOST = socket.gethostname()
+_ASK_S = 0.25  # how often it is asked whether somebody wants the run to stop
 _BREATH_S = 0.005  # how long attempts that never wait may keep the event loop to themselves
 
 
 class Engine:
     """Drives one run to its end. All that it needs is handed in; it reads no settings and finds nothing by itself.
 
-    `targets` are what the graph's specs run, `pool` where a `def run` without a pool of its own goes. `drive` runs it,
-    `stop` ends it early. Afterwards `errors` has the `TaskError` of each task that failed in this session.
+    `targets` are what the graph's specs run, `pool` where a `def run` without a pool of its own goes; `stop_asked` says
+    whether somebody elsewhere wants the run to be cancelled. `drive` runs it, `stop` ends it early. Afterwards `errors` has the `TaskError` of each task that failed in this session.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         clock: Clock,
         pool: str = "thread",
         timeout_s: float | None = None,
+        stop_asked: Callable[[], bool] | None = None,
     ) -> None:
         self.run = run
         self.state = state
@@ -78,6 +80,7 @@ class Engine:
         self._clock = clock
         self._pool = pool
         self._timeout_s = timeout_s
+        self._stop_asked = stop_asked
         self._pid = os.getpid()
         self._second, self._second_text = -1, ""
         self._seq = state.seq
@@ -427,20 +430,11 @@ class Engine:
     # Time.
 
     async def _keep_time(self) -> None:
-        if self._timeout_s is not None:
-            self._set_alarm(self._began + self._timeout_s)
         while not self._over.is_set():
-            at = (
-                -math.inf
-                if self._look_again
-                else min(self._scheduler.next_wake(), self._deadlines[0][0] if self._deadlines else math.inf)
-            )
-            if self._timeout_s is not None:
-                at = min(at, self._began + self._timeout_s)
+            self._alarm_at = self._next_alarm()
             self._look_again = False
-            self._alarm_at = at
             with anyio.CancelScope(shield=True) as self._alarm:
-                await self._clock.sleep_until(at)
+                await self._clock.sleep_until(self._alarm_at)
             self._alarm = None
             if self._over.is_set():
                 return
@@ -454,7 +448,22 @@ class Engine:
             if self._timeout_s is not None and now >= self._began + self._timeout_s:
                 self._timeout_s = None
                 self._scheduler.stop(s.EndRun("failed", "timeout"))
+            if self._stop_asked is not None and self._stop_asked():
+                self._stop_asked = None
+                self._scheduler.stop(s.EndRun("cancelled"))
             self._advance()
+
+    def _next_alarm(self) -> float:
+        if self._look_again:
+            return -math.inf
+        at = self._scheduler.next_wake()
+        if self._deadlines:
+            at = min(at, self._deadlines[0][0])
+        if self._timeout_s is not None:
+            at = min(at, self._began + self._timeout_s)
+        if self._stop_asked is not None:
+            at = min(at, self._clock.now() + _ASK_S)
+        return at
 
     def _set_alarm(self, at: float) -> None:
         if at < self._alarm_at:

@@ -35,6 +35,7 @@ class Record:
         self.events = self.path / "events.jsonl"
         self.context = self.path / "context.yaml"
         self.logs = self.path / "logs"
+        self.stop_file = self.path / "stop"
 
     @classmethod
     def create(cls, root: Path, run_id: str, context: Mapping[str, JSON]) -> Record:
@@ -86,10 +87,19 @@ class Record:
         draft.write_bytes(msgspec.yaml.encode(dict(context)) if context else b"{}\n")
         draft.replace(self.context)
 
+    def ask_to_stop(self) -> None:
+        """Have the driver of the run cancel it, soon."""
+        self.stop_file.touch()
+
+    def stop_asked(self) -> bool:
+        """Whether somebody wants the run to be cancelled."""
+        return os.path.exists(self.stop_file)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run; one driver can. Raises `RunLocked`."""
         with self._held():
+            self.stop_file.unlink(missing_ok=True)  # it was meant for an earlier session
             (self.path / "driver").write_text(f"{os.getpid()}\n")
             yield
 

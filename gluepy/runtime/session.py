@@ -177,6 +177,7 @@ class Session:
                     clock=shared.clock,
                     pool=self.pool,
                     timeout_s=self.options.get("timeout_s"),
+                    stop_asked=self.record.stop_asked,
                 )
                 self.handle(engine)
                 stack.callback(shared.limits.leave, engine.look_again)
