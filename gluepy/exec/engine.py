@@ -52,7 +52,8 @@ class Engine:
     """Drives one run to its end. All that it needs is handed in; it reads no settings and finds nothing by itself.
 
     `targets` are what the graph's specs run, `pool` where a `def run` without a pool of its own goes; `stop_asked` says
-    whether somebody elsewhere wants the run to be cancelled. `drive` runs it, `stop` ends it early. Afterwards `errors` has the `TaskError` of each task that failed in this session.
+    whether somebody elsewhere wants the run to be cancelled. `drive` runs it, `stop` ends it early. Afterwards `errors`
+    has the `TaskError` of each task that failed in this session.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An index over the records of runs: what `runs` lists, and how long tasks took. Thrown away at will.
+"""An index over the records of runs: what `runs` lists. Thrown away at will.
 
 A SQLite file beside the records. `Index.refresh` looks at the size of every log and folds those that have grown; all
 that it knows comes from the logs, so deleting it loses nothing.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,26 +15,21 @@ from typing import Any, Self
 
 import msgspec
 
-from gluepy.core.state import FAILED, FINISHED, State
+from gluepy.core.state import FAILED, State
 from gluepy.runs.log import LogReader, UnreadableLog
 from gluepy.runs.record import Record
 
 _VERSION = 1
-_REMEMBERED = 20  # runs of a DAG that durations are learned from
 _SCHEMA = """
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, size INTEGER, dag TEXT, status TEXT, started_at TEXT, duration_s REAL, sessions INTEGER,
     tasks INTEGER, counts TEXT, failed TEXT, problem TEXT
 );
-CREATE TABLE durations (run_id TEXT, dag TEXT, task TEXT, label TEXT, duration_s REAL);
 CREATE INDEX runs_by_dag ON runs (dag, run_id);
-CREATE INDEX durations_by_run ON durations (run_id);
-CREATE INDEX durations_by_dag ON durations (dag, run_id);
 """
 
 
 _INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_DURATION = "INSERT INTO durations VALUES (?, ?, ?, ?, ?)"
 
 
 class RunSummary(msgspec.Struct, frozen=True):
@@ -83,7 +77,6 @@ class Index:
         with self._db:
             for run_id in (*grown, *gone):
                 self._db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
-                self._db.execute("DELETE FROM durations WHERE run_id = ?", (run_id,))
             for run_id in grown:
                 self._take(run_id, sizes[run_id])
 
@@ -99,24 +92,6 @@ class Index:
                 if len(found) == at_most:
                     break
         return found
-
-    def durations(self, dag: str) -> tuple[dict[str, float], dict[str, float], int]:
-        """Median seconds by task id and by label, of the attempts that finished in the latest runs of `dag`; and of
-        how many runs."""
-        latest = [
-            run_id
-            for (run_id,) in self._db.execute(
-                "SELECT DISTINCT run_id FROM durations WHERE dag = ? ORDER BY run_id DESC LIMIT ?", (dag, _REMEMBERED)
-            )
-        ]
-        tasks: dict[str, list[float]] = {}
-        labels: dict[str, list[float]] = {}
-        for run_id in latest:
-            rows = self._db.execute("SELECT task, label, duration_s FROM durations WHERE run_id = ?", (run_id,))
-            for task, label, duration_s in rows:
-                tasks.setdefault(task, []).append(duration_s)
-                labels.setdefault(label, []).append(duration_s)
-        return _medians(tasks), _medians(labels), len(latest)
 
     def _opened(self) -> sqlite3.Connection:
         file = self.root / "index.sqlite"
@@ -174,14 +149,6 @@ class Index:
             "",
         )
         self._db.execute(_INSERT_RUN, row)
-        self._db.executemany(
-            _INSERT_DURATION,
-            [
-                (run_id, state.dag, graph.id(node), graph.spec(node).label, state.duration_s[node])
-                for node in graph.tasks()
-                if status[node] == FINISHED
-            ],
-        )
 
     def _summary(self, row: Sequence[Any]) -> RunSummary:
         run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem = row
@@ -199,7 +166,3 @@ class Index:
             msgspec.json.decode(failed, type=list[str]),
             problem,
         )
-
-
-def _medians(values: dict[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(durations) for name, durations in values.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import statistics
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from gluepy.exec.executors.capture import capturing
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.task import Task
+from gluepy.runs.durations import learn_durations, read_durations
 from gluepy.runs.log import FileLog, LogReader
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, code_version
@@ -179,6 +181,9 @@ class Session:
                     timeout_s=self.options.get("timeout_s"),
                     stop_asked=self.record.stop_asked,
                 )
+                before = enumerate(self.state.status) if self.plan else ()
+                finished = {node for node, status in before if status == FINISHED}
+                stack.callback(lambda: learn_durations(self.record.root, self.compiled.label, self.state, finished))
                 self.handle(engine)
                 stack.callback(shared.limits.leave, engine.look_again)
                 failure = await self._with_sinks(engine)
@@ -234,10 +239,26 @@ class Session:
             shared=shared.units,
             on_failure=self.options.get("on_failure") or "drain",
             selection=self.selection,
+            weight=self._weight(),
             starved=engine.look_again,
             now=now,
             wall=wall,
         )
+
+    def _weight(self) -> Callable[[int], float]:
+        """What earlier runs tell about the duration of a task: where one is unknown, as long as a typical one."""
+        known = read_durations(self.record.root, self.compiled.label)
+        medians = {label: statistics.median(durations) for label, durations in known.labels.items()}
+        if not medians:
+            return lambda node: 1.0
+        graph, typical = self.state.graph, statistics.median(medians.values())
+        tasks = {task: statistics.median(durations) for task, durations in known.tasks.items()}
+
+        def weight(node: int) -> float:
+            found = tasks.get(graph.id(node))
+            return found if found is not None else medians.get(graph.spec(node).label, typical)
+
+        return weight
 
     def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
         options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}

@@ -1,0 +1,70 @@
+"""How long a run would take: the scheduler itself, driven through the graph with given durations, no clock, no work."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from gluepy.core import events as e
+from gluepy.core.graph import Graph
+from gluepy.core.scheduler import BlockTask, CancelTask, EndRun, Limits, Scheduler, Selection, SkipTask, Start, StopTask
+from gluepy.core.state import State
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """`makespan_s` seconds in all; `critical_path_s` with any number of slots, `work_s` with a single one; `starts`
+    maps each task to when it would start."""
+
+    makespan_s: float
+    critical_path_s: float
+    work_s: float
+    starts: dict[str, float]
+
+
+def forecast(
+    graph: Graph,
+    duration_s: Callable[[int], float],
+    *,
+    concurrency: int,
+    limits: Mapping[str, int] | None = None,
+    selection: Selection | None = None,
+) -> Forecast:
+    """Run through `graph` in virtual time. An `each` that asks a callable counts as having found nothing."""
+    state = State(graph)
+    scheduler = Scheduler(
+        state, concurrency=concurrency, limits=Limits(limits or {}), selection=selection, weight=duration_s
+    )
+    now, work_s, seq = 0.0, 0.0, 0
+    running: list[tuple[float, int]] = []
+    starts: dict[str, float] = {}
+    ended = False
+
+    def header(node: int) -> tuple[int, int, str, str, str, str, str, int]:
+        nonlocal seq
+        seq += 1
+        return seq, 1, "", "info", "", "", graph.id(node), 1
+
+    while not ended:
+        while (command := scheduler.next(now)) is not None:
+            match command:
+                case Start():
+                    node = command.node
+                    scheduler.observe(e.TaskStarted(*header(node), 1, "", "", "", 0, 0.0), now)
+                    starts[graph.id(node)] = now
+                    work_s += duration_s(node)
+                    heapq.heappush(running, (now + duration_s(node), node))
+                case SkipTask():
+                    scheduler.observe(e.TaskSkipped(*header(command.node), command.reason), now)
+                case BlockTask():
+                    scheduler.observe(e.TaskBlocked(*header(command.node), []), now)
+                case EndRun():
+                    ended = True
+                case CancelTask() | StopTask():
+                    raise AssertionError("nothing fails and nobody cancels in a forecast")
+        if running and not ended:
+            now, node = heapq.heappop(running)
+            scheduler.observe(e.TaskFinished(*header(node), "", "", duration_s(node)), now)
+    longest = max(graph.longest_paths(duration_s), default=0.0)
+    return Forecast(now, longest, work_s, starts)
