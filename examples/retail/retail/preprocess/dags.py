@@ -49,8 +49,8 @@ class ProcessPrices(Task):
             .filter(pl.col("quantity") > 0)
             .group_by(key)
             .agg(
-                regular_price=(paid + pl.col("retail_disc")).sum() / pl.col("quantity").sum(),
-                price=paid.sum() / pl.col("quantity").sum(),
+                regular_price=((paid + pl.col("retail_disc")).sum() / pl.col("quantity").sum()).round(4),
+                price=(paid.sum() / pl.col("quantity").sum()).round(4),
             )
             .collect()
         )
