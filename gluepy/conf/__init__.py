@@ -21,7 +21,7 @@ from gluepy.exec.scope import current_scope
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
 
-__all__ = ["default_context", "settings"]
+__all__ = ["default_context", "settings", "use_project"]
 
 _Stamps = tuple[tuple[str, int, int], ...]
 
@@ -32,14 +32,15 @@ class _Discovered:
     def __init__(self) -> None:
         self._settings: tuple[object, Settings] | None = None
         self._context: tuple[Settings, _Stamps, Context] | None = None
+        self.project: Path | None = None
 
     def settings(self) -> Settings:
         folder = Path.cwd()
-        project = find_project(folder)
+        project = self.project or find_project(folder)
         variables = sorted(item for item in os.environ.items() if item[0].startswith("GLUEPY_"))
         module = module_file(os.environ.get(SETTINGS_VARIABLE) or DEFAULT_MODULE, project) if project else None
         read = [project / "pyproject.toml", project / ".env"] if project else []
-        key = (folder, variables, _stamps([*read, *([module] if module else [])]))
+        key = (folder, project, variables, _stamps([*read, *([module] if module else [])]))
         if self._settings is None or self._settings[0] != key:
             from gluepy.conf.schema import load_settings  # brings pydantic
 
@@ -67,6 +68,11 @@ def _stamps(files: Iterable[Path]) -> _Stamps:
 
 
 _discovered = _Discovered()
+
+
+def use_project(folder: Path | None) -> None:
+    """Outside a run, take the project in `folder` from now on; None: the one around the current folder."""
+    _discovered.project = folder
 
 
 def _current_settings() -> Settings:

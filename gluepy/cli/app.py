@@ -1,0 +1,345 @@
+"""The commands and their options, as typer reads them from functions; each hands over to a module imported for it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from gluepy.cli.group import CommandLine
+from gluepy.cli.invocation import Invocation, program_words
+
+_HELP = """Run pipelines: tasks written as plain Python classes, put in order by a DAG.
+
+\b
+  gluepy startproject shop     make a project that runs
+  gluepy run train             run the DAG labelled 'train'
+  gluepy run train -P year=2026 --concurrency 4
+  gluepy run file.py:TrainDAG  run a DAG from a file, without a project
+  gluepy show latest           how the newest run went
+
+The project is the one around the current folder, or around --project DIR.
+"""
+
+app = typer.Typer(
+    name="gluepy",
+    cls=CommandLine,
+    help=_HELP,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"gluepy {version('gluepy')}")
+        raise typer.Exit
+
+
+def _complete_label(ctx: typer.Context, incomplete: str) -> list[str]:
+    from gluepy.conf.dags import find_dags
+    from gluepy.errors import GluepyError
+
+    try:
+        return [label for label in find_dags(_invocation(ctx).settings()) if label.startswith(incomplete)]
+    except GluepyError:
+        return []
+
+
+def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    from gluepy.errors import GluepyError
+    from gluepy.runs.record import run_names
+
+    try:
+        names = sorted(run_names(_invocation(ctx).settings().runs_root), reverse=True)
+    except GluepyError:
+        return []
+    return [name for name in ("latest", *names) if name.startswith(incomplete)]
+
+
+Label = Annotated[
+    str,
+    typer.Argument(
+        metavar="LABEL",
+        help="The DAG: its label in this project, or file.py:TrainDAG, or package.module:TrainDAG.",
+        autocompletion=_complete_label,
+        show_default=False,
+    ),
+]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="The run: its id, the end of its id, or 'latest'.",
+        autocompletion=_complete_run,
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.callback()
+def gluepy(
+    ctx: typer.Context,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            "--project",
+            "-C",
+            metavar="DIR",
+            help="Take the project in DIR, or the nearest above it, instead of the one around the current folder.",
+            is_eager=True,  # so that `--project DIR --help` shows that project's own commands
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001  # its callback does it
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run pipelines."""
+    ctx.obj = Invocation(project, program_words(sys.argv[0]))
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    label: Label,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", "-c", metavar="N", min=1, help="Run at most N tasks at a time. [CONCURRENCY]"),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Where tasks run: the dotted name of a class. [EXECUTOR_BACKEND]"),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(metavar="POOL", help="Where a plain task runs that does not say: thread or process. [POOL]"),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            "-P",
+            metavar="NAME=VALUE",
+            help="Set a parameter of the context: VALUE is JSON, else text; model.depth=3 reaches into 'model'. "
+            "Repeatable.",
+        ),
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Set parameters from a YAML or JSON file; --param goes over it.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Run only this task, by id, or all tasks with this label. Repeatable."),
+    ] = None,
+    from_task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Run only this task and what comes after it.")
+    ] = None,
+    to_task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Run only this task and what comes before it.")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="After a failure, go on with all that does not depend on it.")
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="After a failure, stop what runs. (Default: let it end, start no more.)")
+    ] = False,
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Stop the run after S seconds.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Name the run. (Default: a new UUID that sorts by time.)")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show what would run, and run nothing.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Run one task at a time in this process, uncaptured, so that breakpoint() works."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object on stdout, and nothing else there.")
+    ] = False,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write the events as JSON lines; '-' is stdout, which then gets nothing else."
+        ),
+    ] = None,
+    progress: Annotated[
+        str,
+        typer.Option(metavar="MODE", help="live, plain or none; auto is live on a terminal, plain elsewhere."),
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Run a DAG.
+
+    Results go to stdout, progress to stderr; what tasks print goes to their log files (see `gluepy logs`). With
+    --task, --from-task or --to-task, tasks that are not selected count as done.
+
+    \b
+      gluepy run train
+      gluepy run train -P date=2026-01-01 -P model.depth=3 --concurrency 4
+      gluepy run train --task fit --task 'score[region=eu]'
+      gluepy run train --from-task fit --dry-run
+      gluepy run train --json | jq .status
+
+    Exit codes: 0 success; 1 the run failed; 2 a mistake in what was asked; 3 the run could not go on; 130 Ctrl-C;
+    143 SIGTERM. The first Ctrl-C cancels cleanly, the second kills.
+    """
+    from gluepy.cli.running import RunCall
+    from gluepy.cli.running import run as run_command
+
+    call = RunCall(
+        label=label,
+        concurrency=concurrency,
+        executor=executor,
+        pool=pool,
+        param=param or (),
+        params=params,
+        task=task or (),
+        from_task=from_task,
+        to_task=to_task,
+        keep_going=keep_going,
+        fail_fast=fail_fast,
+        timeout=timeout,
+        run_id=run_id,
+        dry_run=dry_run,
+        debug=debug,
+        as_json=as_json,
+        events=events,
+        progress=progress,
+        quiet=quiet,
+    )
+    raise typer.Exit(run_command(_invocation(ctx), call))
+
+
+app.command("dag", short_help="The same as `run`.")(run)
+
+
+@app.command("list")
+def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """List the DAGs of the project."""
+    from gluepy.cli.inspecting import list_dags
+
+    raise typer.Exit(list_dags(_invocation(ctx), as_json))
+
+
+@app.command(short_help="Show the tasks of a DAG and their dependencies.")
+def graph(
+    ctx: typer.Context,
+    label: Label,
+    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="text, mermaid or dot.")] = "text",
+) -> None:
+    """Show the tasks of a DAG and what depends on what.
+
+    \b
+      gluepy graph train
+      gluepy graph train --format mermaid
+      gluepy graph train --format dot | dot -Tsvg > train.svg
+    """
+    from gluepy.cli.inspecting import show_graph
+
+    raise typer.Exit(show_graph(_invocation(ctx), label, format))
+
+
+@app.command(short_help="Show every setting and where it came from.")
+def settings(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Show every setting: its value, and where it came from. Secrets are masked.
+
+    Options go over variables GLUEPY_NAME, these over .env, over the settings module, over [tool.gluepy] in
+    pyproject.toml, over defaults.
+    """
+    from gluepy.cli.inspecting import show_settings
+
+    raise typer.Exit(show_settings(_invocation(ctx), as_json))
+
+
+@app.command(short_help="Show how a run went.")
+def show(ctx: typer.Context, run: RunName = "latest", as_json: AsJson = False) -> None:
+    """Show how a run went: each task, its attempts, its time, its failure; metrics; what to do next."""
+    from gluepy.cli.inspecting import show_run
+
+    raise typer.Exit(show_run(_invocation(ctx), run, as_json))
+
+
+@app.command()
+def events(
+    ctx: typer.Context,
+    run: RunName = "latest",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+) -> None:
+    """Print the events of a run as JSON lines.
+
+    \b
+      gluepy events latest | jq 'select(.event == "task.failed")'
+    """
+    from gluepy.cli.inspecting import show_events
+
+    raise typer.Exit(show_events(_invocation(ctx), run, follow))
+
+
+@app.command(short_help="Print what the tasks of a run printed and logged.")
+def logs(
+    ctx: typer.Context,
+    run: RunName = "latest",
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="Only this task, by id, or all with this label.", show_default=False),
+    ] = None,
+) -> None:
+    """Print what the tasks of a run printed and logged, attempt by attempt.
+
+    \b
+      gluepy logs latest fit
+      gluepy logs latest 'fit[region=eu]'
+    """
+    from gluepy.cli.inspecting import show_logs
+
+    raise typer.Exit(show_logs(_invocation(ctx), run, task))
+
+
+@app.command(short_help="Make a project that runs.")
+def startproject(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The project's name: letters, digits and _.")],
+) -> None:
+    """Make a project in the new folder NAME, with a DAG that runs at once.
+
+    \b
+      gluepy startproject shop
+      cd shop
+      ./run.py dag sample
+    """
+    from gluepy.cli.making import make_project
+
+    raise typer.Exit(make_project(_invocation(ctx), name))
+
+
+@app.command(short_help="Make a module in the project.")
+def startmodule(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The module's name: letters, digits and _.")],
+) -> None:
+    """Make a module with a task and a DAG in the project, and add it to INSTALLED_MODULES.
+
+    \b
+      gluepy startmodule prices
+      gluepy run prices
+    """
+    from gluepy.cli.making import make_module
+
+    raise typer.Exit(make_module(_invocation(ctx), name))
+
+
+def _invocation(ctx: typer.Context) -> Invocation:
+    invocation = ctx.find_root().obj
+    if isinstance(invocation, Invocation):
+        return invocation
+    folder: str | None = ctx.find_root().params.get("project")  # while completing, the callback is not called
+    return Invocation(folder, program_words(sys.argv[0]))

@@ -1,0 +1,105 @@
+"""From arguments to an exit code: every error becomes what a person needs to read, and nothing more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from gluepy.cli.app import app
+from gluepy.cli.text import printable_block
+from gluepy.errors import GluepyError, OptionError, RunError, UsageError, did_you_mean
+
+_BadUsage: Any = typer.BadParameter.__base__  # typer brings click, or parts of it, by version
+_ClickError: Any = _BadUsage.__base__
+_OPTIONS = {  # the options of a run by their names in Python
+    "concurrency": "--concurrency",
+    "dag": "LABEL",
+    "executor": "--executor",
+    "params": "--params",
+    "pool": "--pool",
+    "run_id": "--run-id",
+    "timeout_s": "--timeout",
+    "from_task and to_task": "--from-task and --to-task",
+}
+
+
+def exit_code(argv: Sequence[str] | None) -> int:
+    """Run the command line, and return the code to exit with."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an old encoding must not turn a result into a traceback
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _gone()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            raise
+        return _say_error(f"cannot write the output: {error.strerror}", 3)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    command = typer.main.get_command(app)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = command.main(args=arguments, prog_name=_program(), standalone_mode=False)
+    except _BadUsage as error:
+        return _say_error(_usage(error), 2)
+    except _ClickError as error:
+        return _say_error(error.format_message(), 2)
+    except typer.Abort:
+        return 130
+    except OptionError as error:
+        return _say_error(OptionError(_OPTIONS.get(error.option, error.option), error.problem, error.mend), 2)
+    except UsageError as error:
+        return _say_error(error, 2)
+    except RunError as error:  # of a command of the project's
+        return _say_error(error.message, 1)
+    except GluepyError as error:
+        return _say_error(error, 3)
+    return code if isinstance(code, int) else 0
+
+
+def _say_error(text: object, code: int) -> int:
+    sys.stderr.write(f"error: {printable_block(str(text)).strip()}\n")
+    return code
+
+
+def _usage(error: Any) -> str:
+    """One line for what typer found wrong with the command line, with the nearest known option."""
+    context = error.ctx
+    where = f"see `{context.command_path} --help`" if context is not None else ""
+    option = getattr(error, "option_name", None)
+    if hasattr(error, "possibilities") and option is not None:
+        known = _options_of(context.command) if context is not None else []
+        hint = did_you_mean(option, known)
+        if not hint and context is not None and option in _options_of(context.find_root().command):
+            hint = "; it goes before the command"
+        return f"there is no option {option!r}{hint or f'; {where}'}"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}" + (f"; {where}" if where else "")
+
+
+def _options_of(command: Any) -> list[str]:
+    return [name for parameter in command.params for name in parameter.opts if name.startswith("-")]
+
+
+def _program() -> str:
+    name = os.path.basename(sys.argv[0])
+    if name == "__main__.py":
+        return "gluepy"
+    return f"./{name}" if name.endswith(".py") else name
+
+
+def _gone() -> int:
+    """Nobody reads our output any more: end quietly."""
+    # What is buffered would fail again when the interpreter flushes it at its exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 141  # as a shell tells of a program that SIGPIPE ended

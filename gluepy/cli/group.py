@@ -1,0 +1,130 @@
+"""The root of the command line: gluepy's own commands, and those of the project's modules."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from typer.core import TyperGroup
+
+from gluepy.cli.invocation import Invocation
+from gluepy.errors import UsageError, did_you_mean
+
+
+class UnknownCommand(UsageError):
+    """There is no such command."""
+
+    def __init__(self, command: str, known: tuple[str, ...]) -> None:
+        super().__init__(command, known)
+        self.command, self.known = command, known
+
+    def __str__(self) -> str:
+        hint = did_you_mean(self.command, self.known) or "; `gluepy --help` lists them"
+        return f"there is no command {self.command!r}{hint}"
+
+
+class CommandClash(UsageError):
+    """A project's command has a name that is taken. `module` defines it, `taken_by` says who has it."""
+
+    def __init__(self, command: str, module: str, taken_by: str) -> None:
+        super().__init__(command, module, taken_by)
+        self.command, self.module, self.taken_by = command, module, taken_by
+
+    def __str__(self) -> str:
+        return f"{self.module}: the command {self.command!r} is {self.taken_by} already; give it another name"
+
+
+class NoCommands(UsageError):
+    """A project's module of commands does not say which are meant."""
+
+    def __init__(self, module: str, problem: str, mend: str) -> None:
+        super().__init__(module, problem, mend)
+        self.module, self.problem, self.mend = module, problem, mend
+
+    def __str__(self) -> str:
+        return f"{self.module}: {self.problem}; {self.mend}"
+
+
+class CommandLine(TyperGroup):
+    """gluepy's commands at once; the project's when one of them is typed, or when all are listed."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command `cmd_name`, or None. The project's modules are imported only for what is not gluepy's own."""
+        known = super().get_command(ctx, cmd_name)
+        return known if known is not None else self._projects(ctx).get(cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands; of a project that is broken, without its own."""
+        try:
+            own = list(self._projects(ctx))
+        except UsageError as error:
+            self._trouble = error
+            own = []
+        return [*super().list_commands(ctx), *own]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first of `args` names. Raises `UnknownCommand`, with the nearest known name."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise UnknownCommand(args[0], tuple(self.list_commands(ctx)))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands in the help text."""
+        super().format_commands(ctx, formatter)
+        trouble = getattr(self, "_trouble", None)
+        if trouble is not None:
+            formatter.write(f"\nThe project's own commands cannot be shown: {trouble}\n")
+
+    def _projects(self, ctx: Any) -> dict[str, Any]:
+        found: dict[str, Any] | None = self.__dict__.get("_found")
+        if found is None:
+            found = self._found = self._find(ctx)
+        return found
+
+    def _find(self, ctx: Any) -> dict[str, Any]:
+        from gluepy.cli.invocation import Invocation
+
+        invocation: Invocation = (
+            ctx.obj if isinstance(ctx.obj, Invocation) else Invocation(ctx.params.get("project"), ("gluepy",))
+        )
+        if invocation.project() is None:
+            return {}
+        from gluepy.conf.project import import_modules
+
+        settings = invocation.settings()
+        import_modules(settings)
+        found: dict[str, Any] = {}
+        owners: dict[str, str] = {}
+        for name in settings.INSTALLED_MODULES:
+            module = sys.modules.get(f"{name}.commands")
+            if module is None:
+                continue
+            for command_name, command in _commands_in(module, name).items():
+                taken_by = "gluepy's own" if command_name in self.commands else owners.get(command_name)
+                if taken_by is not None:
+                    raise CommandClash(command_name, module.__name__, taken_by)
+                found[command_name] = command
+                owners[command_name] = f"a command of {module.__name__}"
+        return found
+
+
+def _commands_in(module: Any, name: str) -> dict[str, Any]:
+    """The commands that a module `commands` defines: those of a bare app with one command, or one group."""
+    import typer
+
+    apps = {key: value for key, value in vars(module).items() if isinstance(value, typer.Typer)}
+    if not apps:
+        raise NoCommands(module.__name__, "it defines no typer app", "write `app = typer.Typer()`")
+    inner = [group.typer_instance for app in apps.values() for group in app.registered_groups]
+    outer = [app for app in apps.values() if not any(app is each for each in inner)]
+    app = apps.get("app", outer[0] if len(outer) == 1 else None)
+    if app is None:
+        raise NoCommands(module.__name__, f"it defines {len(outer)} typer apps", "call the one that is meant `app`")
+    own_name = app.info.name if isinstance(app.info.name, str) else None
+    holder = typer.Typer(add_completion=False)
+    bare = own_name is None and not app.registered_groups and app.registered_callback is None
+    if bare and len(app.registered_commands) == 1:
+        holder.registered_commands = app.registered_commands
+    else:
+        holder.add_typer(app, name=own_name or name.rpartition(".")[2])
+    return dict(typer.main.get_group(holder).commands)

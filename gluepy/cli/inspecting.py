@@ -1,0 +1,164 @@
+"""Commands that look and change nothing: `list`, `graph`, `settings`, `show`, `events`, `logs`."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import sys
+import time
+
+import msgspec
+
+from gluepy.cli.invocation import Invocation, NoProject
+from gluepy.cli.plan import as_dot, as_mermaid, as_text
+from gluepy.cli.story import Story, failure_text
+from gluepy.cli.text import count, first_line, printable, say, styled, table, tell, wants_colour
+from gluepy.conf.dags import find_dag, find_dags
+from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, encode
+from gluepy.core.graph import slug_of
+from gluepy.errors import DagError, OptionError, UnknownTask, did_you_mean
+from gluepy.exec.dag import DAG, compile_dag
+from gluepy.runs.log import LogReader
+from gluepy.runtime import find_record
+
+FORMATS = ("text", "mermaid", "dot")
+_POLL_S = 0.2
+
+
+def list_dags(invocation: Invocation, as_json: bool) -> int:
+    """`gluepy list`"""
+    settings = invocation.settings()
+    if settings.project is None and not settings.INSTALLED_MODULES:
+        raise NoProject("no DAGs to list", str(invocation.where.absolute()))
+    rows: list[dict[str, JSON]] = []
+    for label, dag in sorted(find_dags(settings).items()):
+        row: dict[str, JSON] = {"dag": label, "class": f"{dag.__module__}:{dag.__qualname__}", "about": _about(dag)}
+        try:
+            row["tasks"] = len(compile_dag(dag, settings.LIMITS).graph.index)
+        except DagError as error:
+            row["error"] = str(error)
+        rows.append(row)
+    if as_json:
+        _say_json(rows)
+    elif not rows:
+        tell(f"no DAG is defined in INSTALLED_MODULES = {settings.INSTALLED_MODULES}")
+    else:
+        colour = wants_colour(sys.stdout)
+        lines = table(
+            (
+                printable(row["dag"]),
+                f"error: {first_line(row['error'])}" if "error" in row else count(row["tasks"], "task"),
+                row["class"],
+                printable(row["about"]),
+            )
+            for row in rows
+        )
+        say(*(styled(line, "red", colour and "error" in row) for line, row in zip(lines, rows, strict=True)))
+    return 0
+
+
+def show_graph(invocation: Invocation, label: str, format: str) -> int:
+    """`gluepy graph`"""
+    if format not in FORMATS:
+        raise OptionError("--format", f"{format!r} is not one of {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
+    settings = invocation.settings()
+    invocation.check_label(label, settings)
+    compiled = compile_dag(find_dag(label, settings), settings.LIMITS)
+    match format:
+        case "mermaid":
+            say(*as_mermaid(compiled.graph))
+        case "dot":
+            say(*as_dot(compiled.graph, compiled.label))
+        case _:
+            say(*as_text(compiled))
+    return 0
+
+
+def show_settings(invocation: Invocation, as_json: bool) -> int:
+    """`gluepy settings`"""
+    settings = invocation.settings()
+    masked = settings.masked()
+    if as_json:
+        _say_json({name: {"value": value, "source": source} for name, (value, source) in masked.items()})
+        return 0
+    colour = wants_colour(sys.stdout)
+    tell(f"project: {settings.project}" if settings.project else "no project here: these are the defaults")
+    rows = [(name, printable(_json(value)), printable(source)) for name, (value, source) in masked.items()]
+    for line, (_, _, source) in zip(table(rows), rows, strict=True):
+        say(styled(line, "dim", colour and source == "default"))
+    return 0
+
+
+def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
+    """`gluepy show`"""
+    story = Story(find_record(invocation.settings(), run))
+    if as_json:
+        _say_json(story.record_of())
+        return 0
+    colour = wants_colour(sys.stdout)
+    say(*story.text(colour))
+    failures = story.failures()
+    if failures:
+        say("", *failure_text(failures, colour))
+    if story.status in ("failed", "cancelled", "interrupted"):
+        say("", f"resume it with: {invocation.command('resume', story.state.run_id)}")
+    return 0
+
+
+def show_events(invocation: Invocation, run: str, follow: bool) -> int:
+    """`gluepy events`"""
+    record = find_record(invocation.settings(), run)
+    reader = LogReader(record.events)
+    out = sys.stdout.buffer
+    while True:
+        driven = follow and record.is_held()  # asked before the last look, so that nothing is missed
+        over = False
+        for event in reader.events():
+            out.write(encode(event))
+            over = isinstance(event, (RunFinished, RunFailed, RunCancelled))
+        out.flush()
+        if over or not driven:
+            break
+        time.sleep(_POLL_S)
+    for number, what in ((reader.bad, "line that is no event"), (reader.gaps, "missing event")):
+        if number:
+            tell(f"{record.events}: {count(number, what)}")
+    return 0
+
+
+def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
+    """`gluepy logs`"""
+    story = Story(find_record(invocation.settings(), run))
+    graph, state = story.state.graph, story.state
+    nodes = list(graph.tasks()) if task is None else graph.names(task)
+    if not nodes and task is not None:
+        raise UnknownTask(task, state.dag, list(graph.index))
+    files = []
+    for node in nodes:
+        for attempt in range(1, state.attempt[node] + 1):
+            file = story.record.logs / f"{slug_of(graph.id(node))}.{attempt}.log"
+            if file.is_file():
+                files.append((f"{printable(graph.id(node))}, attempt {attempt}", file))
+    if not files:
+        tell("no output was kept" if any(state.attempt[node] for node in nodes) else "it has not begun")
+    out = sys.stdout.buffer
+    colour = wants_colour(sys.stdout)
+    for position, (title, file) in enumerate(files):
+        if len(files) > 1:
+            out.write(f"{chr(10) * bool(position)}{styled(f'==> {title} <==', 'bold', colour)}\n".encode())
+        with file.open("rb") as stream:
+            shutil.copyfileobj(stream, out)
+        out.flush()
+    return 0
+
+
+def _about(dag: type[DAG]) -> str:
+    return first_line(inspect.cleandoc(dag.__doc__)) if dag.__doc__ else ""
+
+
+def _say_json(value: JSON) -> None:
+    say(_json(value))
+
+
+def _json(value: JSON) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM: the first cancels the run, the second kills at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+from gluepy.cli.progress import View, show_cursor
+
+
+class Interrupts:
+    """While the block runs, SIGINT and SIGTERM are taken over. `received` is the first that came.
+
+    These are plain signal handlers, not tasks that wait for signals: Python calls them in the main thread between two
+    instructions, also while a task holds the event loop and nothing else would be heard.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.received: signal.Signals | None = None
+        self._view = view
+        self._cancel: Callable[[], None] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a shell ignores SIGINT
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def cancels(self, cancel: Callable[[], None]) -> None:
+        """From now on the first signal calls `cancel`, which must be safe in a signal handler."""
+        self._cancel = cancel
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that tells of the signal."""
+        return 128 + (self.received or 0)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.received is not None:
+            show_cursor()
+            os._exit(128 + number)  # worker processes have guards that die with this process
+        self.received = signal.Signals(number)
+        if self._cancel is None:
+            raise KeyboardInterrupt  # nothing runs yet
+        again = "press Ctrl-C again to kill" if number == signal.SIGINT else "another signal kills"
+        self._view.notice(f"cancelling… {again}")
+        self._cancel()

@@ -1,0 +1,113 @@
+"""What every command stands on: the project that was asked for, its settings, and how this program was called."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from gluepy.errors import OptionError, UsageError
+
+if TYPE_CHECKING:
+    from gluepy.conf.schema import Settings
+
+
+class NoProject(UsageError):
+    """Something was asked for that only a project has. `folder` is where it was looked for, `what` was asked."""
+
+    def __init__(self, what: str, folder: str) -> None:
+        super().__init__(what, folder)
+        self.what, self.folder = what, folder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: there is no project in {self.folder} or above it; go to one, name one with --project DIR, "
+            "or make one with `gluepy startproject NAME`"
+        )
+
+
+class Invocation:
+    """One call of the command line. `folder` is what --project named, `program` the words that call gluepy again."""
+
+    def __init__(self, folder: str | None, program: tuple[str, ...]) -> None:
+        self.folder, self.program = folder, program
+        self._settings: Settings | None = None
+
+    @property
+    def where(self) -> Path:
+        """The folder from which the project is looked for, upwards."""
+        return Path(self.folder) if self.folder is not None else Path.cwd()
+
+    def project(self) -> Path | None:
+        """The project's folder, None without one. Raises `UsageError` where --project names no project."""
+        from gluepy.conf.project import find_project
+
+        if not self.where.is_dir():
+            raise OptionError("--project", f"there is no folder {str(self.where)!r}")
+        found = find_project(self.where)
+        if found is None and self.folder is not None:
+            raise NoProject(f"--project {shlex.quote(self.folder)}", str(self.where.absolute()))
+        return found
+
+    def settings(self, options: Mapping[str, object] | None = None) -> Settings:
+        """The settings, with `options` over them, by the settings' names."""
+        if self._settings is None or options:
+            from gluepy.conf import use_project
+            from gluepy.conf.schema import load_settings
+
+            project = self.project()
+            use_project(project)
+            self._settings = load_settings(project, options or {})
+        return self._settings
+
+    def check_label(self, label: str, settings: Settings) -> None:
+        """Raise `NoProject` where only a project could have the DAG `label`, and there is none."""
+        if settings.project is None and not settings.INSTALLED_MODULES and ":" not in label and ".py" not in label:
+            raise NoProject(f"no DAG labelled {label!r}", str(self.where.absolute()))
+
+    def command(self, *words: str) -> str:
+        """The command line that calls gluepy with `words` for the same project, quoted for a shell."""
+        folder = () if self.folder is None or _adds_project(self.program) else ("--project", self.folder)
+        return shlex.join((*self.program, *folder, *words))
+
+
+def program_words(script: str) -> tuple[str, ...]:
+    """The words by which a shell calls the program that runs as `script` (the first of `sys.argv`)."""
+    path = Path(script)
+    python = Path(sys.executable).name
+    python = python if shutil.which(python) == sys.executable else sys.executable
+    if path.name == "__main__.py":
+        return python, "-m", "gluepy"
+    if path.suffix == ".py":
+        has_folder = path.parent != Path() or script.startswith("./")
+        return (script,) if has_folder and shutil.which(script) else (python, script)
+    return (path.name,) if shutil.which(path.name) == script or not path.name else (script,)
+
+
+def _adds_project(program: tuple[str, ...]) -> bool:
+    # A project's own run.py says --project itself.
+    return program[-1].endswith(".py")
+
+
+@contextmanager
+def own_stdout() -> Iterator[IO[bytes]]:
+    """Keep stdout to oneself: while the block runs, what anybody else writes there goes to stderr.
+
+    Down to the file descriptor, so that it holds for subprocesses and extension modules too.
+    """
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    try:
+        with os.fdopen(own, "wb", buffering=0, closefd=False) as file:
+            yield file
+    finally:
+        sys.stdout = stdout
+        os.dup2(own, 1)
+        os.close(own)

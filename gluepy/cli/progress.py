@@ -1,0 +1,370 @@
+"""Progress of a run on stderr: plain lines anywhere, or a live display on a terminal.
+
+Both are fed batches of events, at most some ten a second however fast tasks end, and cost the run next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gluepy.cli.text import (
+    STYLE_OF,
+    amount,
+    cells,
+    count,
+    duration,
+    first_line,
+    fit,
+    is_terminal,
+    padded,
+    printable,
+    styled,
+    wants_colour,
+)
+from gluepy.core import events as e
+from gluepy.core.graph import Deps, Each, Element, Leaf, Par, Seq, Tree
+from gluepy.errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+MODES = ("auto", "live", "plain", "none")
+_WORD = 9  # columns of the word that begins a line: "cancelled"
+_METRICS = 4  # metrics shown behind a finished task
+_NAME = 48  # columns for a running task's id
+
+
+class View(Protocol):
+    """Something that shows a run's events. `notice` is a line to show at once, from a signal handler too."""
+
+    pause_s: float
+
+    def show(self, events: Sequence[e.Event]) -> None:
+        """Show `events`."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Show `text`. Called by a signal handler, so it may do next to nothing."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+def view_of(mode: str, quiet: bool, debug: bool) -> View:
+    """The view for `--progress mode`. Raises `OptionError` for an unknown one."""
+    if mode not in MODES:
+        raise OptionError("--progress", f"{mode!r} is not one of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
+    if quiet or mode == "none":
+        return Silent()
+    # A debugger and what uncaptured tasks print want the terminal for themselves.
+    if mode in ("auto", "live") and is_terminal(sys.stderr) and not debug and os.name == "posix":
+        return Live()
+    return Plain()
+
+
+class Silent:
+    """Shows nothing but notices."""
+
+    pause_s = 0.0
+
+    def show(self, events: Sequence[e.Event]) -> None:
+        """Show nothing."""
+
+    def notice(self, text: str) -> None:
+        """Show `text`."""
+        _notice(text)
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
+class Plain:
+    """One line for each event that matters, with its time."""
+
+    pause_s = 0.05
+
+    def __init__(self) -> None:
+        self._colour = wants_colour(sys.stderr)
+        self._metrics: dict[str, list[str]] = {}
+        self._second = self._clock = ""
+
+    def show(self, events: Sequence[e.Event]) -> None:
+        """Write what matters of `events`."""
+        lines = []
+        for event in events:
+            match event:
+                case e.RunStarted() | e.RunResumed():
+                    lines += [f"{self._time(event)}  {line}\n" for line in _headlines(event)]
+                case e.TaskStarted():
+                    again = f"  attempt {event.attempt} of {event.max_attempts}" if event.attempt > 1 else ""
+                    lines.append(self._line(event, "started", f"{printable(event.task)}{again}"))
+                case e.TaskMetric():
+                    _keep_metric(self._metrics, event)
+                case _:
+                    ended = ending_of(event, self._metrics)
+                    if ended is not None:
+                        lines.append(self._line(event, *ended))
+        if lines:
+            sys.stderr.write("".join(lines))
+            sys.stderr.flush()
+
+    def notice(self, text: str) -> None:
+        """Show `text`."""
+        _notice(text)
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+    def _line(self, event: e.Event, word: str, rest: str) -> str:
+        shown = styled(padded(word, _WORD), STYLE_OF[word], self._colour)
+        return f"{self._time(event)}  {shown}  {rest}\n"
+
+    def _time(self, event: e.Event) -> str:
+        second = event.timestamp[:19]
+        if second != self._second:
+            self._second = second
+            self._clock = datetime.fromisoformat(event.timestamp).astimezone().strftime("%H:%M:%S")
+        return self._clock
+
+
+class _Running:
+    """A task that runs, as the live display shows it."""
+
+    __slots__ = ("attempt", "begun", "done", "last", "limit", "name", "total")
+
+    def __init__(self, event: e.TaskStarted, begun: float) -> None:
+        self.name = printable(event.task)
+        self.attempt, self.limit = event.attempt, event.max_attempts
+        self.begun = begun
+        self.done = self.total = 0.0
+        self.last = ""
+
+
+class Live:
+    """One live line for each running task and a footer; what has ended scrolls away above them.
+
+    The display is drawn by a thread of its own, so that the time goes on while a task holds the event loop.
+    """
+
+    pause_s = 0.1
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+        from rich.segment import Segment
+        from rich.style import Style
+
+        self._segment = Segment
+        self._styles = {name: Style.parse(style) for name, style in {**STYLE_OF, "dim": "dim", "bold": "bold"}.items()}
+        self._console: Console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+        self._running: dict[str, _Running] = {}
+        self._metrics: dict[str, list[str]] = {}
+        self._sizes: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+        self._total = 0
+        self._begun = time.monotonic()
+        self._notice = ""
+        self._live = RichLive(
+            self,
+            console=self._console,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
+        )
+        self._live.start()
+
+    def show(self, events: Sequence[e.Event]) -> None:
+        """Take `events` in, and write what has ended above the live lines."""
+        lines: list[Any] = []
+        now = time.monotonic()
+        for event in events:
+            match event:
+                case e.TaskStarted():
+                    self._running[event.task] = _Running(event, now)
+                case e.TaskProgress():
+                    if (running := self._running.get(event.task)) is not None:
+                        running.done, running.total = event.done, event.total
+                case e.TaskOutput():
+                    if (running := self._running.get(event.task)) is not None and event.line.strip():
+                        running.last = event.line
+                case e.TaskMetric():
+                    _keep_metric(self._metrics, event)
+                case e.RunStarted() | e.RunResumed():
+                    self._open(event)
+                    lines += [self._segment(f"{line}\n", self._styles["dim"]) for line in _headlines(event)]
+                case e.TaskExpanded():
+                    self._total += len(event.values) * self._sizes.get(event.task, 0)
+                case _:
+                    lines += self._ended(event)
+        if lines:
+            self._console.print(_Segments(lines), soft_wrap=True, end="")
+
+    def notice(self, text: str) -> None:
+        """Have `text` in the footer from now on."""
+        self._notice = text
+
+    def close(self) -> None:
+        """Take the live lines away."""
+        self._live.stop()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self._total:
+            return
+        now = time.monotonic()
+        width = options.max_width - 1
+        room = max(1, console.size.height - 3)
+        running = list(self._running.values())
+        shown = running if len(running) <= room else running[: room - 1]
+        column = max([min(cells(task.name), _NAME, width // 2) for task in shown], default=0)
+        for task in shown:
+            yield from self._live_line(task, now, column, width)
+        if len(shown) < len(running):
+            yield self._segment(f"{padded('', _WORD)}  … and {len(running) - len(shown):,} more\n", self._styles["dim"])
+        yield self._segment(fit(self._footer(now), width), self._styles["bold" if self._notice else "dim"])
+
+    def _live_line(self, task: _Running, now: float, column: int, width: int) -> Iterable[Any]:
+        yield self._segment(f"{padded('running', _WORD)}  ")
+        facts = [padded(fit(task.name, column), column), f"{duration(now - task.begun):>8}"]
+        if task.attempt > 1:
+            facts.append(f"attempt {task.attempt} of {task.limit}")
+        if task.total:
+            facts.append(f"{amount(task.done)}/{amount(task.total)}")
+        elif task.done:
+            facts.append(amount(task.done))
+        text = fit("  ".join(facts), width - _WORD - 2)
+        yield self._segment(text)
+        left = width - _WORD - 4 - cells(text)
+        if task.last and left > 8:
+            yield self._segment("  " + fit(printable(task.last[: 4 * left]).strip(), left), self._styles["dim"])
+        yield self._segment("\n")
+
+    def _footer(self, now: float) -> str:
+        ended = sum(self._counts.values())
+        parts = [f"{ended:,} of {count(self._total, 'task')} done"]
+        parts += [f"{self._counts[word]:,} {word}" for word in ("failed", "blocked", "skipped") if self._counts[word]]
+        parts += [f"{len(self._running):,} running", duration(now - self._begun)]
+        return " · ".join(parts) + (f" · {self._notice}" if self._notice else "")
+
+    def _open(self, event: e.RunStarted | e.RunResumed) -> None:
+        tree = Tree.of(event.graph)
+        self._total = _size(tree.root)
+        self._sizes = {tree.specs[each.expander].label: _size(each.item) for each in _open_eaches(tree.root)}
+
+    def _ended(self, event: e.Event) -> list[Any]:
+        task = getattr(event, "task", None)
+        if task is None:
+            return []
+        self._running.pop(task, None)
+        ended = ending_of(event, self._metrics)
+        if ended is None:
+            self._total -= isinstance(event, e.TaskSkipped)  # not selected
+            return []
+        word, rest = ended
+        if word != "retrying":
+            self._counts[word] += 1
+        return [
+            self._segment(f"{padded(word, _WORD)}  ", self._styles[word]),
+            self._segment(f"{rest}\n"),
+        ]
+
+
+class _Segments:
+    """Text that is laid out already: cheap to print, ten thousand lines at a time."""
+
+    def __init__(self, segments: list[Any]) -> None:
+        self._segments = segments
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        return self._segments
+
+
+def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] | None:
+    """The word for how a task (or an attempt of it) ended, and the rest of its line; None for other events."""
+    match event:
+        case e.TaskFinished():
+            measured = f"  {', '.join(metrics.pop(event.task))}" if event.task in metrics else ""
+            return "finished", f"{printable(event.task)}  {duration(event.duration_s)}{measured}"
+        case e.TaskFailed():
+            tries = f" (attempt {event.attempt} of {event.max_attempts})" if event.max_attempts > 1 else ""
+            what = f"{_error(event)}{tries}"
+            return "failed", f"{printable(event.task)}  {duration(event.duration_s)}  {what}"
+        case e.TaskRetrying():
+            tries = f"attempt {event.attempt} of {event.max_attempts} failed"
+            again = f"; again in {duration(event.delay_s)}"
+            return "retrying", f"{printable(event.task)}  {tries}: {_error(event)}{again}"
+        case e.TaskSkipped(reason="unselected"):
+            return None
+        case e.TaskSkipped():
+            why = {"skip": first_line(event.why), "upstream": "what it depends on was skipped"}
+            text = why.get(event.reason, "its trigger was not met")
+            return "skipped", printable(event.task) + (f"  {text}" if text else "")
+        case e.TaskBlocked():
+            return "blocked", f"{printable(event.task)}  by {', '.join(map(printable, event.blocked_by))}"
+        case e.TaskCancelled():
+            left = "  its thread cannot be stopped and goes on" if event.abandoned else ""
+            return "cancelled", f"{printable(event.task)}{left}"
+    return None
+
+
+def _error(event: e.TaskFailed | e.TaskRetrying) -> str:
+    message = first_line(event.error_message)
+    kind = printable(event.error_type)
+    return f"{kind}: {message}" if kind and message else kind or message or event.reason
+
+
+def _keep_metric(metrics: dict[str, list[str]], event: e.TaskMetric) -> None:
+    kept = metrics.setdefault(event.task, [])
+    if len(kept) < _METRICS:
+        kept.append(f"{printable(event.name)} = {amount(event.value)}")
+
+
+def _headlines(event: e.RunStarted | e.RunResumed) -> Iterable[str]:
+    what = "resumed" if isinstance(event, e.RunResumed) else "started"
+    tree = Tree.of(event.graph)
+    more = " or more" if any(True for _ in _open_eaches(tree.root)) else ""
+    yield f"run {event.run_id} of {printable(event.dag)} {what}: {count(_size(tree.root), 'task')}{more}"
+    if any(name in event.options for name in ("tasks", "from_task", "to_task")) and what == "started":
+        yield "tasks that are not selected count as done; their files are not in this run's folder, which is new"
+
+
+def _size(element: Element) -> int:
+    """How many tasks an element of a DAG is, without what is asked for at run time."""
+    match element:
+        case Leaf():
+            return 1
+        case Each():
+            return 1 if element.rows is None else len(element.rows) * _size(element.item)
+        case Seq() | Par() | Deps():
+            return sum(map(_size, element.items))
+
+
+def _open_eaches(element: Element) -> Iterable[Any]:
+    match element:
+        case Each():
+            if element.rows is None:
+                yield element
+            yield from _open_eaches(element.item)
+        case Seq() | Par():
+            for item in element.items:
+                yield from _open_eaches(item)
+
+
+def _notice(text: str) -> None:
+    # Not by sys.stderr: the signal may have come in the middle of a write to it.
+    os.write(2, f"{text}\n".encode(errors="replace"))
+
+
+def show_cursor() -> None:
+    """Undo what a live display does to the terminal, when there is no time for `close`."""
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")

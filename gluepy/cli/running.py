@@ -1,0 +1,308 @@
+"""`gluepy run`: from the options to the exit code."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, cast
+
+import anyio
+import msgspec
+
+from gluepy.cli.interrupts import Interrupts
+from gluepy.cli.invocation import Invocation, own_stdout
+from gluepy.cli.plan import Plan
+from gluepy.cli.progress import Silent, View, view_of
+from gluepy.cli.story import Failure, Story, failure_text, summary
+from gluepy.cli.text import printable, say, tell, wants_colour
+from gluepy.conf.context import load_context
+from gluepy.conf.dags import find_dag
+from gluepy.conf.schema import Settings
+from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished
+from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
+from gluepy.exec.dag import compile_dag
+from gluepy.loop import Doorbell
+from gluepy.runs.log import LogReader
+from gluepy.runs.record import Record
+from gluepy.runtime import Run, RunOptions, RunResult, Runtime, select
+from gluepy.runtime.checks import check_processes
+from gluepy.runtime.options import make_executor
+from gluepy.sinks.jsonlines import JsonLines
+
+_POOLS = ("thread", "process")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCall:
+    """The options of `gluepy run`, as they were typed."""
+
+    label: str
+    concurrency: int | None
+    executor: str | None
+    pool: str | None
+    param: Sequence[str]
+    params: str | None
+    task: Sequence[str]
+    from_task: str | None
+    to_task: str | None
+    keep_going: bool
+    fail_fast: bool
+    timeout: float | None
+    run_id: str | None
+    dry_run: bool
+    debug: bool
+    as_json: bool
+    events: str | None
+    progress: str
+    quiet: bool
+
+
+def run(invocation: Invocation, call: RunCall) -> int:
+    """Carry out `gluepy run` and return the exit code."""
+    _check(call)
+    params = _params(call)
+    overrides = {"CONCURRENCY": call.concurrency, "POOL": call.pool, "EXECUTOR_BACKEND": call.executor}
+    with ExitStack() as stack:
+        own: IO[bytes] | None = None
+        if call.events == "-" or (call.as_json and not call.dry_run):
+            own = stack.enter_context(own_stdout())
+        settings = invocation.settings(overrides)
+        invocation.check_label(call.label, settings)
+        options = _options(call, params)
+        if call.dry_run:
+            return _dry_run(call, settings, options)
+        events = None
+        if call.events is not None:
+            file = own if own is not None and call.events == "-" else stack.enter_context(_opened(call.events))
+            events = JsonLines(file)
+            options["sinks"] = [events]
+        if events is not None or settings.SINKS or call.debug:
+            _log_to_stderr()
+        view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
+        interrupts = stack.enter_context(Interrupts(view))
+        uvloop = {"use_uvloop": find_spec("uvloop") is not None}
+        try:
+            ending = anyio.run(_drive, call.label, settings, options, view, interrupts, backend_options=uvloop)
+        except KeyboardInterrupt:  # nothing had begun
+            return interrupts.exit_code
+        if events is not None:
+            for event in LogReader(ending.path / "events.jsonl").events():
+                events(event)  # what a slow reader has not got yet
+        if call.as_json and own is not None:
+            story = Story(Record(ending.path.parent, ending.run_id)).record_of()
+            own.write(msgspec.json.encode({**story, "files": ending.files}) + b"\n")
+    return _conclude(invocation, call, ending, interrupts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """How a run ended. `error` is why it stopped, or failed without a task that did."""
+
+    run_id: str
+    dag: str
+    status: str
+    path: Path
+    files: str = ""
+    duration_s: float = 0.0
+    counts: dict[str, int]
+    failures: Sequence[Failure] = ()
+    error: Exception | None = None
+
+
+async def _drive(label: str, settings: Settings, options: RunOptions, view: View, interrupts: Interrupts) -> _Ending:
+    doorbell = Doorbell()
+    async with Runtime(settings) as runtime, runtime.stream_dag(label, **options) as run:
+        interrupts.cancels(lambda: doorbell.ring(run.cancel))
+        counts = await _watch(run, view)
+        failures: list[Failure] = []
+        error: Exception | None = None
+        try:
+            result = await run.result()
+        except RunError as failed:
+            assert isinstance(failed.result, RunResult)
+            result = failed.result
+            for each in failed.exceptions:
+                if isinstance(each, TaskError):
+                    failures.append(Failure.told_by(each))
+                else:
+                    error = each
+        except RunStopped as stopped:
+            return _Ending(run_id=run.id, dag=label, status="stopped", path=run.path, counts=counts, error=stopped)
+    return _Ending(
+        run_id=result.run_id,
+        dag=result.dag,
+        status=result.status,
+        path=result.path,
+        files=result.files,
+        duration_s=result.duration_s,
+        counts=counts,
+        failures=failures,
+        error=error,
+    )
+
+
+async def _watch(run: Run, view: View) -> dict[str, int]:
+    """Show the run's events, in batches, until there are no more; returns the number of tasks by how they ended."""
+    over = anyio.Event()
+    counts: dict[str, int] = {}
+
+    async def wait() -> None:
+        try:
+            await run.result()
+        except Exception:  # noqa: S110  # `_drive` asks again
+            pass
+        over.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        while events := await run.events.take():
+            last = events[-1]
+            if isinstance(last, (RunFinished, RunFailed, RunCancelled)):
+                counts = last.counts
+            try:
+                view.show(events)
+            except BrokenPipeError:
+                view = Silent()  # nobody reads the progress any more; the run goes on
+            with anyio.move_on_after(view.pause_s):
+                await over.wait()
+    return counts
+
+
+def _conclude(invocation: Invocation, call: RunCall, ending: _Ending, interrupts: Interrupts) -> int:
+    """Tell how the run ended, and return the exit code."""
+    colour = wants_colour(sys.stderr)
+    tell(*failure_text(ending.failures, colour))
+    if ending.status == "stopped":
+        tell(f"error: {ending.error}")
+    elif not (call.quiet and ending.status == "finished"):
+        line = summary(ending.dag, ending.run_id, ending.status, ending.counts, ending.duration_s)
+        machine = call.quiet or call.as_json or call.events == "-"
+        (tell if machine else say)(line)
+        if ending.status == "finished" and not machine and ("://" in ending.files or Path(ending.files).is_dir()):
+            say(f"files: {printable(ending.files)}")
+        sys.stdout.flush()
+        if ending.error is not None and not interrupts.received:
+            tell(f"error: {ending.error}")
+    if ending.status == "finished":
+        return 0
+    tell(f"resume it with: {invocation.command('resume', ending.run_id)}")
+    if ending.status == "stopped":
+        return 3
+    if ending.status == "cancelled" and interrupts.received:
+        return interrupts.exit_code
+    return 1
+
+
+def _check(call: RunCall) -> None:
+    """Raise `OptionError` for options that do not go together or cannot be meant."""
+    if call.keep_going and call.fail_fast:
+        raise OptionError("--keep-going and --fail-fast", "only one of them can be meant")
+    if call.as_json and call.events == "-":
+        raise OptionError("--json and --events -", "both want stdout", "give --events a file")
+    if call.dry_run and call.events is not None:
+        raise OptionError("--events", "with --dry-run there are none")
+    if call.pool is not None and call.pool not in _POOLS:
+        raise OptionError("--pool", f"{call.pool!r} is not one of {', '.join(_POOLS)}{did_you_mean(call.pool, _POOLS)}")
+    if call.timeout is not None and not call.timeout > 0:
+        raise OptionError("--timeout", f"{call.timeout:g} is no time", "give seconds, more than 0")
+
+
+def _options(call: RunCall, params: Mapping[str, JSON]) -> RunOptions:
+    options: RunOptions = {
+        "params": params,
+        "concurrency": call.concurrency,
+        "pool": cast(Any, call.pool),
+        "tasks": list(call.task),
+        "from_task": call.from_task,
+        "to_task": call.to_task,
+        "timeout_s": call.timeout,
+        "run_id": call.run_id,
+        "capture": not call.debug,
+        "debug": call.debug,
+    }
+    if call.keep_going or call.fail_fast:
+        options["on_failure"] = "continue" if call.keep_going else "cancel"
+    return options
+
+
+def _params(call: RunCall) -> dict[str, JSON]:
+    """The parameters of --params and --param, the latter over the former."""
+    params = _params_file(call.params) if call.params is not None else {}
+    for text in call.param:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise OptionError("--param", f"{text!r} is not name=value", "as in --param date=2026-01-01")
+        params.pop(name, None)  # later ones win, whatever comes between
+        try:
+            params[name] = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeError):
+            params[name] = value
+    return params
+
+
+def _params_file(name: str) -> dict[str, JSON]:
+    from gluepy.conf.yamlfile import parse
+
+    try:
+        values = parse(Path(name).read_text("utf-8"), name)
+    except OSError as error:
+        raise OptionError("--params", f"cannot read {name!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise OptionError("--params", f"{name!r} is not UTF-8 text") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise OptionError("--params", f"{name!r} holds a {kind}, not a mapping of names to values", "write name: value")
+    plain: dict[str, JSON] = _plain(values)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Dates and times as text, as context files have them."""
+    match value:
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+        case list():
+            return [_plain(each) for each in value]
+        case dt.date() | dt.time():
+            return value.isoformat()
+    return value
+
+
+def _dry_run(call: RunCall, settings: Settings, options: RunOptions) -> int:
+    """All that a run does before its first task, and what it would then do."""
+    compiled = compile_dag(find_dag(call.label, settings), settings.LIMITS)
+    pool = call.pool or settings.POOL
+    if not call.debug:
+        check_processes(compiled, pool)
+    name = "inline" if call.debug else make_executor(settings.EXECUTOR_BACKEND, settings).name
+    selection = select(compiled.graph, compiled.label, options)
+    load_context(settings, options["params"] or {})
+    concurrency = 1 if call.debug else settings.CONCURRENCY
+    plan = Plan(compiled, selection, pool, concurrency, name)
+    if call.as_json:
+        sys.stdout.write(msgspec.json.encode(plan.record()).decode() + "\n")
+    else:
+        say(*plan.text())
+    return 0
+
+
+def _opened(file: str) -> IO[bytes]:
+    try:
+        return open(file, "wb", buffering=0)
+    except OSError as error:
+        raise OptionError("--events", f"cannot write {file!r}: {error.strerror}") from None
+
+
+def _log_to_stderr() -> None:
+    """Have what logs outside of captured tasks, a sink that fails for one, leave stdout alone."""
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -1,0 +1,282 @@
+"""What is told about a run when it is over, or later: as JSON, and in plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gluepy.cli.text import STYLE_OF, amount, count, duration, first_line, printable, printable_block, styled, table
+from gluepy.core import events as e
+from gluepy.core.events import JSON
+from gluepy.core.state import BLOCKED, FAILED, RUNNING, SKIPPED, STATUS, State
+from gluepy.errors import TaskError, UsageError
+from gluepy.runs.log import LogReader
+from gluepy.runs.record import Record
+
+_ORDER = ("finished", "failed", "blocked", "cancelled", "skipped", "running", "retrying", "pending")
+_LOG_LINES = 10  # of a log file, behind a failure that has no traceback
+_TRACEBACKS = 20  # shown whole; further failures are one line each
+
+
+class NoStory(UsageError):
+    """A run's events cannot be told: none, or not what a run leaves. `path` is their file, `why` says more."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path, self.why = path, why
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One task that failed: what a person needs to know of it."""
+
+    task: str
+    attempt: int
+    reason: str
+    type: str
+    message: str
+    stack: str
+    log: str
+
+    @classmethod
+    def of(cls, event: e.TaskFailed, folder: Path) -> Failure:
+        """The failure that `event` tells of, in the run whose record is `folder`."""
+        log = str(folder / event.log) if event.log else ""
+        stack = event.error_stack or ""
+        return cls(event.task, event.attempt, event.reason, event.error_type, event.error_message, stack, log)
+
+    @classmethod
+    def told_by(cls, error: TaskError) -> Failure:
+        """The failure that `error` is."""
+        return cls(error.task, error.attempt, error.reason, error.type, error.message, error.stack, error.log)
+
+
+class Story:
+    """A run as its record tells it: its `state`, what its driver said first, and what is wrong with the log."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        reader = LogReader(record.events)
+        self.opening: e.RunStarted | None = None
+        try:
+            self.state = State.of(self._noting(reader.events()))
+        except (ValueError, KeyError, IndexError) as error:
+            begun = f"its events do not fit together ({error!r})"
+            why = "it has no events of a run yet" if self.opening is None else begun
+            raise NoStory(str(record.events), why) from None
+        self.damage = [
+            f"{count(number, what)}"
+            for number, what in ((reader.bad, "line that is no event"), (reader.gaps, "missing event"))
+            if number
+        ]
+
+    @property
+    def status(self) -> str:
+        """`finished`, `failed`, `cancelled`, `running`, or `interrupted` when its driver is gone."""
+        status: str = self.state.run
+        return "interrupted" if status == "running" and not self.record.is_held() else status
+
+    @property
+    def duration_s(self) -> float:
+        """How long it took, or has taken until now, or until the last that is known."""
+        if self.state.run != "running":
+            return self.state.run_duration_s
+        begun = datetime.fromisoformat(self.state.started_at)
+        end = datetime.now(UTC) if self.status == "running" else datetime.fromisoformat(self._last)
+        return max(0.0, (end - begun).total_seconds())
+
+    def failures(self) -> list[Failure]:
+        """The tasks that failed, in the order of the graph."""
+        errors = self.state.error
+        failed = (errors[node] for node in sorted(errors) if self.state.status[node] == FAILED)
+        return [Failure.of(event, self.record.path) for event in failed if isinstance(event, e.TaskFailed)]
+
+    def record_of(self) -> dict[str, JSON]:
+        """The run as one JSON object."""
+        state = self.state
+        assert self.opening is not None
+        return {
+            "run_id": state.run_id,
+            "dag": state.dag,
+            "status": self.status,
+            "path": str(self.record.path),
+            "started_at": state.started_at,
+            "duration_s": round(self.duration_s, 6),
+            "code_version": self.opening.code_version,
+            "options": state.options,
+            "counts": state.counts(),
+            "tasks": {state.graph.id(node): self._task(node) for node in state.graph.tasks()},
+        }
+
+    def text(self, colour: bool) -> Iterator[str]:
+        """The run in plain text: header, tasks, metrics. Failures and what to do next are `failure_text`."""
+        state, status = self.state, self.status
+        assert self.opening is not None
+        begun = datetime.fromisoformat(state.started_at).astimezone()
+        facts = [
+            ("run", state.run_id),
+            ("dag", printable(state.dag)),
+            ("status", styled(status, STYLE_OF.get(status, "bold"), colour)),
+            ("started", f"{begun:%Y-%m-%d %H:%M:%S}"),
+            ("took", duration(self.duration_s)),
+            ("code", self.opening.code_version),
+            ("options", _options(state.options)),
+            ("record", str(self.record.path)),
+        ]
+        yield from table((name, printable(value) if name != "status" else value) for name, value in facts if value)
+        if self.damage:
+            yield f"the log is damaged: {', '.join(self.damage)}"
+        yield ""
+        rows = [(STATUS[state.status[node]], node) for node in state.graph.tasks() if not self._unselected(node)]
+        cells = [
+            (
+                printable(state.graph.id(node)),
+                self._word(word, status),
+                self._tries(node),
+                duration(state.duration_s[node]) if state.attempt[node] and state.status[node] != RUNNING else "",
+                self._what(node),
+            )
+            for word, node in rows
+        ]
+        lines = table([("task", "status", "attempts", "took", ""), *cells])
+        yield styled(lines[0], "dim", colour)
+        for line, (word, _) in zip(lines[1:], rows, strict=True):
+            style = STYLE_OF.get(word, "")
+            yield styled(line, style, colour and word not in ("finished", "pending"))
+        unselected = len(state.graph.index) - len(rows)
+        if unselected:
+            yield styled(f"and {count(unselected, 'task')} that the run's selection left out", "dim", colour)
+        metrics = [
+            (printable(state.graph.id(node)), printable(name), amount(value))
+            for node in sorted(state.metrics)
+            for name, value in state.metrics[node].items()
+        ]
+        if metrics:
+            yield ""
+            yield from table([("metric", "", ""), *metrics])
+
+    def _task(self, node: int) -> dict[str, JSON]:
+        state = self.state
+        task: dict[str, JSON] = {
+            "status": STATUS[state.status[node]],
+            "attempts": state.attempt[node],
+            "duration_s": state.duration_s[node],
+        }
+        if state.status[node] == SKIPPED:
+            task["reason"] = state.why.get(node, "")
+        if state.status[node] == BLOCKED:
+            task["blocked_by"] = state.blocked_by.get(node, [])
+        error = state.error.get(node)
+        if error is not None and state.status[node] == FAILED:
+            told = {
+                "reason": error.reason,
+                "type": error.error_type,
+                "message": error.error_message,
+                "stack": error.error_stack,
+            }
+            task["error"] = {**told, "log": str(self.record.path / error.log) if error.log else None}
+        if node in state.metrics:
+            task["metrics"] = state.metrics[node]
+        return task
+
+    def _unselected(self, node: int) -> bool:
+        return self.state.why.get(node) == "unselected" and self.state.status[node] == SKIPPED
+
+    def _word(self, word: str, status: str) -> str:
+        return "interrupted" if word == "running" and status == "interrupted" else word
+
+    def _tries(self, node: int) -> str:
+        attempts = self.state.attempt[node]
+        limit = self.state.graph.spec(node).retry.attempts
+        return f"{attempts} of {limit}" if attempts and limit > 1 else str(attempts or "")
+
+    def _what(self, node: int) -> str:
+        state = self.state
+        if state.status[node] == BLOCKED:
+            return f"by {', '.join(map(printable, state.blocked_by.get(node, ())))}"
+        if state.status[node] == SKIPPED:
+            return {"upstream": "what it depends on was skipped", "trigger": "its trigger was not met"}.get(
+                state.why.get(node, ""), ""
+            )
+        error = state.error.get(node)
+        if error is None or state.status[node] != FAILED:
+            return ""
+        return _title(error.error_type, error.error_message, error.reason)
+
+    def _noting(self, events: Iterable[e.Event]) -> Iterator[e.Event]:
+        for event in events:
+            if isinstance(event, e.RunStarted) and self.opening is None:
+                self.opening = event
+            self._last = event.timestamp
+            yield event
+
+
+def failure_text(failures: Sequence[Failure], colour: bool) -> Iterator[str]:
+    """Each failure: task, attempt, error, the whole traceback without gluepy's frames, the log file."""
+    seen: dict[str, str] = {}
+    for number, failure in enumerate(failures):
+        title = f"{printable(failure.task)} failed in attempt {failure.attempt}"
+        text = _title(failure.type, failure.message, failure.reason)
+        yield styled(f"{title}: {text}", "red", colour)
+        same = seen.get(failure.stack) if failure.stack else None
+        if same is not None:
+            yield f"  with the same traceback as {same}"
+        elif number >= _TRACEBACKS:
+            pass
+        elif failure.stack:
+            seen[failure.stack] = printable(failure.task)
+            yield from _indented(failure.stack)
+        else:
+            if len(failure.message.splitlines()) > 1:
+                yield from _indented(failure.message)
+            yield from _indented(_last_lines(failure.log))
+        if failure.log:
+            yield f"  log: {printable(failure.log)}"
+        if number < _TRACEBACKS:
+            yield ""
+
+
+def summary(dag: str, run_id: str, status: str, counts: dict[str, int], duration_s: float) -> str:
+    """One line about a run that is over."""
+    rest = {word: counts[word] for word in _ORDER if counts.get(word)}
+    total = sum(rest.values())
+    if status == "finished" and set(rest) <= {"finished"}:
+        tasks = count(total, "task")
+    else:
+        tasks = ", ".join(f"{number:,} {word}" for word, number in rest.items())
+    return f"run {run_id} of {printable(dag)} {status} in {duration(duration_s)}: {tasks}"
+
+
+def _options(options: dict[str, JSON]) -> str:
+    shown = {name: value for name, value in options.items() if name not in ("capture", "dag", "run_id", "params")}
+    return ", ".join(f"{name} = {value}" for name, value in shown.items())
+
+
+def _title(type: str, message: str, reason: str) -> str:
+    line = first_line(message)
+    if type and line:
+        return f"{printable(type)}: {line}"
+    return printable(type) or line or reason
+
+
+def _indented(text: str) -> Iterator[str]:
+    for line in printable_block(text).splitlines():
+        yield f"  {line}".rstrip()
+
+
+def _last_lines(file: str) -> str:
+    if not file:
+        return ""
+    try:
+        with open(file, "rb") as log:
+            log.seek(0, 2)
+            log.seek(max(0, log.tell() - 20_000))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-_LOG_LINES:])
