@@ -85,6 +85,8 @@ class Engine:
         self._pid = os.getpid()
         self._second, self._second_text = -1, ""
         self._seq = state.seq
+        self._lines: list[bytes] = []  # stored, and written with the next `_flush`
+        self._unpublished: list[e.Event] = []
         self._session = state.session
         self._began = 0.0
         self._work: deque[s.Start] = deque()
@@ -99,6 +101,7 @@ class Engine:
         self._broken: BaseException | None = None
         self._tasks: TaskGroup | None = None
         self._breath = 0.0
+        self._commits = log.sync == "commit"
         self._scheduler: s.Scheduler
         self._stop_first: s.EndRun | None = None
 
@@ -119,6 +122,7 @@ class Engine:
             async with anyio.create_task_group() as self._tasks:
                 try:
                     self._open(opening, resets)
+                    self._flush()
                     self._scheduler = decide(self._clock.now(), self._clock.wall())
                     if self._stop_first is not None:
                         self._scheduler.stop(self._stop_first)
@@ -194,6 +198,7 @@ class Engine:
                         self._end(command)
                     case _:
                         assert_never(command)
+            self._flush()
         except LogBroken as error:
             self._give_up(error)
             return
@@ -340,7 +345,9 @@ class Engine:
         events = self._events(node, attempt, outcome, duration_s, False)
         for event in events:
             self._store(event)
-        await self._log.durable()  # what depends on it starts after it is safe
+        if self._commits:  # what depends on it starts after it is safe
+            self._flush()
+            await self._log.durable()
         for event in events:
             self._scheduler.observe(event, self._clock.now())
 
@@ -398,7 +405,7 @@ class Engine:
 
         def emit(emission: Emission) -> None:
             if isinstance(emission, Released):
-                slot.released = True
+                slot.released = slot.attempt is attempt
                 self._scheduler.release(self._graph.index[attempt.task], attempt.number)
                 self._advance()
                 return
@@ -425,6 +432,7 @@ class Engine:
     def _tell(self, kind: Callable[..., e.TaskEvent], attempt: Attempt, *facts: object) -> None:
         try:
             self._put(kind(*self._header("info"), attempt.task, attempt.number, *facts))
+            self._flush()
         except LogBroken as error:
             self._give_up(error)
 
@@ -499,19 +507,34 @@ class Engine:
     def _store(self, event: e.Event) -> None:
         if self._broken is not None:
             raise LogBroken("the log", "the run has stopped")
-        offset = self._log.size
-        self._log.append(e.encode(event))
+        self._lines.append(e.encode(event))
         self._seq = event.seq
         if self._feed.live:
-            self._feed.publish(event, offset)
+            self._unpublished.append(event)
+
+    def _flush(self) -> None:
+        """Write what was stored, in one write, and then publish it. Comes before every effect: before an executor sees
+        an attempt, before anybody hears that something has ended, before the loop goes on to something else."""
+        lines, events = self._lines, self._unpublished
+        if not lines:
+            return
+        self._lines, self._unpublished = [], []
+        offset = self._log.size
+        self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
+        if events:
+            for line, event in zip(lines[-len(events) :], events, strict=True):
+                self._feed.publish(event, offset)
+                offset += len(line)
 
     # Ending.
 
     def _give_up(self, error: BaseException) -> None:
         """The run cannot go on: stop what runs. Where the log still takes it, write down how it ended."""
-        if self._broken is not None or self._over.is_set():
+        if self._broken is not None:
             return
         if not isinstance(error, LogBroken):
+            if self._over.is_set():
+                return
             try:
                 for node, slot in self._busy.items():
                     if slot.attempt is not None:

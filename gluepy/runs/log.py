@@ -49,12 +49,13 @@ class UnreadableLog(UsageError):
 
 
 class EventLog(Protocol):
-    """Where the engine writes. `size` is the number of bytes so far."""
+    """Where the engine writes. `size` is the number of bytes so far; under the `sync` "commit" `durable` waits."""
 
     size: int
+    sync: Sync
 
     def append(self, line: bytes) -> None:
-        """Write one line, whole. Raises `LogBroken`."""
+        """Write one line or several, whole. Raises `LogBroken`."""
         ...
 
     async def durable(self) -> None:
@@ -110,7 +111,7 @@ class FileLog:
                 os.close(file)
 
     def append(self, line: bytes) -> None:
-        """Write one line, whole. Raises `LogBroken`, now and ever after, when it cannot be."""
+        """Write one line or several, whole. Raises `LogBroken`, now and ever after, when it cannot be."""
         if self._broken is not None:
             raise self._broken
         try:
@@ -201,13 +202,15 @@ class FileLog:
 class MemoryLog:
     """A log that is kept in memory, for tests: `lines` are its lines."""
 
+    sync: Sync = "none"
+
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.size = 0
 
     def append(self, line: bytes) -> None:
-        """Keep one line."""
-        self.lines.append(line)
+        """Keep one line or several."""
+        self.lines.extend(line.splitlines(keepends=True))
         self.size += len(line)
 
     async def durable(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import math
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
@@ -14,13 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import msgspec
 
-from gluepy.exec.boundary import checked, execute, failed, resolve, run_scope
-from gluepy.exec.dag import Expander
+from gluepy.exec.boundary import execute, execute_async, failed, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
 from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Outcome, Output, Released, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope
-from gluepy.exec.task import Skip
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
@@ -39,7 +36,8 @@ class LocalExecutor(Executor):
     def __init__(self, *, inline: bool = False) -> None:
         self._inline = inline
         self._scopes: dict[str, RunScope] = {}
-        self._messages: dict[str, bytes] = {}
+        self._messages: dict[str, tuple[str, bytes]] = {}
+        self._sessions = 0
         self._threads = Threads()
         self._tasks: TaskGroup | None = None
         self._pool: WorkerPool | None = None
@@ -74,7 +72,7 @@ class LocalExecutor(Executor):
         try:
             if attempt.pool == "loop":
                 inner = Scope(scope, attempt, send, output)
-                outcome = await _InContext(_execute_async(attempt, inner), inner)
+                outcome = await _InContext(execute_async(attempt, inner), inner)
             elif self._inline:
                 outcome = execute(attempt, Scope(scope, attempt, send, None))
             elif attempt.pool == "process":
@@ -97,9 +95,10 @@ class LocalExecutor(Executor):
 
         pool = await self._worker_pool()
         run = attempt.run
-        message = self._messages.get(run.run_id)
-        if message is None:
-            message = self._messages[run.run_id] = remote.run_message_of(run)
+        shared = self._messages.get(run.run_id)
+        if shared is None:
+            self._sessions += 1
+            shared = self._messages[run.run_id] = (f"{run.run_id}:{self._sessions}", remote.run_message_of(run))
 
         def on_line(stream: str, line: str) -> None:
             if output is not None:
@@ -117,7 +116,7 @@ class LocalExecutor(Executor):
         try:
             reply = await pool.call(
                 "gluepy.exec.executors.remote:run_message",
-                (run.run_id, message),
+                shared,
                 remote.attempt_message(attempt),
                 on_line=on_line,
                 on_message=on_message,
@@ -162,7 +161,8 @@ class LocalExecutor(Executor):
 
     def _scope(self, run: RunInfo) -> RunScope:
         scope = self._scopes.get(run.run_id)
-        if scope is None:
+        if scope is None or scope.run is not run:
+            self._messages.pop(run.run_id, None)  # a run that was resumed may have other parameters
             while len(self._scopes) >= _KNOWN_RUNS:
                 oldest = next(iter(self._scopes))
                 del self._scopes[oldest]
@@ -184,23 +184,6 @@ class LocalExecutor(Executor):
     def _from_worker_thread(self, emit: Emit) -> Callable[[Emission], None]:
         ring = self._threads.ring
         return lambda emission: ring(emit, emission)
-
-
-async def _execute_async(attempt: Attempt, scope: Scope) -> Outcome:
-    try:
-        target = resolve(attempt, scope)
-        if isinstance(target, Expander):
-            return Outcome(status="finished", value=await target.rows_async())
-        await target.run()
-        return checked(target)
-    except Skip as skip:
-        return Outcome(status="skipped", error_message=skip.why)
-    except (Exception, SystemExit) as error:
-        return failed(attempt, error)
-    except anyio.get_cancelled_exc_class() as error:
-        if anyio.current_effective_deadline() == -math.inf:
-            raise
-        return failed(attempt, error)  # nobody cancelled the task: it awaited something that was
 
 
 class _InContext:

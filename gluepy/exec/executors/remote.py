@@ -22,17 +22,20 @@ from gluepy.exec.scope import RunScope, Scope
 _encoder = msgspec.msgpack.Encoder()
 _emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
 _Message = tuple[Spec, str, int, int, dict[str, Any], str]
-_scopes: dict[str, RunScope] = {}
+_KNOWN_RUNS = 8
+_scopes: dict[int, tuple[bytes, RunScope]] = {}  # by the identity of the bytes, which a worker keeps
 
 
 def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> bytes:
     """Run the attempt in `payload` (`attempt_message`) of the run in `shared` (`run_message_of`); what its task emits
     goes to `send`. Returns what `outcome_of` reads. Called in a worker process."""
-    run = msgspec.msgpack.decode(shared, type=RunInfo)
-    known = _scopes.get(run.run_id)
-    if known is None or known.run != run:
-        _scopes.clear()  # one run at a time is the rule; another one costs reading its settings again
-        known = _scopes[run.run_id] = run_scope(run)
+    known = _scopes.get(id(shared))
+    if known is None or known[0] is not shared:
+        if len(_scopes) >= _KNOWN_RUNS:
+            _scopes.clear()
+        known = _scopes[id(shared)] = (shared, run_scope(msgspec.msgpack.decode(shared, type=RunInfo)))
+    scope = known[1]
+    run = scope.run
     spec, task, number, max_attempts, params, pool = msgspec.msgpack.decode(payload, type=_Message)
     attempt = Attempt(run, spec, task, number, max_attempts, params, pool)
 
@@ -43,7 +46,7 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
     if run.capture:
         output = AttemptOutput(None, lambda emission: emit(emission) if isinstance(emission, Output) else None)
         _log_to_stderr()
-    outcome = execute(attempt, Scope(known, attempt, emit, _LogOnly(output) if output else None))
+    outcome = execute(attempt, Scope(scope, attempt, emit, _LogOnly(output) if output else None))
     if output is not None:
         output.close()
     return _encoder.encode((msgspec.structs.replace(outcome, exception=None), _pickled(outcome.exception)))
