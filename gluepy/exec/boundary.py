@@ -7,9 +7,12 @@ tells the same everywhere.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import anyio
 
 from gluepy.errors import ImportFailed, TaskError
 from gluepy.exec.dag import Expander
@@ -44,20 +47,41 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
     except Skip as skip:
         return Outcome(status="skipped", error_message=skip.why)
     except Exception as error:
-        return failed(attempt, error)
+        return failed(attempt, error, scope)
     except (SystemExit, KeyboardInterrupt) as error:
-        return failed(attempt, error)  # in a thread nobody else would hear of it
+        return failed(attempt, error, scope)  # in a thread nobody else would hear of it
     finally:
         leave_scope(token)
 
 
-def failed(attempt: Attempt, error: BaseException) -> Outcome:
+async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
+    """`execute` for an `async def run`. The caller enters the scope: this is to run in a context of its own."""
+    try:
+        target = resolve(attempt, scope)
+        if isinstance(target, Expander):
+            return Outcome(status="finished", value=await target.rows_async())
+        await target.run()
+        return checked(target)
+    except Skip as skip:
+        return Outcome(status="skipped", error_message=skip.why)
+    except (Exception, SystemExit) as error:
+        return failed(attempt, error, scope)
+    except anyio.get_cancelled_exc_class() as error:
+        if anyio.current_effective_deadline() == -math.inf:
+            raise
+        return failed(attempt, error, scope)  # nobody cancelled the task: it awaited something that was
+
+
+def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -> Outcome:
     """The outcome of an attempt that raised `error`."""
-    retryable = True
-    target = attempt.target
-    if isinstance(target, type) and issubclass(target, Task):
-        worth = retry_of(target).on
-        retryable = not worth or isinstance(error, worth)
+    worth: tuple[Any, ...] = ()
+    if isinstance(attempt.target, Expander):
+        worth = attempt.target.retry_on
+    elif scope is not None and scope.task is not None:  # in another process the target is not known, but the task is
+        worth = retry_of(type(scope.task)).on
+    elif attempt.target is not None:
+        worth = retry_of(attempt.target).on
+    retryable = not worth or isinstance(error, worth)
     message = _message(error)
     if isinstance(error, SystemExit):
         message = f"run() called sys.exit({error.code!r})"

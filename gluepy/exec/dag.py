@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from gluepy.core.events import JSON
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact
 from gluepy.errors import DagError, did_you_mean
-from gluepy.exec.task import Task, defaults_of, is_async, spec_of
+from gluepy.exec.task import Task, defaults_of, is_async, retry_of, spec_of
 
 
 class DAG:
@@ -47,10 +47,13 @@ class Fan:
 
 
 class Expander:
-    """What the task `each-<label>` does: ask the callables, and make rows of parameter values of what they return."""
+    """What the task `each-<label>` does: ask the callables, and make rows of parameter values of what they return.
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values = values
+    `retry_on` are the errors that are worth another attempt, empty for all.
+    """
+
+    def __init__(self, values: dict[str, Any], retry_on: tuple[Any, ...] = ()) -> None:
+        self.values, self.retry_on = values, retry_on
         self.is_async = any(inspect.iscoroutinefunction(value) for value in values.values())
 
     def rows(self) -> list[list[JSON]]:
@@ -245,8 +248,8 @@ class _Compiler:
             return Each(item, tuple(columns), rows=[list(row) for row in itertools.product(*columns.values())])
         if given or any(isinstance(inner, Each) and inner.expander is not None for inner in _eaches(item)):
             raise self.fail("an each over a callable inside another each", "let one callable return all combinations")
-        expander = Expander(columns)
-        first = self.specs[leaves[0].spec]
+        first, task = self.specs[leaves[0].spec], self.targets[leaves[0].spec]
+        expander = Expander(columns, () if isinstance(task, Expander) else retry_of(task).on)
         calls = ",".join(f"{value.__module__}:{getattr(value, '__qualname__', '?')}" for value in asked.values())
         spec = Spec(
             cls=calls,

@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 from gluepy.clock import Clock
 from gluepy.core import events as e
 from gluepy.core import scheduler as s
+from gluepy.core.graph import Spec
 from gluepy.core.state import RUNNING, State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError
 from gluepy.exec.boundary import task_error
@@ -53,7 +54,8 @@ class Engine:
 
     `targets` are what the graph's specs run, `pool` where a `def run` without a pool of its own goes; `stop_asked` says
     whether somebody elsewhere wants the run to be cancelled. `drive` runs it, `stop` ends it early. Afterwards `errors`
-    has the `TaskError` of each task that failed in this session.
+    has the `TaskError` of each task that failed in this session. What an `each` asks is run by `here`, an executor of
+    this process (None: by `executor` too).
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Engine:
         state: State,
         targets: Sequence[Any],
         executor: Executor,
+        here: Executor | None = None,
         log: EventLog,
         feed: Feed,
         clock: Clock,
@@ -75,7 +78,7 @@ class Engine:
         self.errors: dict[int, TaskError] = {}
         self._graph = state.graph
         self._targets = targets
-        self._executor = executor
+        self._executor, self._here = executor, here or executor
         self._log = log
         self._feed = feed
         self._clock = clock
@@ -168,7 +171,7 @@ class Engine:
     def _record_interrupted(self, node: int) -> None:
         spec = self._graph.spec(node)
         limit = spec.retry.attempts + self.state.earlier.get(node, 0)
-        facts: tuple[Any, ...] = (limit, self._executor.name, spec.pool or self._pool, 0.0, "interrupted")
+        facts: tuple[Any, ...] = (limit, self._executor_of(spec).name, spec.pool or self._pool, 0.0, "interrupted")
         what = ("Interrupted", "the driver of the run ended before the attempt did")
         self._apply(e.TaskFailed(*(*self._about(node, "error"), *facts, *what)))
 
@@ -220,7 +223,7 @@ class Engine:
                 self._graph.id(node),
                 start.attempt,
                 self._scheduler.max_attempts(node),
-                self._executor.name,
+                self._executor_of(spec).name,
                 spec.pool or self._pool,
                 _HOST,
                 self._pid,
@@ -279,11 +282,15 @@ class Engine:
             if attempt.spec.expands and slot.node in self.state.rows:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
-                outcome = await self._executor.run(attempt, self._emit(slot, attempt))
+                executor = self._executor_of(attempt.spec)
+                outcome = await executor.run(attempt, self._emit(slot, attempt))
             await self._settle(slot, attempt, outcome)
             if self._clock.now() - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
+
+    def _executor_of(self, spec: Spec) -> Executor:
+        return self._here if spec.expands else self._executor
 
     def _begin(self, slot: _Slot, start: s.Start) -> Attempt:
         node = start.node
@@ -369,7 +376,7 @@ class Engine:
             elif self._graph.expandable(node):
                 ended.append(e.TaskExpanded(*self._header("info"), attempt.task, attempt.number, outcome.value))
         header = (*self._header("info", len(ended)), attempt.task, attempt.number)
-        executor, pool = self._executor.name, attempt.pool
+        executor, pool = self._executor_of(attempt.spec).name, attempt.pool
         worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
         if outcome.status == "finished":
             return [*ended, e.TaskFinished(*header, executor, pool, duration_s, worker, pid, host, cpu_s, rss)]

@@ -9,6 +9,10 @@ A task-level executor is one method, `run`, and a lifetime, `async with`:
 is raised (`ExecutorBroken`), and stops the run. The engine watches the deadline: it cancels the call, and `run` must
 then stop the work, shielded and bounded, before it lets the cancellation through. Work that cannot be stopped (a
 thread) is told to the engine by `emit(Abandoned())` before that, and by `emit(Released())` when it has really ended.
+
+For work in another process or on another machine all that travels is JSON: `Attempt.message` and `Attempt.of` on the
+way there, `Outcome.message`, `emission_message` and their inverses on the way back. There,
+`gluepy.exec.executors.remote.run_attempt` runs the task. What an `each` asks never comes to an executor.
 """
 
 from __future__ import annotations
@@ -112,6 +116,16 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_s: float | None = None
     peak_rss_mb: float | None = None
 
+    def message(self) -> dict[str, JSON]:
+        """This outcome as JSON-able data, without the exception object; `Outcome.of` is its inverse."""
+        message: dict[str, JSON] = msgspec.to_builtins(msgspec.structs.replace(self, exception=None))
+        return message
+
+    @classmethod
+    def of(cls, message: Mapping[str, JSON]) -> Outcome:
+        """The outcome that `message` describes. Raises `msgspec.ValidationError` for anything else."""
+        return msgspec.convert(dict(message), cls)
+
 
 FINISHED = Outcome(status="finished")
 
@@ -147,6 +161,17 @@ class Released(msgspec.Struct, frozen=True, tag="released"):
 
 Emission = Progress | Metric | Output | Abandoned | Released
 Emit = Callable[[Emission], None]  # called in the event loop's thread, in the order in which things happened
+
+
+def emission_message(emission: Emission) -> dict[str, JSON]:
+    """`emission` as JSON-able data; `emission_of` is the inverse."""
+    message: dict[str, JSON] = msgspec.to_builtins(emission)
+    return message
+
+
+def emission_of(message: Mapping[str, JSON]) -> Emission:
+    """The emission that `message` describes. Raises `msgspec.ValidationError` for anything else."""
+    return msgspec.convert(dict(message), Emission)  # type: ignore[no-any-return]
 
 
 class Executor:

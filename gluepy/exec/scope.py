@@ -132,6 +132,6 @@ def _logger(scope: Scope) -> Any:
             structlog.processors.StackInfoRenderer(),
             *render,
         ],
-        wrapper_class=structlog.BoundLogger,
+        wrapper_class=structlog.make_filtering_bound_logger(0),  # the class that a program without a configuration has
         cache_logger_on_first_use=False,
     ).bind(**bound)

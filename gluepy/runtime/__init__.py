@@ -18,6 +18,7 @@ from gluepy.core.scheduler import EndRun, Limits
 from gluepy.errors import NestedRun, OptionError
 from gluepy.exec.dag import DAG
 from gluepy.exec.engine import Engine
+from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor
 from gluepy.exec.scope import current_scope
 from gluepy.runtime.options import ResumeOptions, RunOptions, check_concurrency, check_options, make_executor, select
@@ -116,9 +117,14 @@ class Runtime:
         settings = self.settings
         bound = {} if self._concurrency is None else {_SHARED: self._concurrency}
         executor = make_executor(self._executor or settings.EXECUTOR_BACKEND, settings)
+        executor = await self._stack.enter_async_context(executor)
+        here = executor if isinstance(executor, LocalExecutor) else LocalExecutor()
+        if here is not executor:
+            await self._stack.enter_async_context(here)
         self._shared = Shared(
             settings=settings,
-            executor=await self._stack.enter_async_context(executor),
+            executor=executor,
+            here=here,
             limits=Limits({**settings.LIMITS, **bound}),
             units=tuple((name, 1) for name in bound),
             concurrency=self._concurrency,

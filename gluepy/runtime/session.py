@@ -46,10 +46,12 @@ _LINGER_S = 5.0  # how long sinks may take to finish after the run has
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What the runs of one `Runtime` share. `units` are what each task takes of `limits` besides its own `uses`."""
+    """What the runs of one `Runtime` share. `units` are what each task takes of `limits` besides its own `uses`; `here`
+    runs what belongs into this process, whatever the `executor`."""
 
     settings: Settings
     executor: Executor
+    here: LocalExecutor
     limits: Limits
     units: tuple[tuple[str, int], ...]
     concurrency: int | None
@@ -174,6 +176,7 @@ class Session:
                     state=self.state,
                     targets=self.compiled.targets,
                     executor=executor,
+                    here=executor if isinstance(executor, LocalExecutor) else shared.here,
                     log=log,
                     feed=self.feed,
                     clock=shared.clock,

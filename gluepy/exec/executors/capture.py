@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from gluepy.exec.port import Emission, Output
+from gluepy.exec.port import Attempt, Emission, Emit, Output
 from gluepy.exec.scope import current_scope
 
 LINE_LENGTH = 65_536  # characters; the rest of a longer line is left out, and said so
@@ -75,6 +75,21 @@ class AttemptOutput:
             except OSError:  # a full disk stops the run at its next event; output alone must not fail a task
                 self._path = None
         self._emit(Output(stream, line))
+
+
+@contextmanager
+def logged(attempt: Attempt, emit: Emit) -> Iterator[Emit]:
+    """`emit`, for the near end of an executor: while the run captures, lines of output also go to the attempt's log
+    file."""
+    record = attempt.run.record
+    if not attempt.run.capture or not record:
+        yield emit
+        return
+    output = AttemptOutput(Path(record, attempt.log), emit)
+    try:
+        yield lambda each: output.line(each.stream, each.line) if isinstance(each, Output) else emit(each)
+    finally:
+        output.close()
 
 
 @contextmanager
@@ -153,24 +168,30 @@ class _Bytes(io.RawIOBase):
 
 
 class _LogHandler(logging.Handler):
-    """Logging of attempts, where the program has set up none of its own."""
+    """Logging of attempts. `alone`: there is no other handler, so what nobody's attempt logs is for `lastResort`."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self._alone = alone
 
     def emit(self, record: logging.LogRecord) -> None:
         scope = current_scope()
         if scope is not None and scope.output is not None:
             scope.output.write("log", self.format(record) + "\n")
-        elif record.levelno >= logging.WARNING and logging.lastResort is not None:
-            logging.lastResort.emit(record)
+        elif self._alone and logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+            logging.lastResort.handle(record)
 
 
-def log_handler() -> logging.Handler:
-    """The handler for attempts' logging: time, level, logger, message."""
-    handler = _LogHandler()
+def log_handler(*, alone: bool = True) -> logging.Handler:
+    """The handler for attempts' logging: time, level, logger, message. `alone`: the program has no other one."""
+    handler = _LogHandler(alone)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
     return handler
 
 
 def _install() -> None:
+    root = logging.getLogger()
+    prints = False  # whether logging goes to a standard stream, and so is captured with it
     for name in ("stdout", "stderr"):
         original = getattr(sys, name)
         proxy = _Proxy(name, original)
@@ -182,16 +203,16 @@ def _install() -> None:
 
         _undo.append(restore)
         # A handler that was set up before holds the stream itself.
-        for handler in logging.getLogger().handlers:
+        for handler in root.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is original:
+                prints = True
                 handler.setStream(proxy)
                 _undo.append(lambda handler=handler, original=original: handler.setStream(original))  # type: ignore[misc]
-    root = logging.getLogger()
-    if not root.handlers:
-        handler = log_handler()
-        level = root.level
+    if not prints:
+        alone, level = not root.handlers, root.level
+        handler = log_handler(alone=alone)
         root.addHandler(handler)
-        if level == logging.WARNING:  # untouched: a log file wants what a console would not show
+        if alone and level == logging.WARNING:  # untouched: a log file wants what a console would not show
             root.setLevel(logging.INFO)
             _undo.append(lambda: root.setLevel(level))
         _undo.append(lambda: root.removeHandler(handler))

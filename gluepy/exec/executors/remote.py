@@ -9,15 +9,19 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 
+from gluepy.conf.project import put_on_path
 from gluepy.core.graph import Spec
-from gluepy.exec.boundary import execute, run_scope
-from gluepy.exec.executors.capture import AttemptOutput, log_handler
+from gluepy.exec.boundary import execute, execute_async, run_scope
+from gluepy.exec.executors.capture import AttemptOutput, capturing, log_handler
 from gluepy.exec.port import Attempt, Emission, Outcome, Output, RunInfo
-from gluepy.exec.scope import RunScope, Scope
+from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
 
 _encoder = msgspec.msgpack.Encoder()
 _emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
@@ -79,6 +83,34 @@ def outcome_of(body: bytes) -> Outcome:
     except Exception:
         return outcome  # its class cannot be had here
     return msgspec.structs.replace(outcome, exception=exception)
+
+
+def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
+    """Run `attempt`, plain or async, here and now, and tell how it ended: the far end of an executor, for a process
+    that runs nothing else meanwhile.
+
+    The run's project goes on `sys.path`. `emit` gets metrics and progress and, while the run captures, what the task
+    prints and logs as `Output`, also the traceback of a failure; from whatever thread they come. What it writes to the
+    descriptors themselves is left to the caller.
+    """
+    run = attempt.run
+    if run.project:
+        put_on_path(Path(run.project))
+    with ExitStack() as stack:
+        output = None
+        if run.capture:
+            stack.enter_context(capturing())
+            output = AttemptOutput(None, emit)
+            stack.callback(output.close)
+        scope = Scope(run_scope(run), attempt, emit, output)
+        if attempt.pool == "loop":
+            stack.callback(leave_scope, enter_scope(scope))
+            outcome = anyio.run(execute_async, attempt, scope)
+        else:
+            outcome = execute(attempt, scope)
+        if output is not None and outcome.error_stack:
+            output.write("log", outcome.error_stack)
+    return outcome
 
 
 class _LogOnly:
