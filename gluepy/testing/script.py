@@ -1,0 +1,134 @@
+"""An executor that does as it is told: `ScriptedExecutor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from gluepy.clock import Clock, SystemClock
+from gluepy.core.events import JSON, Reason
+from gluepy.exec.port import FINISHED, Abandoned, Attempt, Emission, Emit, Executor, Outcome, Released
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One attempt of a script: what it emits, how long it lasts, and how it ends.
+
+    It emits `emits`, lasts `lasts_s` seconds of the executor's clock, then, if `held`, waits for
+    `ScriptedExecutor.release`, and then ends as `outcome`, or raises `breaks`, as an executor does whose infrastructure
+    is broken. A `stubborn` one goes on when it is stopped, as a thread does, until it is released.
+    """
+
+    outcome: Outcome = FINISHED
+    emits: Sequence[Emission] = ()
+    lasts_s: float = 0.0
+    held: bool = False
+    breaks: Exception | None = None
+    stubborn: bool = False
+
+
+def failed(
+    message: str = "as told",
+    *,
+    type: str = "RuntimeError",
+    reason: Reason = "exception",
+    retryable: bool = True,
+) -> Outcome:
+    """The outcome of an attempt that failed."""
+    return Outcome(status="failed", reason=reason, error_type=type, error_message=message, retryable=retryable)
+
+
+def skipped(why: str = "") -> Outcome:
+    """The outcome of an attempt that raised `Skip(why)`."""
+    return Outcome(status="skipped", error_message=why)
+
+
+HELD = Step(held=True)
+
+
+class ScriptedExecutor(Executor):
+    """An executor that runs nothing: a script says how each attempt goes.
+
+        executor = ScriptedExecutor({"load": [failed(), failed(), Step(lasts_s=3)], "train": HELD})
+
+    `script` names tasks by id or by label. Each has an `Outcome` or `Step` for all its attempts, or a list with one for
+    each, of which the last goes on holding. Tasks that it does not name finish at once. `clock` is what `lasts_s`
+    is measured by; hand in the run's own.
+
+    `started` has (task id, attempt) of every attempt in the order in which they came, `running` those that run now,
+    `stopped` those that were stopped while they ran; `most` is how many ran at once. `wait_for` waits until an attempt
+    runs, `release` lets held ones go on.
+    """
+
+    def __init__(
+        self,
+        script: Mapping[str, Outcome | Step | Sequence[Outcome | Step]] | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.script = dict(script or {})
+        self.started: list[tuple[str, int]] = []
+        self.running: list[tuple[str, int]] = []
+        self.stopped: list[tuple[str, int]] = []
+        self.params: dict[str, Mapping[str, JSON]] = {}
+        self.most = 0
+        self._clock = clock or SystemClock()
+        self._open: set[str] = set()
+        self._gates: dict[tuple[str, int], anyio.Event] = {}
+        self._ends: dict[tuple[str, int], Callable[[], None]] = {}
+        self._news = anyio.Event()
+
+    def release(self, task: str | None = None) -> None:
+        """Let all held attempts of `task` (its id; None: of every task) go on, those that are still to come too."""
+        for key, gate in list(self._gates.items()):
+            if task in (None, key[0]):
+                gate.set()
+        for key, end in list(self._ends.items()):
+            if task in (None, key[0]):
+                del self._ends[key]
+                end()
+        self._open.add(task or "")
+
+    async def wait_for(self, task: str, attempt: int = 1) -> None:
+        """Return once attempt `attempt` of `task` has been started."""
+        while (task, attempt) not in self.started:
+            await self._news.wait()
+
+    async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+        """Do as the script says."""
+        step, key = self._step(attempt), (attempt.task, attempt.number)
+        self.started.append(key)
+        self.running.append(key)
+        self.params[attempt.task] = attempt.params
+        self.most = max(self.most, len(self.running))
+        news, self._news = self._news, anyio.Event()
+        news.set()
+        try:
+            for emission in step.emits:
+                emit(emission)
+            if step.lasts_s:
+                await self._clock.sleep_until(self._clock.now() + step.lasts_s)
+            if step.held and not self._open & {attempt.task, ""}:
+                self._gates[key] = anyio.Event()
+                await self._gates[key].wait()
+            await anyio.lowlevel.checkpoint()
+        except anyio.get_cancelled_exc_class():
+            self.stopped.append(key)
+            if step.stubborn:
+                emit(Abandoned())
+                self._ends[key] = lambda: emit(Released())
+            raise
+        finally:
+            self._gates.pop(key, None)
+            self.running.remove(key)
+        if step.breaks is not None:
+            raise step.breaks
+        return step.outcome
+
+    def _step(self, attempt: Attempt) -> Step:
+        told = self.script.get(attempt.task, self.script.get(attempt.spec.label, FINISHED))
+        if not isinstance(told, (Outcome, Step)):
+            told = told[min(attempt.number, len(told)) - 1]
+        return told if isinstance(told, Step) else Step(told)
