@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gluepy.conf.context import Context, load_context
 from gluepy.conf.project import DEFAULT_MODULE, SETTINGS_VARIABLE, find_project, module_file
-from gluepy.exec.scope import current_scope
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
@@ -75,8 +74,15 @@ def use_project(folder: Path | None) -> None:
     _discovered.project = folder
 
 
+def _scope() -> Any:
+    """The attempt that runs here, if any; imported late, so that finding a project is cheap."""
+    from gluepy.exec.scope import current_scope
+
+    return current_scope()
+
+
 def _current_settings() -> Settings:
-    scope = current_scope()
+    scope = _scope()
     return _discovered.settings() if scope is None else cast("Settings", scope.settings)
 
 
@@ -100,7 +106,7 @@ class _ContextProxy(Context):
 
     @property
     def _values(self) -> dict[str, Any]:  # type: ignore[override]  # where a Context holds its values, this looks them up
-        scope = current_scope()
+        scope = _scope()
         current: Context = _discovered.context() if scope is None else scope.context
         return current._values
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from gluepy.conf.project import import_object
-from gluepy.core.events import JSON
 from gluepy.errors import ContextError, did_you_mean
 from gluepy.traces import user_stack
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
+    from gluepy.core.events import JSON
 
 _SHOWN = 15  # problems listed when a context does not fit its model: one screen
 
 
-class Context(Mapping[str, JSON]):
+class Context(Mapping[str, Any]):
     """Parameters, read-only, by attribute and by key: `context.model.depth`, `context["model"]["depth"]`.
 
     Nested mappings are Contexts too, also those in lists. A parameter that is named like a method of mappings
@@ -107,16 +109,18 @@ class _Layer(NamedTuple):
 
 
 def load_context(
-    settings: Settings, params: Mapping[str, JSON] = MappingProxyType({}), files: Sequence[Path] | None = None
+    settings: Settings, params: Mapping[str, JSON] = MappingProxyType({}), recorded: Path | None = None
 ) -> Context:
-    """The context of a run: CONTEXT_FILES (or `files`) in order, then `params`, checked against CONTEXT_MODEL.
+    """The context of a run: CONTEXT_FILES in order, then `params`, checked against CONTEXT_MODEL.
 
     Mappings merge, whatever else comes later replaces what came before. A dotted parameter reaches into mappings:
     `model.depth` is `depth` in `model`; a name with dots that the files define as such is that name. Dates and times
     become ISO 8601 text, tuples lists. With CONTEXT_MODEL the context is the model's dump, its defaults filled in.
-    Raises `ContextError`, naming the file or parameter and the place in it.
+    A context that was `recorded` takes the place of the files. Raises `ContextError`, naming the file or parameter and
+    the place in it.
     """
-    layers = [_Layer(str(_relative(file, settings)), _read(file, settings)) for file in files or settings.context_files]
+    files = settings.context_files if recorded is None else [recorded]
+    layers = [_Layer(str(_relative(file, settings)), _read(file, settings)) for file in files]
     values: dict[str, JSON] = {}
     for layer in layers:
         _merge(values, layer.values)
@@ -150,9 +154,12 @@ def _read(file: Path, settings: Settings) -> dict[str, JSON]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ContextError(source, f"it is not UTF-8 text (byte {error.start})") from None
-    from gluepy.conf.yamlfile import parse  # a run without context files does without yaml
+    try:
+        values = msgspec.json.decode(data)  # a context that was recorded: JSON, which YAML 1.1 reads a little otherwise
+    except msgspec.DecodeError:
+        from gluepy.conf.yamlfile import parse  # a run without context files does without yaml
 
-    values = parse(text, source)
+        values = parse(text, source)
     if values is None:
         return {}
     if not isinstance(values, dict):

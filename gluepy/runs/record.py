@@ -15,6 +15,7 @@ import msgspec
 from gluepy.core.events import JSON
 from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
 
+_UNPRINTABLE = re.compile("[\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -84,7 +85,10 @@ class Record:
     def write_context(self, context: Mapping[str, JSON]) -> None:
         """Write `context.yaml`, whole."""
         draft = self.context.with_suffix(".new")
-        draft.write_bytes(msgspec.yaml.encode(dict(context)) if context else b"{}\n")
+        text = msgspec.json.format(msgspec.json.encode(dict(context)).decode(), indent=2)
+        # JSON is YAML, but for characters that YAML wants escaped
+        escaped = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        draft.write_text(f"{escaped}\n", encoding="utf-8")
         draft.replace(self.context)
 
     def ask_to_stop(self) -> None:

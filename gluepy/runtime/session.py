@@ -147,7 +147,7 @@ class Session:
                 for node in state.graph.tasks()
                 if state.status[node] == FINISHED and node not in again
             ]
-            context = load_context(settings, given.get("params") or {}, files=[record.context]).to_dict()
+            context = load_context(settings, given.get("params") or {}, recorded=record.context).to_dict()
             if given.get("params"):
                 record.write_context(context)
             plan = ResumePlan(record.run_id, state.session + 1, tasks, kept, told, reader.bad, reader.gaps)
