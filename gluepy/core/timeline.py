@@ -1,0 +1,138 @@
+"""When a run's attempts ran: the bars of its timeline, its critical path, what more slots would have brought."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from gluepy.core import events as e
+from gluepy.core.forecast import Forecast, forecast
+from gluepy.core.state import FINISHED, State
+
+
+class Bar(msgspec.Struct, frozen=True):
+    """One attempt: seconds since the run began, how long it was ready before, how it ended (`running`: not yet)."""
+
+    task: str
+    attempt: int
+    started_s: float
+    ended_s: float
+    queued_s: float
+    status: str
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """The attempts of a run in the order in which they started, and what follows from them.
+
+    `working_s` is the time of all attempts, `waiting_s` how long ready tasks waited for a slot. `critical_path`
+    are the tasks that the run had to wait for, the last one last.
+    """
+
+    bars: list[Bar]
+    length_s: float
+    working_s: float
+    waiting_s: float
+    critical_path: list[str]
+
+
+def timeline(events: Iterable[e.Event], state: State) -> Timeline:
+    """The timeline of the run with these `events`, of which `state` is the fold, without pauses between sessions."""
+    bars: dict[tuple[str, int], Bar] = {}
+    clock = _Clock()
+    now = 0.0
+    for event in events:
+        now = clock.seconds(event)
+        match event:
+            case e.TaskStarted():
+                bar = Bar(event.task, event.attempt, now, now, event.queued_s, "running")
+                bars[event.task, event.attempt] = bar
+            case e.TaskFinished() | e.TaskFailed() | e.TaskRetrying() | e.TaskCancelled() | e.TaskSkipped():
+                bar_or_none = bars.get((event.task, event.attempt))
+                if bar_or_none is not None and bar_or_none.status == "running":
+                    status = _ENDS[type(event)]
+                    bars[event.task, event.attempt] = msgspec.structs.replace(bar_or_none, ended_s=now, status=status)
+            case _:
+                pass
+    done = [bar if bar.status != "running" else msgspec.structs.replace(bar, ended_s=now) for bar in bars.values()]
+    return Timeline(
+        done,
+        now,
+        sum(bar.ended_s - bar.started_s for bar in done),
+        sum(bar.queued_s for bar in done),
+        _critical_path(state, done),
+    )
+
+
+def with_more_slots(state: State, concurrency: int, limits: Mapping[str, int]) -> Callable[[int], Forecast]:
+    """How long the run would take with so many slots, from how long its tasks did take."""
+
+    def simulated(slots: int) -> Forecast:
+        return forecast(
+            state.graph,
+            lambda node: state.duration_s[node] if state.status[node] == FINISHED else 0.0,
+            concurrency=max(slots, concurrency),
+            limits=limits,
+        )
+
+    return simulated
+
+
+class _Clock:
+    """Seconds since the run began, without the time between its sessions."""
+
+    def __init__(self) -> None:
+        self._session = 0
+        self._shift = 0.0
+        self._last = 0.0
+
+    def seconds(self, event: e.Event) -> float:
+        at = datetime.fromisoformat(event.timestamp).timestamp()
+        if event.session != self._session:
+            self._session = event.session
+            self._shift = at - self._last
+        self._last = max(self._last, at - self._shift)
+        return self._last
+
+
+def _critical_path(state: State, bars: Sequence[Bar]) -> list[str]:
+    """From the attempt that ended last back to each time the task before it that ended last."""
+    last = {bar.task: bar for bar in bars}
+    if not last:
+        return []
+    graph = state.graph
+    node = graph.index[max(last.values(), key=lambda bar: bar.ended_s).task]
+    path = [graph.id(node)]
+    while True:
+        befores = [graph.id(before) for before in _tasks_before(state, node)]
+        ended = [last[task] for task in befores if task in last]
+        if not ended:
+            return path[::-1]
+        latest = max(ended, key=lambda bar: bar.ended_s)
+        node = graph.index[latest.task]
+        path.append(latest.task)
+
+
+def _tasks_before(state: State, node: int) -> list[int]:
+    graph = state.graph
+    found, seen, todo = [], set(), list(graph.after[node])
+    while todo:
+        before = todo.pop()
+        if before in seen:
+            continue
+        seen.add(before)
+        if graph.ids[before] is None:
+            todo.extend(graph.after[before])
+        else:
+            found.append(before)
+    return found
+
+
+_ENDS = {
+    e.TaskFinished: "finished",
+    e.TaskFailed: "failed",
+    e.TaskRetrying: "failed",
+    e.TaskCancelled: "cancelled",
+    e.TaskSkipped: "skipped",
+}
