@@ -1,6 +1,7 @@
 """How much Python is in Python?
 
-`gluepy run examples/quickstart.py:QuickstartDAG`, or `python examples/quickstart.py`.
+`python examples/quickstart.py` prints a chart. `gluepy run examples/quickstart.py:QuickstartDAG` keeps what tasks print
+in their log files: `gluepy logs latest chart`.
 """
 
 import sysconfig
@@ -15,6 +16,7 @@ class Count(Task):
     def run(self) -> None:
         folder = Path(sysconfig.get_path("stdlib")) / self.package
         lines = sum(file.read_bytes().count(b"\n") for file in folder.rglob("*.py"))
+        self.metric("lines", lines)
         with self.atomic(f"{self.package}.txt") as file:
             file.write_text(str(lines))
 

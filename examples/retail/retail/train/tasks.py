@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from gluepy import current_task
 from gluepy.exec import Skip, Task
 from retail.train.charts import draw_report
-from retail.train.features import KEY, examples
+from retail.train.features import HERE, HOUSEHOLD, KEY, by_week, examples
 
 
 class BuildFeatures(Task):
@@ -26,15 +26,13 @@ class BuildFeatures(Task):
         table = self.storage / "transactions.parquet"
         if not table.exists():
             raise FileNotFoundError(f"{table} is not there; run the preprocess pipeline first: ./run.py dag preprocess")
-        transactions = pl.read_parquet(self.local(table)).with_columns(
-            saved=pl.col("retail_disc") + pl.col("coupon_disc") + pl.col("coupon_match_disc"),
-            promoted=pl.col("on_display") | pl.col("in_mailer"),
-        )
+        transactions = pl.read_parquet(self.local(table))
+        households, purchases = by_week(transactions, HOUSEHOLD), by_week(transactions, HERE)
         context = self.context
         weeks = range(context.first_week, context.test_week + 1, context.horizon)
         parts = []
         for week in weeks:
-            parts.append(examples(transactions, week, context.horizon))
+            parts.append(examples(households, purchases, week, context.horizon))
             self.progress(len(parts), len(weeks))
         features = pl.concat(parts).sort("department", "week", "household_id")
         with self.atomic("features.parquet") as file:
