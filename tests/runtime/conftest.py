@@ -1,0 +1,38 @@
+"""Runs in a folder of the test's own, and nothing left when it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from steps import Go, Notes
+
+from gluepy.conf.schema import Settings
+
+
+def _left() -> list[object]:
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("gluepy")]
+    return [*threads, *psutil.Process().children(recursive=True)]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(folder: Path) -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5
+    while _left() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _left() == []
+
+
+@pytest.fixture
+def notes(folder: Path) -> Notes:
+    return Notes(folder / "data")
+
+
+@pytest.fixture
+def go(settings: Settings) -> Go:
+    return Go(settings)
