@@ -2,22 +2,21 @@
 
     from gluepy import DAG, Task, run_dag
 
-Authoring names are here at once; what runs DAGs is imported when it is first used, so that a module of tasks stays
-cheap to import.
+Every name is imported when it is first used, so that a module of tasks is cheap to import, and so is the command line.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
-
 if TYPE_CHECKING:
     from gluepy.errors import GluepyError, NestedRun, RunError, RunStopped, TaskError, UsageError
+    from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
     from gluepy.exec.port import Attempt, Executor, Outcome
     from gluepy.runtime import Run, RunResult, Runtime, TaskResult, resume_run, run_dag, run_dag_sync, stream_dag
 
 _HOME = {
     "gluepy.errors": ("GluepyError", "NestedRun", "RunError", "RunStopped", "TaskError", "UsageError"),
+    "gluepy.exec": ("DAG", "Retry", "Skip", "Task", "current_task", "each", "parallel"),
     "gluepy.exec.port": ("Attempt", "Executor", "Outcome"),
     "gluepy.runtime": (
         "Run",

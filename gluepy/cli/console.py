@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from gluepy.cli.app import app
 from gluepy.cli.text import printable_block
 from gluepy.errors import GluepyError, OptionError, RunError, UsageError, did_you_mean
 
+_BUG = 70  # EX_SOFTWARE of sysexits.h
 _BadUsage: Any = typer.BadParameter.__base__  # typer brings click, or parts of it, by version
 _ClickError: Any = _BadUsage.__base__
 _OPTIONS = {  # the options of a run by their names in Python
@@ -40,13 +41,22 @@ def exit_code(argv: Sequence[str] | None) -> int:
         return _gone()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
-            raise
+            return _say_error(error, 2)
         return _say_error(f"cannot write the output: {error.strerror}", 3)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        return _say_error("this is a mistake in gluepy itself; please report it with the lines above", _BUG)
     return code
 
 
 def _run(argv: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
+    for parameter in command.params:
+        if parameter.name == "project":
+            # typer 0.29 imports pydantic to make text of text, which triples the time of `gluepy run --help`.
+            cast(Any, parameter)._runtime_param = _AsTyped()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = command.main(args=arguments, prog_name=_program(), standalone_mode=False)
@@ -65,6 +75,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except GluepyError as error:
         return _say_error(error, 3)
     return code if isinstance(code, int) else 0
+
+
+class _AsTyped:
+    def coerce(self, value: Any, **_: Any) -> Any:
+        return value
 
 
 def _say_error(text: object, code: int) -> int:

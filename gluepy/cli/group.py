@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 from gluepy.cli.invocation import Invocation
-from gluepy.errors import UsageError, did_you_mean
+from gluepy.cli.text import printable_block, tell
+from gluepy.errors import GluepyError, UsageError, did_you_mean
+
+_ClickError: Any = typer.BadParameter.__mro__[2]  # typer brings click, or parts of it, by version
 
 
 class UnknownCommand(UsageError):
@@ -68,6 +72,22 @@ class CommandLine(TyperGroup):
             raise UnknownCommand(args[0], tuple(self.list_commands(ctx)))
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. What one of the project's raises is shown without the frames of gluepy and typer."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            expected = (GluepyError, OSError, typer.Exit, typer.Abort, _ClickError)
+            if ctx.invoked_subcommand in self.commands or isinstance(error, expected):
+                raise
+            from gluepy.traces import user_stack
+
+            trail = error.__traceback__
+            while trail is not None and trail.tb_frame.f_globals.get("__name__", "").startswith(("gluepy.", "typer.")):
+                trail = trail.tb_next
+            tell(printable_block(user_stack(error.with_traceback(trail))))
+            raise typer.Exit(1) from None
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The list of commands in the help text."""
         super().format_commands(ctx, formatter)
@@ -110,8 +130,6 @@ class CommandLine(TyperGroup):
 
 def _commands_in(module: Any, name: str) -> dict[str, Any]:
     """The commands that a module `commands` defines: those of a bare app with one command, or one group."""
-    import typer
-
     apps = {key: value for key, value in vars(module).items() if isinstance(value, typer.Typer)}
     if not apps:
         raise NoCommands(module.__name__, "it defines no typer app", "write `app = typer.Typer()`")

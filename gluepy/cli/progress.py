@@ -234,7 +234,7 @@ class Live:
 
     def _live_line(self, task: _Running, now: float, column: int, width: int) -> Iterable[Any]:
         yield self._segment(f"{padded('running', _WORD)}  ")
-        facts = [padded(fit(task.name, column), column), f"{duration(now - task.begun):>8}"]
+        facts = [padded(fit(task.name, column), column), f"{_ticking(now - task.begun):>8}"]
         if task.attempt > 1:
             facts.append(f"attempt {task.attempt} of {task.limit}")
         if task.total:
@@ -252,7 +252,7 @@ class Live:
         ended = sum(self._counts.values())
         parts = [f"{ended:,} of {count(self._total, 'task')} done"]
         parts += [f"{self._counts[word]:,} {word}" for word in ("failed", "blocked", "skipped") if self._counts[word]]
-        parts += [f"{len(self._running):,} running", duration(now - self._begun)]
+        parts += [f"{len(self._running):,} running", _ticking(now - self._begun)]
         return " · ".join(parts) + (f" · {self._notice}" if self._notice else "")
 
     def _open(self, event: e.RunStarted | e.RunResumed) -> None:
@@ -311,9 +311,13 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
         case e.TaskBlocked():
             return "blocked", f"{printable(event.task)}  by {', '.join(map(printable, event.blocked_by))}"
         case e.TaskCancelled():
-            left = "  its thread cannot be stopped and goes on" if event.abandoned else ""
+            left = "  (its thread could not be stopped)" if event.abandoned else ""
             return "cancelled", f"{printable(event.task)}{left}"
     return None
+
+
+def _ticking(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 99.95 else duration(seconds)
 
 
 def _error(event: e.TaskFailed | e.TaskRetrying) -> str:

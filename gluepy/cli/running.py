@@ -23,7 +23,7 @@ from gluepy.cli.text import printable, say, tell, wants_colour
 from gluepy.conf.context import load_context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
-from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished
+from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, TaskSkipped
 from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
 from gluepy.exec.dag import compile_dag
 from gluepy.loop import Doorbell
@@ -150,6 +150,7 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
     """Show the run's events, in batches, until there are no more; returns the number of tasks by how they ended."""
     over = anyio.Event()
     counts: dict[str, int] = {}
+    left_out = 0
 
     async def wait() -> None:
         try:
@@ -161,22 +162,27 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         while events := await run.events.take():
-            last = events[-1]
-            if isinstance(last, (RunFinished, RunFailed, RunCancelled)):
-                counts = last.counts
+            for event in events:
+                if isinstance(event, TaskSkipped) and event.reason == "unselected":
+                    left_out += 1
+            if isinstance(event, (RunFinished, RunFailed, RunCancelled)):
+                counts = event.counts
             try:
                 view.show(events)
             except BrokenPipeError:
                 view = Silent()  # nobody reads the progress any more; the run goes on
             with anyio.move_on_after(view.pause_s):
                 await over.wait()
+    if left_out:
+        return {**counts, "skipped": counts.get("skipped", 0) - left_out, "not selected": left_out}
     return counts
 
 
 def _conclude(invocation: Invocation, call: RunCall, ending: _Ending, interrupts: Interrupts) -> int:
     """Tell how the run ended, and return the exit code."""
     colour = wants_colour(sys.stderr)
-    tell(*failure_text(ending.failures, colour))
+    if ending.failures:
+        tell("", *failure_text(ending.failures, colour), "")
     if ending.status == "stopped":
         tell(f"error: {ending.error}")
     elif not (call.quiet and ending.status == "finished"):

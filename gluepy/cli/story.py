@@ -15,7 +15,7 @@ from gluepy.errors import TaskError, UsageError
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
 
-_ORDER = ("finished", "failed", "blocked", "cancelled", "skipped", "running", "retrying", "pending")
+_ORDER = ("finished", "failed", "blocked", "cancelled", "skipped", "running", "retrying", "pending", "not selected")
 _LOG_LINES = 10  # of a log file, behind a failure that has no traceback
 _TRACEBACKS = 20  # shown whole; further failures are one line each
 
@@ -61,6 +61,8 @@ class Story:
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        self._said: dict[str, str] = {}  # what tasks that skipped themselves gave as a reason
+        self._last = ""
         reader = LogReader(record.events)
         self.opening: e.RunStarted | None = None
         try:
@@ -200,8 +202,10 @@ class Story:
         if state.status[node] == BLOCKED:
             return f"by {', '.join(map(printable, state.blocked_by.get(node, ())))}"
         if state.status[node] == SKIPPED:
+            reason = state.why.get(node, "")
+            said = self._said.get(state.graph.id(node), "")
             return {"upstream": "what it depends on was skipped", "trigger": "its trigger was not met"}.get(
-                state.why.get(node, ""), ""
+                reason, said
             )
         error = state.error.get(node)
         if error is None or state.status[node] != FAILED:
@@ -212,6 +216,8 @@ class Story:
         for event in events:
             if isinstance(event, e.RunStarted) and self.opening is None:
                 self.opening = event
+            if isinstance(event, e.TaskSkipped) and event.why:
+                self._said[event.task] = first_line(event.why)
             self._last = event.timestamp
             yield event
 
@@ -220,6 +226,8 @@ def failure_text(failures: Sequence[Failure], colour: bool) -> Iterator[str]:
     """Each failure: task, attempt, error, the whole traceback without gluepy's frames, the log file."""
     seen: dict[str, str] = {}
     for number, failure in enumerate(failures):
+        if 0 < number <= _TRACEBACKS:
+            yield ""
         title = f"{printable(failure.task)} failed in attempt {failure.attempt}"
         text = _title(failure.type, failure.message, failure.reason)
         yield styled(f"{title}: {text}", "red", colour)
@@ -237,8 +245,6 @@ def failure_text(failures: Sequence[Failure], colour: bool) -> Iterator[str]:
             yield from _indented(_last_lines(failure.log))
         if failure.log:
             yield f"  log: {printable(failure.log)}"
-        if number < _TRACEBACKS:
-            yield ""
 
 
 def summary(dag: str, run_id: str, status: str, counts: dict[str, int], duration_s: float) -> str:

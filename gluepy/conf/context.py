@@ -9,8 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
 from gluepy.conf.project import import_object
 from gluepy.errors import ContextError, did_you_mean
 from gluepy.traces import user_stack
@@ -154,6 +152,8 @@ def _read(file: Path, settings: Settings) -> dict[str, JSON]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ContextError(source, f"it is not UTF-8 text (byte {error.start})") from None
+    import msgspec  # finding a project does without
+
     try:
         values = msgspec.json.decode(data)  # a context that was recorded: JSON, which YAML 1.1 reads a little otherwise
     except msgspec.DecodeError:
