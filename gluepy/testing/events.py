@@ -22,12 +22,12 @@ class HasRecord(Protocol):
 
 
 def events_of(run: HasRecord | Path) -> list[Event]:
-    """The events in the record of `run`, a `RunResult`, a `Run` or the folder itself.
+    """The events in the record of `run`, a `RunResult`, a `Run` or the folder itself; none before the first is there.
 
     Raises `AssertionError` for lines that are no events, and for gaps and doubles among their numbers.
     """
     reader = LogReader((run if isinstance(run, Path) else run.path) / "events.jsonl")
-    events = list(reader.events())
+    events = list(reader.events()) if reader.path.exists() else []
     numbers = [event.seq for event in events]
     assert reader.bad == 0, f"{reader.bad} lines of {reader.path} are no events"
     assert numbers == list(range(1, len(events) + 1)), f"the events are numbered {numbers}"

@@ -39,7 +39,7 @@ class Retried(Step):
 
 
 # The end of the task before (blocked: it never started, because the one before it failed), and that of the task after.
-TABLE = {
+TABLE: dict[type[Task], dict[str, str]] = {
     AllSuccess: {"finished": "finished", "failed": "blocked", "skipped": "skipped", "blocked": "blocked"},
     NoneFailed: {"finished": "finished", "failed": "blocked", "skipped": "finished", "blocked": "blocked"},
     AllDone: {"finished": "finished", "failed": "finished", "skipped": "finished", "blocked": "finished"},
@@ -175,13 +175,13 @@ async def test_cancel_stops_what_runs_and_starts_nothing(go: Go) -> None:
 
 async def test_cancel_ends_a_task_that_waits_for_its_next_attempt(go: Go) -> None:
     executor = ScriptedExecutor({"a": Ends(FAILED, held=True), "twice": [FAILED, Ends()]})
-    tasks = parallel(Step(id="a"), Retried(id="twice"))
-    async with go.runtime(executor=executor) as runtime:
-        async with runtime.stream_dag(dag_of(tasks), check=False, on_failure="cancel") as run:
-            async for event in run:
-                if isinstance(event, TaskRetrying):
-                    executor.release("a")
-            result = await run.result()
+    dag = dag_of(parallel(Step(id="a"), Retried(id="twice")))
+    runtime = go.runtime(executor=executor)
+    async with runtime, runtime.stream_dag(dag, check=False, on_failure="cancel") as run:
+        async for event in run:
+            if isinstance(event, TaskRetrying):
+                executor.release("a")
+        result = await run.result()
     assert statuses(result) == {"a": "failed", "twice": "cancelled"}
     assert ("twice", 2) not in executor.started
 
