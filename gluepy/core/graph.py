@@ -170,7 +170,9 @@ class Graph:
         """Add the tasks that the `each` of `node` makes of `rows`, for which there is no `clash`; returns them."""
         each, join, bindings = self._open.pop(node)
         first = len(self.ids)
-        tails = self._rows(each, rows, (node,), bindings)
+        tails = [
+            tail for tail in self._rows(each, rows, (node,), bindings) if tail != node
+        ]  # it is, of an empty branch
         self._link(tails, join)
         self.after[join] = (*self.after[join], *tails)
         for new in range(first, len(self.ids)):
@@ -254,7 +256,7 @@ class Graph:
                 return after
             case Par():
                 after = self._gather(after, len(element.items))
-                return list(itertools.chain.from_iterable(self._add(item, after, bindings) for item in element.items))
+                return _once(itertools.chain.from_iterable(self._add(item, after, bindings) for item in element.items))
             case Each() if element.rows is not None:
                 after = self._gather(after, len(element.rows))
                 return self._rows(element, element.rows, after, bindings) if element.rows else after
@@ -273,7 +275,7 @@ class Graph:
         tails: list[int] = []
         for row in rows:
             tails.extend(self._add(each.item, after, {**bindings, **dict(zip(each.names, row, strict=True))}))
-        return tails
+        return _once(tails)
 
     def _leaf(self, leaf: Leaf, after: Sequence[int], bindings: Mapping[str, JSON]) -> int:
         spec = self.specs[leaf.spec]
@@ -368,3 +370,7 @@ class Graph:
                 return self._depth(element.item)
             case _:
                 return 1.0
+
+
+def _once(tails: Iterable[int]) -> list[int]:
+    return list(dict.fromkeys(tails))  # empty branches all end in what came before them

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from gluepy.core.graph import Graph
-from gluepy.core.state import BLOCKED, CANCELLED, FAILED, PENDING, RETRYING, RUNNING, SKIPPED, State
+from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
 
 _UNFINISHED: Final = {
     FAILED: "it failed",
@@ -37,6 +37,8 @@ def resets(state: State, forced: Mapping[int, str], gone: Collection[int] = ()) 
         cause = forced.get(node) or _UNFINISHED.get(status[node], "")
         if not cause and node in gone:
             cause = "its declared outputs are gone"
+        if not cause and status[node] == FINISHED and graph.expandable(node):
+            cause = "what it found is not known any more"
         if status[node] in (PENDING, RETRYING):
             again.add(node)
             if status[node] == PENDING or node not in forced:

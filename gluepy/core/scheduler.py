@@ -20,12 +20,13 @@ import msgspec
 from gluepy.core import events as e
 from gluepy.core.events import Event
 from gluepy.core.policy import OnFailure
-from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, SKIPPED, State
+from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
 
 _FAILED: Final = 1  # a direct predecessor failed, was blocked or cancelled
 _SKIPPED: Final = 2  # a direct predecessor was skipped
 _AFTERMATH: Final = 4  # a failure lies somewhere before
 _TOP: Final = 1 << 40
+_NODE: Final = (1 << 32) - 1  # the part of a heap's key that is the node
 _CAUSES: Final = 8  # blocked_by names at most so many
 GRACE_S: Final = 10.0  # how long a retry, or the rest of a run, waits for a thread that cannot be stopped
 
@@ -162,6 +163,7 @@ class Scheduler:
         self._heaps: dict[tuple[tuple[str, int], ...], list[int]] = {}
         self._delayed: list[tuple[float, int]] = []
         self._failed: list[int] = []
+        self._passed: set[int] = set()  # left out in an earlier session: they hand on what comes before them
         self._draining = False
         self._stopping: EndRun | None = None
         self._ended = False
@@ -176,7 +178,7 @@ class Scheduler:
                 pass  # `next` has counted it already
             case e.TaskFinished():
                 self._free(node)
-                self._resolve(node, self._flags[node] & _AFTERMATH, now)
+                self._resolve(node, self._hands_on(node), now)
             case e.TaskFailed():
                 self._leave(node, event.attempt, event.abandoned, now)
                 self._fail(node, now)
@@ -190,16 +192,13 @@ class Scheduler:
                     heapq.heappush(self._delayed, (now + event.delay_s, node))
             case e.TaskSkipped():
                 self._free(node)
-                if event.reason == "unselected":
-                    self._resolve(node, self._flags[node] & (_FAILED | _AFTERMATH), now)
-                else:
-                    self._resolve(node, _SKIPPED | (self._flags[node] & _AFTERMATH), now)
+                self._resolve(node, self._hands_on(node), now)
             case e.TaskBlocked():
-                self._resolve(node, _FAILED | _AFTERMATH, now)
+                self._resolve(node, self._hands_on(node), now)
             case e.TaskCancelled():
                 self._leave(node, event.attempt, event.abandoned, now)
                 self._causes.setdefault(node, (node,))
-                self._resolve(node, _FAILED | _AFTERMATH, now)
+                self._resolve(node, self._hands_on(node), now)
             case e.TaskExpanded():
                 self._grow()
             case e.TaskReset() | e.TaskProgress() | e.TaskMetric() | e.TaskOutput():
@@ -223,29 +222,32 @@ class Scheduler:
             return None if self.running else self._end(self._stopping)
         while self._delayed and self._delayed[0][0] <= now:
             _, node = heapq.heappop(self._delayed)
-            if node in self.held and now < self.held[node][1]:
+            if node not in self.held:
+                self._queue(node, now)
+            elif now < self.held[node][1]:
                 heapq.heappush(self._delayed, (self.held[node][1], node))
             else:
-                self._queue(node, now)
+                return self._take_over(node)
         start = self._start(now)
         if start or self.running or self._delayed:
             return start
         if any(self._heaps.values()):
-            if not self.held or now < max(until for _, until in self.held.values()):
+            if not self._is_stuck() or now < self._patience_ends():
                 return None
-            self._heaps.clear()  # what is needed is held by work that cannot be stopped: the rest cannot start
+            self._heaps.clear()
             self._draining = True
-            self._failed.extend(self.held)
+            self._failed[:0] = self.held
         return self._end(EndRun("failed" if self._failed else "finished"))
 
     def next_wake(self) -> float:
         """When `next` may have something to say without any event; infinity where it never will."""
         if self._ended or self._stopping:
             return math.inf
-        wake = self._delayed[0][0] if self._delayed else math.inf
-        if self.held and not self.running and any(self._heaps.values()):
-            wake = min(wake, max(until for _, until in self.held.values()))
-        return wake
+        if self._delayed:
+            return self._delayed[0][0]
+        if not self.running and any(self._heaps.values()) and self._is_stuck():
+            return self._patience_ends()
+        return math.inf
 
     def retry_delay(self, node: int, reason: str, retryable: bool, key: str) -> float | None:
         """Seconds until another attempt after a failure for `reason`, or None where no attempt is left.
@@ -286,19 +288,25 @@ class Scheduler:
     # What follows from the state: at the start, after an end, after an expansion.
 
     def _restore(self, now: float) -> None:
-        status = self.state.status
-        for node in range(len(self.graph)):
-            if not self._waiting[node] and status[node] in (PENDING, RETRYING):
-                self._judge(node, now)
-        for node in list(self.graph.tasks()):
-            if status[node] == FINISHED:
-                self._resolve(node, 0, now)
-            elif status[node] == SKIPPED:
-                self._resolve(node, 0 if self.state.why.get(node) == "unselected" else _SKIPPED, now)
-            elif status[node] in (FAILED, CANCELLED, BLOCKED):
+        graph, status = self.graph, self.state.status
+        for node in graph.order():
+            if graph.ids[node] is None:
+                continue  # joins follow from what is before them
+            if status[node] in (PENDING, RETRYING):
+                if not graph.after[node]:
+                    self._judge(node, now)
+                continue
+            if status[node] in (FAILED, CANCELLED):
                 self._failed.append(node)
-                self._causes.setdefault(node, (node,))
-                self._resolve(node, _FAILED | _AFTERMATH, now)
+                self._causes[node] = (node,)
+            elif status[node] == BLOCKED:
+                known = [graph.index[task] for task in self.state.blocked_by.get(node, ()) if task in graph.index]
+                self._causes.setdefault(node, tuple(known) or (node,))
+            elif self._is_left_out(node) and self._waiting[node]:
+                self._passed.add(node)
+                continue
+            if status[node] != RUNNING:
+                self._resolve(node, self._hands_on(node), now)
 
     def _grow(self) -> None:
         first = len(self._waiting)
@@ -313,7 +321,7 @@ class Scheduler:
             self._waiting[join] += sum(1 for node in self.graph.after[join] if node >= first)
 
     def _resolve(self, node: int, flags: int, now: float) -> None:
-        """The node has ended: tell those that wait for it, joins at once, until nothing follows any more."""
+        """The node has ended: tell those that wait for it, and through joins those behind, until nothing follows."""
         todo = [(node, flags)]
         while todo:
             node, flags = todo.pop()
@@ -328,14 +336,22 @@ class Scheduler:
                 if not self._waiting[after]:
                     if self.graph.ids[after] is None:
                         todo.append((after, self._flags[after]))
+                    elif after in self._passed:
+                        todo.append((after, self._hands_on(after)))
                     else:
                         self._judge(after, now)
 
+    def _hands_on(self, node: int) -> int:
+        """The flags that a task which has ended hands on to those that wait for it."""
+        status, past = self.state.status[node], self._flags[node] & _AFTERMATH
+        if status == FINISHED:
+            return past
+        if status == SKIPPED:  # one that was not selected counts as satisfied, but hides no failure before it
+            return self._flags[node] & _FAILED | past if self._is_left_out(node) else _SKIPPED | past
+        return _FAILED | _AFTERMATH
+
     def _judge(self, node: int, now: float) -> None:
         """All that the task waited for has ended: does it start?"""
-        if self.graph.ids[node] is None:
-            self._resolve(node, self._flags[node], now)
-            return
         status = self.state.status[node]
         if status not in (PENDING, RETRYING) or self._stopping or self._ended:
             return  # it has ended already, by what a log says; or it ends with the run
@@ -343,18 +359,28 @@ class Scheduler:
         trigger = self.graph.spec(node).trigger
         if not self._is_selected(node):
             self._commands.append(SkipTask(node, "unselected"))
-        elif flags & _FAILED and trigger in ("all_success", "none_failed"):
-            self._commands.append(BlockTask(node, self._causes.get(node, ())))
+        elif self._is_doomed(node):
+            self._commands.append(BlockTask(node, self._causes[node]))
         elif flags & _SKIPPED and trigger == "all_success":
             self._commands.append(SkipTask(node, "upstream"))
         elif trigger == "one_failed" and not flags & _FAILED:
             self._commands.append(SkipTask(node, "trigger"))
-        elif status == RETRYING:
-            heapq.heappush(self._delayed, (self.state.retry_at[node] + self._shift, node))
         elif self._draining and not flags & _AFTERMATH:
             pass  # it ends with the run
+        elif status == RETRYING:  # in an earlier session; the clocks may have jumped since
+            retrying = self.state.error[node]
+            assert isinstance(retrying, e.TaskRetrying)
+            due = min(self.state.retry_at[node] + self._shift, now + retrying.delay_s)
+            heapq.heappush(self._delayed, (due, node))
         else:
             self._queue(node, now)
+
+    def _is_left_out(self, node: int) -> bool:
+        return self.state.status[node] == SKIPPED and self.state.why.get(node) == "unselected"
+
+    def _is_doomed(self, node: int) -> bool:
+        failed = self._flags[node] & _FAILED
+        return bool(failed) and self.graph.spec(node).trigger in ("all_success", "none_failed")
 
     def _is_selected(self, node: int) -> bool:
         chosen = self._selection
@@ -373,29 +399,45 @@ class Scheduler:
         heapq.heappush(heap, key)
 
     def _start(self, now: float) -> Start | None:
+        if len(self.running) + len(self.held) >= self.concurrency:
+            return None
         best: list[int] | None = None
-        full = len(self.running) + len(self.held) >= self.concurrency
         starved = False
         for uses, heap in self._heaps.items():
-            if not heap or (best is not None and best[0] < heap[0]):
-                continue
-            if heap[0] & 0xFFFFFFFF in self.held:
-                best = heap  # a retry takes over the slot that its abandoned attempt holds
-            elif full:
-                continue
-            elif all(self._limits.free[name] >= amount for name, amount in uses):
-                best = heap
-            else:
-                starved = True
+            if heap and (best is None or heap[0] < best[0]):
+                if all(self._limits.free[name] >= amount for name, amount in uses):
+                    best = heap
+                else:
+                    starved = True
         if best is None:
             if starved:
                 self._limits.wait(self._starved)
             return None
-        node = heapq.heappop(best) & 0xFFFFFFFF
-        if self.held.pop(node, None) is None:
-            self._limits.take(self._uses[self.graph.spec_of[node]])
+        node = heapq.heappop(best) & _NODE
+        self._limits.take(self._uses[self.graph.spec_of[node]])
         self.running.add(node)
         return Start(node, self.state.attempt[node] + 1, now - self._ready_at[node])
+
+    def _take_over(self, node: int) -> Start:
+        """A retry that has waited long enough gets the slot, and the limits, that its abandoned attempt holds."""
+        del self.held[node]
+        self.running.add(node)
+        return Start(node, self.state.attempt[node] + 1, 0.0)
+
+    def _is_stuck(self) -> bool:
+        """Whether nothing can start before work ends that cannot be stopped, even if no other run were in the way."""
+        if len(self.held) >= self.concurrency:
+            return True
+        left = dict(self._limits.capacity)
+        for node in self.held:
+            for name, amount in self._uses[self.graph.spec_of[node]]:
+                left[name] -= amount
+        return not any(
+            heap and all(left[name] >= amount for name, amount in uses) for uses, heap in self._heaps.items()
+        )
+
+    def _patience_ends(self) -> float:
+        return max((until for _, until in self.held.values()), default=math.inf)
 
     def _free(self, node: int) -> None:
         if node in self.running:
@@ -418,31 +460,42 @@ class Scheduler:
         self._failed.append(node)
         self._causes[node] = (node,)
         if self.on_failure != "continue" and not self._draining:
-            self._draining = True
-            for uses, heap in self._heaps.items():
-                kept = [key for key in heap if self._still(key & 0xFFFFFFFF)]
-                heapq.heapify(kept)
-                self._heaps[uses] = kept
-            if self.on_failure == "cancel" and not self._stopping:
-                self._commands.extend(StopTask(other) for other in self.running)
-                self._commands.extend(CancelTask(other) for _, other in self._delayed)
-                self._delayed.clear()
+            self._drain()
         self._resolve(node, _FAILED | _AFTERMATH, now)
 
-    def _still(self, node: int) -> bool:
-        # After a failure: what has begun goes on, and what only the failure lets start.
-        return self.state.status[node] == RETRYING or bool(self._flags[node] & _AFTERMATH)
+    def _drain(self) -> None:
+        """From the first failure on: what has begun goes on (or is stopped), else only what the failure lets start."""
+        self._draining = True
+        stops = self.on_failure == "cancel" and not self._stopping
+        retries = [node for _, node in self._delayed]
+        for uses, heap in self._heaps.items():
+            kept = []
+            for key in heap:
+                begun = self.state.status[key & _NODE] == RETRYING
+                if begun and stops:
+                    retries.append(key & _NODE)
+                elif begun or self._flags[key & _NODE] & _AFTERMATH:
+                    kept.append(key)
+            heapq.heapify(kept)
+            self._heaps[uses] = kept
+        if stops:
+            self._delayed.clear()
+            self._commands.extend(StopTask(node) for node in self.running)
+            self._commands.extend(CancelTask(node) for node in retries)
 
     def _end(self, end: EndRun) -> Command:
         status = self.state.status
         left = [node for node in self.graph.tasks() if status[node] in (PENDING, RETRYING)]
         if left and not self._stopping and not self._draining:
             raise AssertionError(f"nothing can start, yet {len(left)} tasks wait, among them {self.graph.ids[left[0]]}")
-        causes = tuple(self._failed[:_CAUSES])
-        if self._stopping:
-            self._commands.extend(CancelTask(node) for node in left)
-        else:
-            self._commands.extend(BlockTask(node, causes) for node in left)
+        causes = tuple(dict.fromkeys(self._failed))[:_CAUSES]
+        for node in left:
+            if not self._is_selected(node):
+                self._commands.append(SkipTask(node, "unselected"))
+            elif self._stopping:
+                self._commands.append(CancelTask(node))
+            else:
+                self._commands.append(BlockTask(node, self._causes[node] if self._is_doomed(node) else causes))
         self._commands.append(end)
         self._ended = True
         return self._commands.popleft()
