@@ -218,25 +218,24 @@ def _resident_mb(limit: float) -> float:
     tree = _children(os.getpid())
     for pid in tree:
         tree.extend(_children(pid))
-    total = 0.0
-    for pid in tree:
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
-        except (OSError, IndexError):
-            continue
-    if total <= limit or len(tree) < 2:
-        return total
-    shares = 0.0
-    for pid in tree:
-        try:
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-                shares += sum(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) / 1024
-        except ProcessLookupError:
-            continue
-        except OSError:
-            return total
-    return shares
+    total = sum(map(_rss_mb, tree))
+    return total if total <= limit or len(tree) < 2 else sum(map(_share_mb, tree))
+
+
+def _rss_mb(pid: int) -> float:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _share_mb(pid: int) -> float:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) / 1024
+    except OSError:  # it has ended, or is another user's, or the kernel is old
+        return _rss_mb(pid)
 
 
 def _megabytes(maxrss: int) -> float:
@@ -275,7 +274,6 @@ class _Control:
             try:
                 # A signal handler of the call may raise in here. What the buffer holds then goes out with the next
                 # frame; a frame larger than the buffer is torn, and must not be followed by anything.
-                self.writer.flush()
                 for start in range(0, len(frame), PIECE):
                     whole = start + PIECE >= len(frame)
                     self.writer.write(frame[start : start + PIECE] if len(frame) > PIECE else frame)
