@@ -17,6 +17,7 @@ _HELP = """Run pipelines: tasks written as plain Python classes, put in order by
   gluepy run train             run the DAG labelled 'train'
   gluepy run train -P year=2026 --concurrency 4
   gluepy run file.py:TrainDAG  run a DAG from a file, without a project
+  gluepy resume latest         go on with the newest run, if it failed
   gluepy show latest           how the newest run went
 
 The project is the one around the current folder, or around --project DIR.
@@ -75,12 +76,64 @@ RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="The run: its id, the end of its id, or 'latest'.",
+        help="The run: its id, the end of its id, 'latest', or 'latest:LABEL'.",
         autocompletion=_complete_run,
         show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+# What everything has that runs tasks.
+Concurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", "-c", metavar="N", min=1, help="Run at most N tasks at a time. [CONCURRENCY]"),
+]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Where tasks run: the dotted name of a class. [EXECUTOR_BACKEND]"),
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(metavar="POOL", help="Where a plain task runs that does not say: thread or process. [POOL]"),
+]
+Param = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param",
+        "-P",
+        metavar="NAME=VALUE",
+        help="Set a parameter of the context: VALUE is JSON, else text; model.depth=3 reaches into 'model'. "
+        "Repeatable.",
+    ),
+]
+Params = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Set parameters from a YAML or JSON file; --param goes over it.")
+]
+KeepGoing = Annotated[
+    bool, typer.Option("--keep-going", "-k", help="After a failure, go on with all that does not depend on it.")
+]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast", help="After a failure, stop what runs. (Default: let it end, start no more.)")
+]
+Timeout = Annotated[float | None, typer.Option(metavar="S", help="Stop the run after S seconds.")]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Run one task at a time in this process, uncaptured, so that breakpoint() works."),
+]
+ResultAsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout, and nothing else there.")
+]
+EventsFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Write the events as JSON lines; '-' is stdout, which then gets nothing else."),
+]
+Progress = Annotated[
+    str,
+    typer.Option(
+        metavar="MODE", help="How to show progress: live, plain or none; auto is live on a terminal, else plain."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 @app.callback()
@@ -110,31 +163,11 @@ def gluepy(
 def run(
     ctx: typer.Context,
     label: Label,
-    concurrency: Annotated[
-        int | None,
-        typer.Option("--concurrency", "-c", metavar="N", min=1, help="Run at most N tasks at a time. [CONCURRENCY]"),
-    ] = None,
-    executor: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Where tasks run: the dotted name of a class. [EXECUTOR_BACKEND]"),
-    ] = None,
-    pool: Annotated[
-        str | None,
-        typer.Option(metavar="POOL", help="Where a plain task runs that does not say: thread or process. [POOL]"),
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param",
-            "-P",
-            metavar="NAME=VALUE",
-            help="Set a parameter of the context: VALUE is JSON, else text; model.depth=3 reaches into 'model'. "
-            "Repeatable.",
-        ),
-    ] = None,
-    params: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Set parameters from a YAML or JSON file; --param goes over it.")
-    ] = None,
+    concurrency: Concurrency = None,
+    executor: ExecutorName = None,
+    pool: Pool = None,
+    param: Param = None,
+    params: Params = None,
     task: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK", help="Run only this task, by id, or all tasks with this label. Repeatable."),
@@ -145,37 +178,28 @@ def run(
     to_task: Annotated[
         str | None, typer.Option(metavar="TASK", help="Run only this task and what comes before it.")
     ] = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", "-k", help="After a failure, go on with all that does not depend on it.")
-    ] = False,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="After a failure, stop what runs. (Default: let it end, start no more.)")
-    ] = False,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Stop the run after S seconds.")] = None,
+    keep_going: KeepGoing = False,
+    fail_fast: FailFast = False,
+    timeout: Timeout = None,
     run_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Name the run. (Default: a new UUID that sorts by time.)")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show what would run, and run nothing.")
     ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Run one task at a time in this process, uncaptured, so that breakpoint() works."),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as one JSON object on stdout, and nothing else there.")
-    ] = False,
-    events: Annotated[
+    debug: Debug = False,
+    as_json: ResultAsJson = False,
+    events: EventsFile = None,
+    progress: Progress = "auto",
+    quiet: Quiet = False,
+    retry: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Write the events as JSON lines; '-' is stdout, which then gets nothing else."
+            metavar="RUN",
+            help="Go on with this run of the DAG, as `gluepy resume` does.",
+            autocompletion=_complete_run,
         ),
     ] = None,
-    progress: Annotated[
-        str,
-        typer.Option(metavar="MODE", help="live, plain or none; auto is live on a terminal, plain elsewhere."),
-    ] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Run a DAG.
 
@@ -216,10 +240,77 @@ def run(
         progress=progress,
         quiet=quiet,
     )
+    if retry is not None:
+        from gluepy.cli.resuming import retry as retry_command
+
+        raise typer.Exit(retry_command(_invocation(ctx), call, retry))
     raise typer.Exit(run_command(_invocation(ctx), call))
 
 
 app.command("dag", short_help="The same as `run`.")(run)
+
+
+@app.command(short_help="Go on with a run that failed, was cancelled or lost its driver.")
+def resume(
+    ctx: typer.Context,
+    run: RunName = "latest",
+    from_task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Run this task again, and what comes after it.")
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="The same for one more task, by id or label. Repeatable."),
+    ] = None,
+    concurrency: Concurrency = None,
+    executor: ExecutorName = None,
+    pool: Pool = None,
+    param: Param = None,
+    params: Params = None,
+    keep_going: KeepGoing = False,
+    fail_fast: FailFast = False,
+    timeout: Timeout = None,
+    debug: Debug = False,
+    as_json: ResultAsJson = False,
+    events: EventsFile = None,
+    progress: Progress = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that failed, was cancelled or lost its driver.
+
+    It runs every task that has not finished, and every one after a task that runs again; what has finished stays,
+    unless it is forced or its declared outputs are gone. It says first what runs again, and why. Options that are not
+    given are as the run had them.
+
+    \b
+      gluepy resume                  the newest run
+      gluepy resume latest:train     the newest run of 'train'
+      gluepy resume 9f2c             the run whose id ends so
+      gluepy resume latest --from-task fit -P model.depth=4
+
+    Exit codes are those of `gluepy run`.
+    """
+    from gluepy.cli.resuming import ResumeCall
+    from gluepy.cli.resuming import resume as resume_command
+
+    call = ResumeCall(
+        run=run,
+        from_task=from_task,
+        force=force or (),
+        concurrency=concurrency,
+        executor=executor,
+        pool=pool,
+        param=param or (),
+        params=params,
+        keep_going=keep_going,
+        fail_fast=fail_fast,
+        timeout=timeout,
+        debug=debug,
+        as_json=as_json,
+        events=events,
+        progress=progress,
+        quiet=quiet,
+    )
+    raise typer.Exit(resume_command(_invocation(ctx), call))
 
 
 @app.command("list")
@@ -234,7 +325,9 @@ def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
 def graph(
     ctx: typer.Context,
     label: Label,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="text, mermaid or dot.")] = "text",
+    format: Annotated[
+        str, typer.Option("--format", "-f", metavar="FORMAT", help="How to show it: text, mermaid or dot.")
+    ] = "text",
 ) -> None:
     """Show the tasks of a DAG and what depends on what.
 

@@ -6,13 +6,14 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import typer
 
 from gluepy.cli.app import app
-from gluepy.cli.text import printable_block
-from gluepy.errors import GluepyError, OptionError, RunError, UsageError, did_you_mean
+from gluepy.cli.group import BROKEN_PIPE
+from gluepy.cli.text import let_go, printable_block, tell, wants_colour
+from gluepy.errors import GluepyError, OptionError, RunError, TaskError, UsageError, did_you_mean
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _BadUsage: Any = typer.BadParameter.__base__  # typer brings click, or parts of it, by version
@@ -38,10 +39,12 @@ def exit_code(argv: Sequence[str] | None) -> int:
         code = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:
-        return _gone()
+        let_go(sys.stdout)
+        return BROKEN_PIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
             return _say_error(error, 2)
+        let_go(sys.stdout)
         return _say_error(f"cannot write the output: {error.strerror}", 3)
     except Exception:
         import traceback
@@ -53,10 +56,6 @@ def exit_code(argv: Sequence[str] | None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
-    for parameter in command.params:
-        if parameter.name == "project":
-            # typer 0.29 imports pydantic to make text of text, which triples the time of `gluepy run --help`.
-            cast(Any, parameter)._runtime_param = _AsTyped()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = command.main(args=arguments, prog_name=_program(), standalone_mode=False)
@@ -71,19 +70,18 @@ def _run(argv: Sequence[str] | None) -> int:
     except UsageError as error:
         return _say_error(error, 2)
     except RunError as error:  # of a command of the project's
+        from gluepy.cli.story import Failure, failure_text
+
+        failures = [Failure.told_by(each) for each in error.exceptions if isinstance(each, TaskError)]
+        tell(*failure_text(failures, wants_colour(sys.stderr)))
         return _say_error(error.message, 1)
     except GluepyError as error:
         return _say_error(error, 3)
     return code if isinstance(code, int) else 0
 
 
-class _AsTyped:
-    def coerce(self, value: Any, **_: Any) -> Any:
-        return value
-
-
 def _say_error(text: object, code: int) -> int:
-    sys.stderr.write(f"error: {printable_block(str(text)).strip()}\n")
+    tell(f"error: {printable_block(str(text)).strip()}")
     return code
 
 
@@ -111,10 +109,3 @@ def _program() -> str:
     if name == "__main__.py":
         return "gluepy"
     return f"./{name}" if name.endswith(".py") else name
-
-
-def _gone() -> int:
-    """Nobody reads our output any more: end quietly."""
-    # What is buffered would fail again when the interpreter flushes it at its exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 141  # as a shell tells of a program that SIGPIPE ended

@@ -9,9 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from gluepy.cli.invocation import Invocation
-from gluepy.cli.text import printable_block, tell
-from gluepy.errors import GluepyError, UsageError, did_you_mean
+from gluepy.cli.text import let_go, printable_block, tell
+from gluepy.errors import GluepyError, RunError, UsageError, did_you_mean
 
+BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 _ClickError: Any = typer.BadParameter.__mro__[2]  # typer brings click, or parts of it, by version
 
 
@@ -52,6 +53,14 @@ class NoCommands(UsageError):
 class CommandLine(TyperGroup):
     """gluepy's commands at once; the project's when one of them is typed, or when all are listed."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The global options: text and flags, so that nothing has to be made of what was typed."""
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
+            # typer 0.29 imports pydantic to make text of text, which doubles the time of `gluepy run --help`
+            parameter._runtime_param = _AsTyped()
+        return parameters
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command `cmd_name`, or None. The project's modules are imported only for what is not gluepy's own."""
         known = super().get_command(ctx, cmd_name)
@@ -76,8 +85,11 @@ class CommandLine(TyperGroup):
         """Run the command. What one of the project's raises is shown without the frames of gluepy and typer."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # typer would say 1: the run failed
+            let_go(sys.stdout)
+            raise typer.Exit(BROKEN_PIPE) from None
         except Exception as error:
-            expected = (GluepyError, OSError, typer.Exit, typer.Abort, _ClickError)
+            expected = (GluepyError, RunError, OSError, typer.Exit, typer.Abort, _ClickError)
             if ctx.invoked_subcommand in self.commands or isinstance(error, expected):
                 raise
             from gluepy.traces import user_stack
@@ -126,6 +138,11 @@ class CommandLine(TyperGroup):
                 found[command_name] = command
                 owners[command_name] = f"a command of {module.__name__}"
         return found
+
+
+class _AsTyped:
+    def coerce(self, value: Any, **_: Any) -> Any:
+        return value
 
 
 def _commands_in(module: Any, name: str) -> dict[str, Any]:

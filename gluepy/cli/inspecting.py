@@ -153,7 +153,7 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
 
 
 def _about(dag: type[DAG]) -> str:
-    return first_line(inspect.cleandoc(dag.__doc__)) if dag.__doc__ else ""
+    return inspect.cleandoc(dag.__doc__).partition("\n")[0] if dag.__doc__ else ""
 
 
 def _say_json(value: JSON) -> None:

@@ -42,8 +42,8 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """The exit code that tells of the signal."""
-        return 128 + (self.received or 0)
+        """The exit code that tells of the signal; 0 while none has come."""
+        return 128 + self.received if self.received is not None else 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.received is not None:

@@ -62,6 +62,8 @@ class Invocation:
 
             project = self.project()
             use_project(project)
+            if project is None and (here := str(Path.cwd())) not in sys.path:
+                sys.path.append(here)  # `--executor mine.Polite` is meant; what is installed still goes first
             self._settings = load_settings(project, options or {})
         return self._settings
 

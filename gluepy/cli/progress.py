@@ -25,6 +25,7 @@ from gluepy.cli.text import (
     padded,
     printable,
     styled,
+    tell,
     wants_colour,
 )
 from gluepy.core import events as e
@@ -49,6 +50,10 @@ class View(Protocol):
         """Show `events`."""
         ...
 
+    def say(self, lines: Sequence[str]) -> None:
+        """Show `lines`, which no event tells."""
+        ...
+
     def notice(self, text: str) -> None:
         """Show `text`. Called by a signal handler, so it may do next to nothing."""
         ...
@@ -63,7 +68,7 @@ def view_of(mode: str, quiet: bool, debug: bool) -> View:
     if mode not in MODES:
         raise OptionError("--progress", f"{mode!r} is not one of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
     if quiet or mode == "none":
-        return Silent()
+        return Silent(mute=quiet)
     # A debugger and what uncaptured tasks print want the terminal for themselves.
     if mode in ("auto", "live") and is_terminal(sys.stderr) and not debug and os.name == "posix":
         return Live()
@@ -71,12 +76,20 @@ def view_of(mode: str, quiet: bool, debug: bool) -> View:
 
 
 class Silent:
-    """Shows nothing but notices."""
+    """Shows nothing of the events. `mute` keeps it from saying anything but notices."""
 
     pause_s = 0.0
 
+    def __init__(self, *, mute: bool = True) -> None:
+        self._mute = mute
+
     def show(self, events: Sequence[e.Event]) -> None:
         """Show nothing."""
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Write `lines`, unless mute."""
+        if not self._mute:
+            tell(*lines)
 
     def notice(self, text: str) -> None:
         """Show `text`."""
@@ -115,6 +128,10 @@ class Plain:
         if lines:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Write `lines`."""
+        tell(*lines)
 
     def notice(self, text: str) -> None:
         """Show `text`."""
@@ -208,6 +225,11 @@ class Live:
                     lines += self._ended(event)
         if lines:
             self._console.print(_Segments(lines), soft_wrap=True, end="")
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Write `lines` above the live lines."""
+        if lines:
+            self._console.print(_Segments([self._segment(f"{line}\n") for line in lines]), soft_wrap=True, end="")
 
     def notice(self, text: str) -> None:
         """Have `text` in the footer from now on."""

@@ -1,15 +1,15 @@
-"""`gluepy run`: from the options to the exit code."""
+"""`gluepy run`, from the options to the exit code; and what `gluepy resume` shares with it."""
 
 from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import anyio
 import msgspec
@@ -19,7 +19,7 @@ from gluepy.cli.invocation import Invocation, own_stdout
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
 from gluepy.cli.story import Failure, Story, failure_text, summary
-from gluepy.cli.text import printable, say, tell, wants_colour
+from gluepy.cli.text import let_go, printable, say, tell, wants_colour
 from gluepy.conf.context import load_context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
@@ -29,32 +29,28 @@ from gluepy.exec.dag import compile_dag
 from gluepy.loop import Doorbell
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
-from gluepy.runtime import Run, RunOptions, RunResult, Runtime, select
+from gluepy.runtime import Run, RunOptions, RunResult, Runtime, Streaming, select
 from gluepy.runtime.checks import check_processes
 from gluepy.runtime.options import make_executor
+from gluepy.sinks.consume import Sink
 from gluepy.sinks.jsonlines import JsonLines
 
 _POOLS = ("thread", "process")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCall:
-    """The options of `gluepy run`, as they were typed."""
+class Call:
+    """The options that everything that runs tasks has, as they were typed."""
 
-    label: str
     concurrency: int | None
     executor: str | None
     pool: str | None
     param: Sequence[str]
     params: str | None
-    task: Sequence[str]
     from_task: str | None
-    to_task: str | None
     keep_going: bool
     fail_fast: bool
     timeout: float | None
-    run_id: str | None
-    dry_run: bool
     debug: bool
     as_json: bool
     events: str | None
@@ -62,51 +58,93 @@ class RunCall:
     quiet: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunCall(Call):
+    """The options of `gluepy run`."""
+
+    label: str
+    task: Sequence[str]
+    to_task: str | None
+    run_id: str | None
+    dry_run: bool
+
+
+Start = Callable[[Runtime, Sequence[Sink]], Streaming]
+
+
 def run(invocation: Invocation, call: RunCall) -> int:
     """Carry out `gluepy run` and return the exit code."""
-    _check(call)
-    params = _params(call)
-    overrides = {"CONCURRENCY": call.concurrency, "POOL": call.pool, "EXECUTOR_BACKEND": call.executor}
-    with ExitStack() as stack:
-        own: IO[bytes] | None = None
-        if call.events == "-" or (call.as_json and not call.dry_run):
-            own = stack.enter_context(own_stdout())
-        settings = invocation.settings(overrides)
+    check(call)
+    if call.dry_run and call.events is not None:
+        raise OptionError("--events", "with --dry-run there are none")
+    params = params_of(call)
+    with stdout_kept(call.events == "-" or (call.as_json and not call.dry_run)) as own:
+        settings = invocation.settings(overrides_of(call))
         invocation.check_label(call.label, settings)
         options = _options(call, params)
         if call.dry_run:
             return _dry_run(call, settings, options)
+
+        def start(runtime: Runtime, sinks: Sequence[Sink]) -> Streaming:
+            options["sinks"] = sinks
+            return runtime.stream_dag(call.label, **options)
+
+        ending = carry_out(call, settings, own, start)
+    return conclude(invocation, call, ending)
+
+
+@contextmanager
+def stdout_kept(machine: bool) -> Iterator[IO[bytes] | None]:
+    """While the block runs, stdout is kept for what a `machine` reads, where one does."""
+    with ExitStack() as stack:
+        yield stack.enter_context(own_stdout()) if machine else None
+
+
+def carry_out(
+    call: Call,
+    settings: Settings,
+    own: IO[bytes] | None,
+    start: Start,
+    explain: Callable[[Run], Sequence[str]] = lambda run: (),
+) -> Ending | int:
+    """Drive the run that `start` starts to its end, with progress as `call` wants it; what `explain` says comes before
+    it. `own` is stdout where a machine reads it. Returns the exit code where a signal came before anything began."""
+    with ExitStack() as stack:
         events = None
         if call.events is not None:
             file = own if own is not None and call.events == "-" else stack.enter_context(_opened(call.events))
             events = JsonLines(file)
-            options["sinks"] = [events]
         if events is not None or settings.SINKS or call.debug:
             _log_to_stderr()
         view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
         interrupts = stack.enter_context(Interrupts(view))
         uvloop = {"use_uvloop": find_spec("uvloop") is not None}
+        sinks = [] if events is None else [events]
         try:
-            ending = anyio.run(_drive, call.label, settings, options, view, interrupts, backend_options=uvloop)
+            ending = anyio.run(_drive, settings, sinks, start, explain, view, interrupts, backend_options=uvloop)
         except KeyboardInterrupt:  # nothing had begun
             return interrupts.exit_code
         if events is not None:
             for event in LogReader(ending.path / "events.jsonl").events():
-                events(event)  # what a slow reader has not got yet
+                if event.session == ending.session:
+                    events(event)  # what a slow reader has not got yet
         if call.as_json and own is not None:
             story = Story(Record(ending.path.parent, ending.run_id)).record_of()
             own.write(msgspec.json.encode({**story, "files": ending.files}) + b"\n")
-    return _conclude(invocation, call, ending, interrupts)
+        return ending
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ending:
-    """How a run ended. `error` is why it stopped, or failed without a task that did."""
+class Ending:
+    """How a session of a run ended. `error` is why it stopped, or failed without a task that did; `interrupted` the
+    exit code of the signal that cancelled it, 0 without one."""
 
     run_id: str
     dag: str
     status: str
     path: Path
+    session: int
+    interrupted: int
     files: str = ""
     duration_s: float = 0.0
     counts: dict[str, int]
@@ -114,10 +152,19 @@ class _Ending:
     error: Exception | None = None
 
 
-async def _drive(label: str, settings: Settings, options: RunOptions, view: View, interrupts: Interrupts) -> _Ending:
+async def _drive(
+    settings: Settings,
+    sinks: Sequence[Sink],
+    start: Start,
+    explain: Callable[[Run], Sequence[str]],
+    view: View,
+    interrupts: Interrupts,
+) -> Ending:
     doorbell = Doorbell()
-    async with Runtime(settings) as runtime, runtime.stream_dag(label, **options) as run:
+    async with Runtime(settings) as runtime, start(runtime, sinks) as run:
         interrupts.cancels(lambda: doorbell.ring(run.cancel))
+        session = run.plan.session if run.plan is not None else 1
+        view.say(explain(run))
         counts = await _watch(run, view)
         failures: list[Failure] = []
         error: Exception | None = None
@@ -132,12 +179,23 @@ async def _drive(label: str, settings: Settings, options: RunOptions, view: View
                 else:
                     error = each
         except RunStopped as stopped:
-            return _Ending(run_id=run.id, dag=label, status="stopped", path=run.path, counts=counts, error=stopped)
-    return _Ending(
+            return Ending(
+                run_id=run.id,
+                dag="",
+                status="stopped",
+                path=run.path,
+                session=session,
+                interrupted=interrupts.exit_code,
+                counts=counts,
+                error=stopped,
+            )
+    return Ending(
         run_id=result.run_id,
         dag=result.dag,
         status=result.status,
         path=result.path,
+        session=session,
+        interrupted=interrupts.exit_code,
         files=result.files,
         duration_s=result.duration_s,
         counts=counts,
@@ -170,7 +228,8 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
             try:
                 view.show(events)
             except BrokenPipeError:
-                view = Silent()  # nobody reads the progress any more; the run goes on
+                let_go(sys.stderr)  # nobody reads the progress any more; the run goes on
+                view = Silent()
             with anyio.move_on_after(view.pause_s):
                 await over.wait()
     if left_out:
@@ -178,8 +237,10 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
     return counts
 
 
-def _conclude(invocation: Invocation, call: RunCall, ending: _Ending, interrupts: Interrupts) -> int:
+def conclude(invocation: Invocation, call: Call, ending: Ending | int) -> int:
     """Tell how the run ended, and return the exit code."""
+    if isinstance(ending, int):
+        return ending
     colour = wants_colour(sys.stderr)
     if ending.failures:
         tell("", *failure_text(ending.failures, colour), "")
@@ -192,30 +253,33 @@ def _conclude(invocation: Invocation, call: RunCall, ending: _Ending, interrupts
         if ending.status == "finished" and not machine and ("://" in ending.files or Path(ending.files).is_dir()):
             say(f"files: {printable(ending.files)}")
         sys.stdout.flush()
-        if ending.error is not None and not interrupts.received:
+        if ending.error is not None and not ending.interrupted:
             tell(f"error: {ending.error}")
     if ending.status == "finished":
         return 0
     tell(f"resume it with: {invocation.command('resume', ending.run_id)}")
     if ending.status == "stopped":
         return 3
-    if ending.status == "cancelled" and interrupts.received:
-        return interrupts.exit_code
+    if ending.status == "cancelled" and ending.interrupted:
+        return ending.interrupted
     return 1
 
 
-def _check(call: RunCall) -> None:
+def check(call: Call) -> None:
     """Raise `OptionError` for options that do not go together or cannot be meant."""
     if call.keep_going and call.fail_fast:
         raise OptionError("--keep-going and --fail-fast", "only one of them can be meant")
     if call.as_json and call.events == "-":
         raise OptionError("--json and --events -", "both want stdout", "give --events a file")
-    if call.dry_run and call.events is not None:
-        raise OptionError("--events", "with --dry-run there are none")
     if call.pool is not None and call.pool not in _POOLS:
         raise OptionError("--pool", f"{call.pool!r} is not one of {', '.join(_POOLS)}{did_you_mean(call.pool, _POOLS)}")
     if call.timeout is not None and not call.timeout > 0:
         raise OptionError("--timeout", f"{call.timeout:g} is no time", "give seconds, more than 0")
+
+
+def overrides_of(call: Call) -> dict[str, object]:
+    """The settings that options go over."""
+    return {"CONCURRENCY": call.concurrency, "POOL": call.pool, "EXECUTOR_BACKEND": call.executor}
 
 
 def _options(call: RunCall, params: Mapping[str, JSON]) -> RunOptions:
@@ -231,12 +295,17 @@ def _options(call: RunCall, params: Mapping[str, JSON]) -> RunOptions:
         "capture": not call.debug,
         "debug": call.debug,
     }
-    if call.keep_going or call.fail_fast:
-        options["on_failure"] = "continue" if call.keep_going else "cancel"
+    if (on_failure := on_failure_of(call)) is not None:
+        options["on_failure"] = on_failure
     return options
 
 
-def _params(call: RunCall) -> dict[str, JSON]:
+def on_failure_of(call: Call) -> Literal["continue", "cancel"] | None:
+    """What to do after a failure, where that was said."""
+    return "continue" if call.keep_going else "cancel" if call.fail_fast else None
+
+
+def params_of(call: Call) -> dict[str, JSON]:
     """The parameters of --params and --param, the latter over the former."""
     params = _params_file(call.params) if call.params is not None else {}
     for text in call.param:

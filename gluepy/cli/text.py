@@ -132,9 +132,19 @@ def say(*lines: str) -> None:
 
 
 def tell(*lines: str) -> None:
-    """Write lines to stderr."""
-    sys.stderr.write("".join(f"{line}\n" for line in lines))
-    sys.stderr.flush()
+    """Write lines to stderr; where nobody reads it any more, to nobody."""
+    try:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+    except BrokenPipeError:
+        let_go(sys.stderr)
+
+
+def let_go(stream: TextIO) -> None:
+    """Send what still goes to a broken `stream` nowhere: what it has buffered would fail again at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _escaped(found: re.Match[str]) -> str:

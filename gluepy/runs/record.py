@@ -50,6 +50,8 @@ class Record:
             record.logs.mkdir()
             record.write_context(context)
         except FileExistsError:
+            if not root.is_dir():
+                raise RunStopped(run_id, f"{root} is not a folder", "set RUNS_ROOT to a writable folder") from None
             raise OptionError(
                 "run_id", f"a run {run_id!r} is recorded already in {root}", "give another, or resume it"
             ) from None

@@ -1,0 +1,135 @@
+"""`gluepy resume`, and `gluepy run LABEL --retry RUN`: go on with a run, and say what runs again and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gluepy.cli.invocation import Invocation
+from gluepy.cli.running import (
+    Call,
+    RunCall,
+    carry_out,
+    check,
+    conclude,
+    on_failure_of,
+    overrides_of,
+    params_of,
+    stdout_kept,
+)
+from gluepy.cli.text import count, printable, table
+from gluepy.conf.dags import find_dag
+from gluepy.conf.schema import Settings
+from gluepy.errors import OptionError
+from gluepy.runs.log import LogReader
+from gluepy.runtime import ResumeOptions, ResumePlan, Run, Runtime, Streaming, find_record
+from gluepy.sinks.consume import Sink
+
+_SHOWN = 16  # tasks that run again, and changes of the code
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeCall(Call):
+    """The options of `gluepy resume`. `dag` says where the DAG is, when that was said anew."""
+
+    run: str
+    force: Sequence[str]
+    dag: str | None = None
+
+
+def resume(invocation: Invocation, call: ResumeCall) -> int:
+    """Carry out `gluepy resume` and return the exit code."""
+    return _resume(invocation, call, None)
+
+
+def retry(invocation: Invocation, call: RunCall, run: str) -> int:
+    """Carry out `gluepy run LABEL --retry RUN`: `gluepy resume RUN`, of a run of that DAG."""
+    asked = {
+        "--task": call.task,
+        "--to-task": call.to_task is not None,
+        "--run-id": call.run_id is not None,
+        "--dry-run": call.dry_run,
+    }
+    for option, given in asked.items():
+        if given:
+            raise OptionError(f"{option} and --retry", "a run that is resumed is what it was", "leave one of them out")
+    shared = {name: getattr(call, name) for name in Call.__dataclass_fields__}
+    dag = os.path.abspath(call.label) if ".py" in call.label else call.label
+    return _resume(invocation, ResumeCall(**shared, run=run, force=(), dag=dag), call.label)
+
+
+def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
+    check(call)
+    params = params_of(call)
+    with stdout_kept(call.events == "-" or call.as_json) as own:
+        settings = invocation.settings(overrides_of(call))
+        run = call.run
+        if label is not None:
+            invocation.check_label(label, settings)
+            run = _run_of(label, run, settings)
+        options: ResumeOptions = {
+            "from_task": call.from_task,
+            "force": list(call.force),
+            "params": params,
+            "concurrency": call.concurrency,
+            "timeout_s": call.timeout,
+            "capture": not call.debug,
+            "debug": call.debug,
+        }
+        if call.pool == "thread" or call.pool == "process":
+            options["pool"] = call.pool
+        if (on_failure := on_failure_of(call)) is not None:
+            options["on_failure"] = on_failure
+        if call.dag is not None:
+            options["dag"] = call.dag
+
+        def start(runtime: Runtime, sinks: Sequence[Sink]) -> Streaming:
+            options["sinks"] = sinks
+            return runtime.stream_resume(run, **options)
+
+        ending = carry_out(call, settings, own, start, _explained)
+    return conclude(invocation, call, ending)
+
+
+def _run_of(label: str, run: str, settings: Settings) -> str:
+    """The id of `run`, a run of the DAG that `label` means. Raises `OptionError` for a run of another one."""
+    wanted = find_dag(label, settings).label
+    record = find_record(settings, f"latest:{wanted}" if run == "latest" else run)
+    first = next(LogReader(record.events).events(1), None)
+    if first is None or first.dag != wanted:
+        of = f"a run of {first.dag!r}" if first is not None else "without events"
+        raise OptionError("--retry", f"run {record.run_id} is {of}, not of {wanted!r}", "see `gluepy runs`")
+    return record.run_id
+
+
+def _explained(run: Run) -> list[str]:
+    return list(explanation(run.plan)) if run.plan is not None else []
+
+
+def explanation(plan: ResumePlan) -> Iterator[str]:
+    """What a resumed run does again and why, what is wrong with its log, how its code differs: a screenful."""
+    facts = [
+        f"{count(len(tasks), 'task')} {what}"
+        for tasks, what in (
+            (plan.again, "again"),
+            (plan.waiting, "for the first time or after a delay"),
+            (plan.kept, "kept"),
+        )
+        if tasks
+    ]
+    nothing = "" if plan.again or plan.waiting else "; nothing is left to do"
+    yield f"resuming run {plan.run_id}, session {plan.session}: {', '.join(facts) or 'it has no tasks'}{nothing}"
+    for number, what in ((plan.bad_lines, "line that is no event"), (plan.gaps, "missing event")):
+        if number:
+            yield f"warning: its log has {count(number, what)}; tasks whose end is lost run again"
+    for change in plan.changes[:_SHOWN]:
+        yield f"the DAG has changed: {printable(change)}"
+    yield from _capped([(printable(task), printable(cause)) for task, cause in plan.again.items()])
+
+
+def _capped(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    shown = rows if len(rows) <= _SHOWN else rows[: _SHOWN - 1]
+    yield from table(shown, "  ")
+    if len(shown) < len(rows):
+        yield f"  … and {len(rows) - len(shown):,} more; `gluepy events` has each as task.reset"

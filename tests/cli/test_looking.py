@@ -1,0 +1,283 @@
+"""Commands that look: `list`, `graph`, `settings`, `show`, `events`, `logs`, `--help`."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+
+import pytest
+from console_calls import Console, until
+
+SLASHED = "fit[region=CNTRL/STORE [SUP] 🎉]"
+
+
+def test_version_is_the_packages(gluepy: Console) -> None:
+    done = gluepy("--version")
+    assert re.fullmatch(r"gluepy \d+\.\d+\.\d+\n", done.stdout)
+
+
+COMMANDS = ("run", "dag", "list", "graph", "settings", "show", "events", "logs", "startproject", "startmodule")
+
+
+def test_help_lists_every_command_with_a_whole_sentence(gluepy: Console) -> None:
+    done = gluepy("--help")
+    assert done.returncode == 0
+    listed = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("..") for line in listed)
+    assert gluepy().stdout == done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_help_text(command: str, gluepy: Console) -> None:
+    done = gluepy(command, "--help", COLUMNS="200")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: gluepy ")
+    options = [line for line in done.stdout.splitlines() if re.match(r"  -", line)]
+    assert options
+    assert all(re.search(r"\S  +\w+ .*\w", line) for line in options), options
+    assert gluepy(command, "-h", COLUMNS="200").stdout == done.stdout
+
+
+def test_list_has_every_dag(shop: Console) -> None:
+    done = shop("list")
+    assert done.returncode == 0
+    fail, train = (re.split("  +", line) for line in done.stdout.splitlines())
+    assert fail == ["fail", "4 tasks", "flows.dags:FailDAG"]
+    assert train == ["train", "4 tasks", "flows.dags:TrainDAG", "Train models."]
+    rows = json.loads(shop("list", "--json").stdout)
+    assert rows[1] == {"dag": "train", "class": "flows.dags:TrainDAG", "about": "Train models.", "tasks": 4}
+
+
+def test_list_shows_what_is_wrong_with_a_dag(shop: Console) -> None:
+    shop.write("flows/tasks.py", "from gluepy import DAG\nclass EmptyDAG(DAG): tasks = ()\n")
+    done = shop("list")
+    assert done.returncode == 0
+    assert "emptydag  error: DAG EmptyDAG (flows.tasks): has no tasks" in done.stdout
+    assert "train " in done.stdout
+
+
+def test_list_of_nothing_says_so(gluepy: Console) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = []\n")
+    done = gluepy("list")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no DAG is defined in INSTALLED_MODULES" in done.stderr
+
+
+def test_graph_as_text_is_the_authors_tree(shop: Console) -> None:
+    assert shop("graph", "train").stdout.splitlines() == [
+        "train",
+        "├─ load",
+        "├─ each region: eu; CNTRL/STORE [SUP] 🎉",
+        "│  └─ fit[region]",
+        "└─ report",
+    ]
+    shop.write(
+        "pipe.py",
+        """
+        from gluepy import DAG, Task, each, parallel
+        class A(Task):
+            def run(self): pass
+        class B(A): pass
+        class C(A): n: int
+        class D(A): pass
+        def found(): return [1]
+        class SeqDAG(DAG): tasks = (A, parallel(B, (D, C(n=2))), each((C,), n=range(30)), each(C, n=found))
+        class MapDAG(DAG): tasks = {A: (), B: A, C(n=1): (A, B)}
+        """,
+    )
+    assert shop("graph", "pipe.py:SeqDAG").returncode == 2  # c[n=2] stands twice
+    shop.write("pipe.py", (shop.folder / "pipe.py").read_text().replace("C(n=2)", "C(n=77, id='odd one')"))
+    assert shop("graph", "pipe.py:SeqDAG").stdout.splitlines() == [
+        "seqdag",
+        "├─ a",
+        "├─ parallel",
+        "│  ├─ b",
+        "│  └─ one after another",
+        "│     ├─ d",
+        "│     └─ odd one",
+        "├─ each n: 0; 1; 2; 3; 4; … 30 in all",
+        "│  └─ c[n]",
+        "└─ each n that pipe:found finds, by the task each-c",
+        "   └─ c[n]",
+    ]
+    assert shop("graph", "pipe.py:MapDAG").stdout.splitlines() == [
+        "mapdag",
+        "├─ a",
+        "├─ b  after a",
+        "└─ c[n=1]  after a, b",
+    ]
+
+
+def test_graph_for_other_programs(shop: Console) -> None:
+    mermaid = shop("graph", "train", "--format", "mermaid").stdout
+    assert mermaid.splitlines()[0] == "flowchart TD"
+    assert '    t2["fit#91;region=CNTRL/STORE #91;SUP#93; #127881;#93;"]' in mermaid
+    assert "    t0 --> t1" in mermaid
+    dot = shop("graph", "train", "-f", "dot").stdout
+    assert dot.startswith('digraph "train" {')
+    assert f'    t2 [label="{SLASHED}"];' in dot
+    assert "    t0 -> t2;" in dot
+
+
+def test_settings_show_values_sources_and_no_secrets(shop: Console) -> None:
+    shop.write("settings.py", "INSTALLED_MODULES = ['flows']\nAPI_TOKEN = 'hunter2'\n")
+    done = shop("settings", GLUEPY_CONCURRENCY="7")
+    assert done.returncode == 0
+    rows = {row[0]: row[1:] for row in (re.split("  +", line) for line in done.stdout.splitlines())}
+    assert rows["CONCURRENCY"] == ["7", "environment GLUEPY_CONCURRENCY"]
+    assert rows["INSTALLED_MODULES"] == ['["flows"]', "settings.py"]
+    assert rows["API_TOKEN"] == ['"***"', "settings.py"]
+    assert rows["POOL"] == ['"thread"', "default"]
+    found = json.loads(shop("settings", "--json").stdout)
+    assert found["INSTALLED_MODULES"] == {"value": ["flows"], "source": "settings.py"}
+    assert "hunter2" not in json.dumps(found)
+
+
+def test_settings_are_there_without_a_project(gluepy: Console) -> None:
+    done = gluepy("settings")
+    assert done.returncode == 0
+    assert "no project here" in done.stderr
+
+
+def test_show_tells_how_a_run_went(shop: Console) -> None:
+    shop("run", "fail", "--run-id", "first", "-c", "3")
+    done = shop("show", "first")
+    assert done.returncode == 0
+    header, tasks, failure, resume = done.stdout.split("\n\n")
+    facts = {line.split()[0]: line.split(maxsplit=1)[1] for line in header.splitlines()}
+    assert (facts["run"], facts["dag"], facts["status"]) == ("first", "fail", "failed")
+    assert facts["options"] == "concurrency = 3"
+    rows = [re.split("  +", line) for line in tasks.splitlines()]
+    assert rows[0] == ["task", "status", "attempts", "took"]
+    assert rows[1][:3] == ["load", "finished", "1"]
+    assert rows[2][:3] == ["broken", "failed", "1"]
+    assert rows[2][4] == "ValueError: bad [red]price[/red]"
+    assert rows[4] == ["after", "blocked", "by broken"]
+    assert failure.startswith("broken failed in attempt 1: ValueError: bad [red]price[/red]\n  Traceback")
+    assert resume.endswith("gluepy resume first\n")
+
+
+def test_show_has_metrics_and_takes_the_end_of_an_id(shop: Console) -> None:
+    shop("run", "train")
+    (record,) = shop.runs
+    for name in ("latest", record.name, record.name[-6:]):
+        done = shop("show", name)
+        assert f"fit[region=eu]  {'':{len(SLASHED) - len('fit[region=eu]')}}" in done.stdout
+        metrics = done.stdout.split("\n\n")[2].splitlines()
+        assert [re.split("  +", line) for line in metrics] == [
+            ["metric"],
+            ["fit[region=eu]", "rmse", "0.25"],
+            [SLASHED, "rmse", "0.25"],
+        ]
+        assert "resume" not in done.stdout
+    assert shop("show").stdout == done.stdout
+    told = json.loads(shop("show", "--json").stdout)
+    assert told["status"] == "finished"
+    assert told["tasks"][SLASHED]["metrics"] == {"rmse": 0.25}
+
+
+def test_show_says_why_tasks_did_not_run(shop: Console) -> None:
+    shop.write(
+        "pipe.py",
+        """
+        from gluepy import DAG, Skip, Task
+        class A(Task):
+            def run(self): raise Skip("nothing new")
+        class B(Task):
+            def run(self): pass
+        class PipeDAG(DAG): tasks = (A, B)
+        """,
+    )
+    assert shop("run", "pipe.py").returncode == 0
+    done = shop("show")
+    rows = [re.split("  +", line) for line in done.stdout.split("\n\n")[1].splitlines()]
+    assert [(row[1], row[-1]) for row in rows[1:]] == [
+        ("skipped", "nothing new"),
+        ("skipped", "what it depends on was skipped"),
+    ]
+    shop("run", "train", "--task", "load")
+    assert "and 3 tasks that the run's selection left out" in shop("show").stdout
+
+
+def test_show_of_a_run_whose_driver_was_killed(shop: Console) -> None:
+    shop.write(
+        "pipe.py",
+        """
+        import anyio
+        from gluepy import DAG, Task
+        class A(Task):
+            async def run(self): await anyio.sleep(1000)
+        class PipeDAG(DAG): tasks = (A,)
+        """,
+    )
+    process = shop.start("run", "pipe.py", "--run-id", "first", "-q")
+    log = shop.folder / ".gluepy/runs/first/events.jsonl"
+    until(lambda: log.exists() and "task.started" in log.read_text())
+    running = shop("show", "first")
+    assert re.search("status +running", running.stdout)
+    assert re.search("a +running", running.stdout)
+    assert "resume" not in running.stdout
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = shop("show", "first")
+    assert re.search("status +interrupted", done.stdout)
+    assert re.search("a +interrupted", done.stdout)
+    assert done.stdout.endswith("resume first\n")
+    with log.open("a") as file:
+        file.write('{"torn": \n')
+    assert "the log is damaged: 1 line that is no event" in shop("show", "first").stdout
+
+
+def test_events_are_the_lines_of_the_log(shop: Console) -> None:
+    shop("run", "train", "-q")
+    (record,) = shop.runs
+    done = shop("events")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (record / "events.jsonl").read_text()
+    with (record / "events.jsonl").open("a") as file:
+        file.write("torn\n")
+    done = shop("events", "latest")
+    assert "1 line that is no event" in done.stderr
+
+
+def test_events_are_followed_to_the_end_of_the_run(shop: Console) -> None:
+    gate = shop.folder / "gate"
+    shop.write(
+        "pipe.py",
+        f"""
+        import os, time
+        from gluepy import DAG, Task
+        class A(Task):
+            def run(self):
+                while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+        class PipeDAG(DAG): tasks = (A,)
+        """,
+    )
+    run = shop.start("run", "pipe.py", "--run-id", "first", "-q")
+    log = shop.folder / ".gluepy/runs/first/events.jsonl"
+    until(lambda: log.exists() and "task.started" in log.read_text())
+    follower = shop.start("events", "first", "--follow")
+    assert follower.stdout is not None
+    assert "run.started" in follower.stdout.readline()
+    assert "task.started" in follower.stdout.readline()
+    gate.touch()
+    out, _ = follower.communicate(timeout=30)
+    assert out.splitlines()[-1] == log.read_text().splitlines()[-1]
+    assert follower.returncode == 0
+    run.communicate(timeout=30)
+
+
+def test_logs_are_whole_or_one_tasks(shop: Console) -> None:
+    shop("run", "fail", "-q")
+    done = shop("logs")
+    assert done.returncode == 0
+    assert re.findall("==> (.*) <==", done.stdout) == ["load, attempt 1", "broken, attempt 1", "report, attempt 1"]
+    assert shop("logs", "latest", "load").stdout == "loading\n"
+    assert "reported" in shop("logs", "latest", "report").stdout
+    assert "it has not begun" in shop("logs", "latest", "after").stderr
+    done = shop("logs", "latest", "reprot")
+    assert (done.returncode, done.stderr) == (2, "error: DAG 'fail' has no task 'reprot'; did you mean 'report'?\n")
+    shop("run", "train", "-q")
+    assert "no output was kept" in shop("logs", "latest", SLASHED).stderr

@@ -1,0 +1,137 @@
+"""New projects and modules that run at once, and a project's own commands."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from console_calls import Console
+
+
+def test_new_project_runs_at_once_and_so_do_its_tests(gluepy: Console) -> None:
+    made = gluepy("startproject", "shop")
+    assert made.returncode == 0
+    command = made.stdout.splitlines()[-1].strip()
+    assert command == "cd shop && ./run.py dag sample"
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = gluepy("-c", command, program=("bash",), PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "finished in" in done.stdout
+    shop = gluepy.folder / "shop"
+    (report,) = shop.glob("data/runs/*/report.txt")
+    assert "Largest orders" in report.read_text()
+    tested = gluepy("-q", "-p", "no:cacheprovider", program=(sys.executable, "-m", "pytest"), cwd=shop)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert "2 passed" in tested.stdout
+    anywhere = gluepy("dag", "sample", "-q", program=(sys.executable, str(shop / "run.py")), cwd=Path("/"))
+    assert anywhere.returncode == 0, anywhere.stderr
+    assert len(list(shop.glob(".gluepy/runs/*/events.jsonl"))) == 2
+
+
+def test_new_module_is_installed_and_runs(gluepy: Console) -> None:
+    gluepy("startproject", "shop")
+    shop = gluepy.folder / "shop"
+    made = gluepy("startmodule", "prices", cwd=shop)
+    assert made.returncode == 0
+    assert made.stdout.splitlines()[:2] == [
+        f"made {shop / 'prices'}",
+        "added it to INSTALLED_MODULES; run it with:",
+    ]
+    command = shlex.split(made.stdout.splitlines()[2])
+    assert command[-2:] == ["run", "prices"]
+    done = gluepy("run", "prices", cwd=shop)
+    assert done.returncode == 0, done.stderr
+    assert gluepy("list", cwd=shop).stdout.split()[0] == "prices"
+
+
+def test_module_that_cannot_be_installed_says_what_to_do(gluepy: Console) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = [] + []\n")
+    made = gluepy("startmodule", "prices")
+    assert made.returncode == 0
+    assert "add 'prices' to INSTALLED_MODULES in the project's settings" in made.stdout
+
+
+def test_project_is_made_where_it_is_wanted(gluepy: Console) -> None:
+    (gluepy.folder / "a b").mkdir()
+    made = gluepy("-C", "a b", "startproject", "shop")
+    assert made.returncode == 0
+    assert made.stdout.splitlines()[-1].strip() == "cd 'a b/shop' && ./run.py dag sample"
+    assert (gluepy.folder / "a b/shop/settings.py").is_file()
+
+
+ONE = """
+    import typer
+    app = typer.Typer()
+
+    @app.command()
+    def greet(name: str = "you") -> None:
+        '''Greet somebody.'''
+        from gluepy.conf import settings
+        print("hello", name, settings.INSTALLED_MODULES)
+"""
+
+
+def test_one_command_of_a_project_is_a_command(shop: Console, tmp_path: Path) -> None:
+    shop.write("flows/commands.py", ONE)
+    assert shop("--help").stdout.splitlines()[-1].split() == ["greet", "Greet", "somebody."]
+    assert shop("greet", "--name", "Ada").stdout == "hello Ada ['flows']\n"
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "settings.py").write_text("INSTALLED_MODULES = ['else']\n")
+    assert shop("-C", "..", "greet", cwd=away).stdout == "hello you ['flows']\n"
+    done = shop("greed")
+    assert (done.returncode, done.stderr) == (2, "error: there is no command 'greed'; did you mean 'greet'?\n")
+    assert shop("greet", "--nam").returncode == 2
+
+
+def test_many_commands_of_a_project_are_a_group_by_the_modules_name(shop: Console) -> None:
+    shop.write(
+        "flows/commands.py", ONE + "\n    @app.command()\n    def other() -> None:\n        raise typer.Exit(5)\n"
+    )
+    assert shop("flows", "greet").stdout.startswith("hello you")
+    assert shop("flows", "other").returncode == 5
+    shop.write("flows/commands.py", ONE.replace("typer.Typer()", "typer.Typer(name='tools')"))
+    assert shop("tools", "greet").stdout.startswith("hello you")
+
+
+def test_command_that_fails_shows_its_own_frames(shop: Console) -> None:
+    shop.write("flows/commands.py", ONE.replace("print(", "raise KeyError("))
+    done = shop("greet")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("KeyError: ")
+    assert [line for line in done.stderr.splitlines() if line.startswith("  File")] == [
+        f'  File "{shop.folder}/flows/commands.py", line 9, in greet'
+    ]
+
+
+def test_command_that_runs_a_dag_has_gluepys_exit_codes(shop: Console) -> None:
+    shop.write("flows/commands.py", ONE.replace("print(", "import gluepy; gluepy.run_dag_sync(name); print("))
+    assert shop("greet", "--name", "train").returncode == 0
+    done = shop("greet", "--name", "fail")
+    assert done.returncode == 1
+    assert done.stderr.startswith("broken failed in attempt 1: ValueError: bad [red]price[/red]\n  Traceback")
+    assert done.stderr.splitlines()[-1].startswith("error: 1 task of DAG 'fail' failed (run ")
+    done = shop("greet", "--name", "trian")
+    assert (done.returncode, done.stderr) == (2, "error: no DAG labelled 'trian'; did you mean 'train'?\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ONE.replace("def greet", "def show"), "flows.commands: the command 'show' is gluepy's own already"),
+        ("x = 1\n", "flows.commands: it defines no typer app; write `app = typer.Typer()`"),
+        ("import typer\na = typer.Typer()\nb = typer.Typer()\n", "flows.commands: it defines 2 typer apps"),
+        ("import nowhere\n", "cannot import 'flows.commands': ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_commands_that_cannot_be_had_spoil_nothing_else(text: str, expected: str, shop: Console) -> None:
+    shop.write("flows/commands.py", text)
+    assert shop("list").returncode == 0
+    done = shop("--help")
+    assert done.returncode == 0
+    assert f"The project's own commands cannot be shown: {expected}" in done.stdout
+    done = shop("greet")
+    assert done.returncode == 2
+    assert f"error: {expected}" in done.stderr
