@@ -951,6 +951,22 @@ async def test_cancelling_at_any_moment_of_a_workers_start_leaves_nothing(delay_
     assert descriptors() == before
 
 
+async def test_cancelling_a_start_that_waits_for_its_turn_leaves_nothing() -> None:
+    async with WorkerPool() as pool:
+        inside = descriptors()
+        others = [object() for _ in range(int(pool._limiter.total_tokens))]
+        for other in others:
+            await pool._limiter.acquire_on_behalf_of(other)
+        with anyio.move_on_after(0.01) as scope:
+            await call(pool)
+        assert scope.cancelled_caught
+        assert descriptors() == inside
+        assert not pool._workers
+        for other in others:
+            pool._limiter.release_on_behalf_of(other)
+        await call(pool)
+
+
 async def test_a_call_that_was_cancelled_before_it_began_costs_no_worker() -> None:
     async with WorkerPool() as pool:
         pid = (await call(pool)).pid

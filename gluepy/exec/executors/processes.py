@@ -441,7 +441,10 @@ class _Worker:
             _close(theirs)
             raise _cannot_start(error) from error
 
+        owner = [theirs]  # whoever takes them out closes them: a thread that began cannot be called back
+
         def popen() -> subprocess.Popen[bytes]:
+            descriptors = owner.pop()
             try:
                 return subprocess.Popen(
                     command,
@@ -452,12 +455,15 @@ class _Worker:
                     start_new_session=True,
                 )
             finally:
-                _close(theirs)
+                _close(descriptors)
 
         try:
             self.process = await anyio.to_thread.run_sync(popen, limiter=limiter)
         except OSError as error:
             raise _cannot_start(error) from error
+        finally:
+            with suppress(IndexError):
+                _close(owner.pop())
 
     def is_ready(self) -> bool:
         """Whether the idle worker is alive and has nothing to say. Drops what it printed in the meantime."""
