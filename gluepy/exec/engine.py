@@ -130,6 +130,7 @@ class Engine:
                     if self._stop_first is not None:
                         self._scheduler.stop(self._stop_first)
                     await self._log.durable()
+                    await anyio.lowlevel.checkpoint()  # in a scope that is cancelled already nothing starts
                     self._tasks.start_soon(self._keep_time)
                     self._advance()
                     await self._over.wait()
