@@ -76,19 +76,21 @@ class ScriptedExecutor(Executor):
         self.most = 0
         self._clock = clock or SystemClock()
         self._open: set[str] = set()
-        self._gates: dict[tuple[str, int], anyio.Event] = {}
-        self._ends: dict[tuple[str, int], Callable[[], None]] = {}
+        self._gates: list[tuple[str, anyio.Event]] = []
+        self._ends: list[tuple[str, Callable[[], None]]] = []
         self._news = anyio.Event()
 
     def release(self, task: str | None = None) -> None:
         """Let all held attempts of `task` (its id; None: of every task) go on, those that are still to come too."""
-        for key, gate in list(self._gates.items()):
-            if task in (None, key[0]):
+        for held, gate in self._gates:
+            if task in (None, held):
                 gate.set()
-        for key, end in list(self._ends.items()):
-            if task in (None, key[0]):
-                del self._ends[key]
+        ends, self._ends = self._ends, []
+        for held, end in ends:
+            if task in (None, held):
                 end()
+            else:
+                self._ends.append((held, end))
         self._open.add(task or "")
 
     async def wait_for(self, task: str, attempt: int = 1) -> None:
@@ -99,6 +101,7 @@ class ScriptedExecutor(Executor):
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """Do as the script says."""
         step, key = self._step(attempt), (attempt.task, attempt.number)
+        gate = (attempt.task, anyio.Event())
         self.started.append(key)
         self.running.append(key)
         self.params[attempt.task] = attempt.params
@@ -111,17 +114,18 @@ class ScriptedExecutor(Executor):
             if step.lasts_s:
                 await self._clock.sleep_until(self._clock.now() + step.lasts_s)
             if step.held and not self._open & {attempt.task, ""}:
-                self._gates[key] = anyio.Event()
-                await self._gates[key].wait()
+                self._gates.append(gate)
+                await gate[1].wait()
             await anyio.lowlevel.checkpoint()
         except anyio.get_cancelled_exc_class():
             self.stopped.append(key)
             if step.stubborn:
                 emit(Abandoned())
-                self._ends[key] = lambda: emit(Released())
+                self._ends.append((attempt.task, lambda: emit(Released())))
             raise
         finally:
-            self._gates.pop(key, None)
+            if gate in self._gates:
+                self._gates.remove(gate)
             self.running.remove(key)
         if step.breaks is not None:
             raise step.breaks
