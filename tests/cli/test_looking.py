@@ -7,7 +7,10 @@ import re
 import signal
 
 import pytest
+import typer
 from console_calls import Console, until
+
+from gluepy.cli.app import app
 
 SLASHED = "fit[region=CNTRL/STORE [SUP] 🎉]"
 
@@ -17,7 +20,7 @@ def test_version_is_the_packages(gluepy: Console) -> None:
     assert re.fullmatch(r"gluepy \d+\.\d+\.\d+\n", done.stdout)
 
 
-COMMANDS = ("run", "dag", "list", "graph", "settings", "show", "events", "logs", "startproject", "startmodule")
+COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def test_help_lists_every_command_with_a_whole_sentence(gluepy: Console) -> None:
