@@ -259,7 +259,7 @@ def resume(
     ] = None,
     force: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK", help="The same for one more task, by id or label. Repeatable."),
+        typer.Option(metavar="TASK", help="Run this task again too, and what comes after it. Repeatable."),
     ] = None,
     concurrency: Concurrency = None,
     executor: ExecutorName = None,
@@ -279,7 +279,7 @@ def resume(
 
     It runs every task that has not finished, and every one after a task that runs again; what has finished stays,
     unless it is forced or its declared outputs are gone. It says first what runs again, and why. Options that are not
-    given are as the run had them.
+    given are as the run had them; the executor is the one that is set now.
 
     \b
       gluepy resume                  the newest run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.running import (
@@ -73,12 +74,11 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
             "force": list(call.force),
             "params": params,
             "concurrency": call.concurrency,
+            "pool": cast(Any, call.pool),
             "timeout_s": call.timeout,
             "capture": not call.debug,
             "debug": call.debug,
         }
-        if call.pool == "thread" or call.pool == "process":
-            options["pool"] = call.pool
         if (on_failure := on_failure_of(call)) is not None:
             options["on_failure"] = on_failure
         if call.dag is not None:

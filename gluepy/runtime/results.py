@@ -84,12 +84,14 @@ class RunResult:
 @dataclass(frozen=True, slots=True)
 class ResumePlan:
     """What a resumed run does: `again` maps each task that finished or began before and runs again to the cause,
-    `kept` are the finished tasks that do not; `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count
-    what could not be read of the log, and events that it lacks."""
+    `waiting` are the tasks that had not begun or wait for another attempt, `kept` the finished ones that do not run;
+    `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count what could not be read of the log, and
+    events that it lacks."""
 
     run_id: str
     session: int
     again: Mapping[str, str]
+    waiting: Sequence[str]
     kept: Sequence[str]
     changes: list[str]
     bad_lines: int

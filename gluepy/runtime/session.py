@@ -24,7 +24,7 @@ from gluepy.core.events import JSON, SCHEMA_VERSION
 from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
-from gluepy.core.state import FINISHED, State
+from gluepy.core.state import FINISHED, PENDING, RETRYING, State
 from gluepy.errors import GluepyError, OptionError, RunError, UnknownTask
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
@@ -133,24 +133,31 @@ class Session:
             except (ValueError, KeyError) as error:
                 raise OptionError(f"run {record.run_id}", f"it cannot be resumed: {error}", "start a new one") from None
             given = {name: value for name, value in options.items() if value is not None}
-            merged = {**state.options, **given}
+            merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
             compiled = compile_dag(find_dag(merged.get("dag") or state.dag, settings), settings.LIMITS)
             told: list[str] = []
             if compiled.graph.tree != state.graph.tree:
                 before = state.graph
                 state.carry_over(Graph(compiled.graph.tree))
                 told = changes(before, state.graph)
-            again = resets(state, _forced(state.graph, compiled.label, given), _gone(compiled, state, settings, record))
+            forced = _forced(state.graph, compiled.label, given)
+            chosen = select(state.graph, compiled.label, merged)
+            if chosen is not None and forced and not forced.keys() & chosen.nodes:
+                task, selection = state.graph.id(min(forced)), f"the selection of run {record.run_id}"
+                raise OptionError(f"task {task!r}", f"{selection} left it out", "start a new run")
+            again = resets(state, forced, _gone(compiled, state, settings, record))
             tasks = {state.graph.id(node): cause for node, cause in again.items()}
-            kept = [
+            rest = [node for node in state.graph.tasks() if node not in again]
+            kept = [state.graph.id(node) for node in rest if state.status[node] == FINISHED]
+            waiting = [
                 state.graph.id(node)
-                for node in state.graph.tasks()
-                if state.status[node] == FINISHED and node not in again
+                for node in rest
+                if state.status[node] in (PENDING, RETRYING) and (chosen is None or node in chosen.nodes)
             ]
             context = load_context(settings, given.get("params") or {}, recorded=record.context).to_dict()
             if given.get("params"):
                 record.write_context(context)
-            plan = ResumePlan(record.run_id, state.session + 1, tasks, kept, told, reader.bad, reader.gaps)
+            plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, reader.bad, reader.gaps)
             return cls(shared, compiled, record, context, merged, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing
 

@@ -1,0 +1,384 @@
+"""`gluepy resume` and `gluepy run LABEL --retry RUN`: what runs again, what is said about it, how it exits."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from console_calls import Console, Terminal, until
+
+PIPE = """
+    import os, time
+    from pathlib import Path
+    from gluepy import DAG, Task, each, parallel
+    from gluepy.exec.scope import current_scope
+
+    class Note(Task):
+        def run(self):
+            with open("ran.txt", "a") as file:
+                file.write(current_scope().attempt.task + "\\n")
+            print("flag is", self.context.to_dict().get("flag"))
+
+    class Load(Note):
+        outputs = ("rows.txt",)
+        def run(self):
+            super().run()
+            (self.path / "rows.txt").write_text("1")
+
+    class Wait(Note):
+        def run(self):
+            super().run()
+            while Path("wait.flag").exists():
+                time.sleep(0.02)
+
+    class Fit(Note):
+        region: str
+        def run(self):
+            super().run()
+            if self.region == "us" and not Path("good.flag").exists():
+                raise ValueError("no data")
+
+    class Report(Note):
+        pass
+
+    class PipeDAG(DAG):
+        tasks = (Load, Wait, each(Fit, region=["eu", "us"]), Report)
+"""
+
+
+@pytest.fixture
+def pipe(gluepy: Console) -> Console:
+    """The console beside `pipe.py`, whose `fit[region=us]` fails until `good.flag` is there."""
+    gluepy.write("pipe.py", PIPE)
+    return gluepy
+
+
+def ran(console: Console) -> list[str]:
+    """The tasks that have run since the last call, by what they wrote themselves."""
+    file = console.folder / "ran.txt"
+    tasks = file.read_text().split() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return tasks
+
+
+def test_what_failed_and_what_follows_it_runs_again(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
+    assert sorted(ran(pipe)) == ["fit[region=eu]", "fit[region=us]", "load", "wait"]
+    pipe.write("good.flag", "")
+    done = pipe("resume")
+    assert done.returncode == 0
+    assert sorted(ran(pipe)) == ["fit[region=us]", "report"]
+    assert done.stdout.startswith("run first of pipedag finished in ")
+    lines = done.stderr.splitlines()
+    assert lines[:3] == [
+        "resuming run first, session 2: 2 tasks again, 3 tasks kept",
+        "  fit[region=us]  it failed",
+        "  report          it was blocked",
+    ]
+    assert lines[3].endswith("  run first of pipedag resumed: 5 tasks")
+    assert "\x1b" not in done.stderr
+
+
+def test_finished_run_has_nothing_left_to_do(pipe: Console) -> None:
+    pipe.write("good.flag", "")
+    assert pipe("run", "pipe.py").returncode == 0
+    ran(pipe)
+    done = pipe("resume", "latest")
+    assert done.returncode == 0
+    assert "5 tasks kept; nothing is left to do" in done.stderr
+    assert ran(pipe) == []
+
+
+def test_forced_tasks_run_again_with_what_follows(pipe: Console) -> None:
+    pipe.write("good.flag", "")
+    assert pipe("run", "pipe.py").returncode == 0
+    ran(pipe)
+    done = pipe("resume", "--force", "fit[region=eu]")
+    assert done.returncode == 0
+    assert ran(pipe) == ["fit[region=eu]", "report"]
+    assert "  fit[region=eu]  it was forced\n  report          fit[region=eu] runs again\n" in done.stderr
+    assert pipe("resume", "--from-task", "fit").returncode == 0
+    assert sorted(ran(pipe)) == ["fit[region=eu]", "fit[region=us]", "report"]
+    done = pipe("resume", "--from-task", "fitt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: DAG 'pipedag' has no task 'fitt'; ")
+
+
+def test_from_task_of_a_resume_leaves_nothing_out_later(pipe: Console) -> None:
+    """It says what runs again, not what the run is about: what failed elsewhere still has to run."""
+    pipe.write(
+        "two.py",
+        """
+        from pathlib import Path
+        from gluepy import DAG, Task, parallel
+        class A(Task):
+            def run(self):
+                assert Path("good.flag").exists()
+        class B(Task):
+            def run(self): pass
+        class TwoDAG(DAG): tasks = parallel(A, B)
+        """,
+    )
+    assert pipe("run", "two.py").returncode == 1
+    assert pipe("resume", "--from-task", "b").returncode == 1
+    pipe.write("good.flag", "")
+    done = pipe("resume", "--json", "-q")
+    assert {task: result["status"] for task, result in json.loads(done.stdout)["tasks"].items()} == {
+        "a": "finished",
+        "b": "finished",
+    }
+
+
+def test_selection_of_the_run_stays(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "--task", "fit", "--run-id", "some").returncode == 1
+    ran(pipe)
+    pipe.write("good.flag", "")
+    done = pipe("resume")
+    assert done.returncode == 0
+    assert ran(pipe) == ["fit[region=us]"]
+    done = pipe("resume", "--force", "load")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: task 'load': the selection of run some left it out; start a new run\n",
+    )
+
+
+def test_gone_outputs_are_made_again(pipe: Console) -> None:
+    pipe.write("good.flag", "")
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 0
+    ran(pipe)
+    (pipe.folder / "data/runs/first/rows.txt").unlink()
+    done = pipe("resume")
+    assert done.returncode == 0
+    assert "  load            its declared outputs are gone\n  wait            load runs again\n" in done.stderr
+    assert sorted(ran(pipe)) == ["fit[region=eu]", "fit[region=us]", "load", "report", "wait"]
+
+
+def test_killed_driver_loses_nothing(pipe: Console) -> None:
+    pipe.write("wait.flag", "")
+    pipe.write("good.flag", "")
+    driver = pipe.start("run", "pipe.py", "--run-id", "first")
+    until(lambda: "wait" in (pipe.folder / "ran.txt").read_text() if (pipe.folder / "ran.txt").exists() else False)
+    driver.kill()
+    driver.communicate()
+    (pipe.folder / "wait.flag").unlink()
+    ran(pipe)
+    done = pipe("resume")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[:2] == [
+        "resuming run first, session 2: 1 task again, 3 tasks for the first time or after a delay, 1 task kept",
+        "  wait  it was interrupted",
+    ]
+    assert sorted(ran(pipe)) == ["fit[region=eu]", "fit[region=us]", "report", "wait"]
+
+
+def test_second_driver_is_refused(pipe: Console) -> None:
+    pipe.write("wait.flag", "")
+    pipe.write("good.flag", "")
+    driver = pipe.start("run", "pipe.py", "--run-id", "first")
+    until(lambda: (pipe.folder / "ran.txt").exists())
+    done = pipe("resume", "first")
+    (pipe.folder / "wait.flag").unlink()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: run first is being driven by another process (process {driver.pid}); "
+        "wait for it, or `gluepy cancel first`\n"
+    )
+    assert driver.wait(30) == 0
+    driver.communicate()
+
+
+def test_runs_are_found_by_ending_and_label(pipe: Console) -> None:
+    pipe.write(
+        "other.py",
+        "from gluepy import DAG, Task\nclass A(Task):\n    def run(self): 1 / 0\nclass OtherDAG(DAG): tasks = (A,)\n",
+    )
+    pipe.write("good.flag", "")
+    for file, name in (("pipe.py", "1-aa"), ("other.py", "2-ab"), ("pipe.py", "3-ac")):
+        pipe("run", file, "--run-id", name, "-q")
+    assert pipe("resume", "aa").stdout.startswith("run 1-aa of pipedag finished")
+    assert pipe("resume", "latest:pipedag").stdout.startswith("run 3-ac of pipedag finished")
+    assert pipe("resume", "latest:otherdag").stdout.startswith("run 2-ab of otherdag failed")
+    for name, error in (("zz", "no run 'zz' in "), ("latest:nodag", "no run 'latest:nodag' in ")):
+        done = pipe("resume", name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {error}")
+    pipe("run", "pipe.py", "--run-id", "4-aa", "-q")
+    done = pipe("resume", "aa")
+    assert done.returncode == 2
+    assert done.stderr == "error: 'aa' could be any of 2 runs, among them 1-aa, 4-aa\n"
+
+
+def test_changed_parameters_are_recorded(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "-P", "flag=1", "--run-id", "first").returncode == 1
+    pipe.write("good.flag", "")
+    assert pipe("resume", "-P", "flag=2").returncode == 0
+    record = pipe.folder / ".gluepy/runs/first"
+    assert (record / "logs/report.1.log").read_text() == "flag is 2\n"
+    assert json.loads((record / "context.yaml").read_text())["flag"] == 2
+    assert pipe("resume", "--force", "report").returncode == 0
+    assert (record / "logs/report.2.log").read_text() == "flag is 2\n"
+
+
+def test_changes_of_the_dag_are_told(pipe: Console) -> None:
+    assert pipe("run", "pipe.py").returncode == 1
+    ran(pipe)
+    pipe.write("good.flag", "")
+    changed = PIPE.replace("tasks = (Load, Wait,", "tasks = (Load, Check,").replace(
+        "class Report(Note):", "class Check(Note):\n        pass\n\n    class Report(Note):"
+    )
+    pipe.write("pipe.py", changed)
+    done = pipe("resume")
+    assert done.returncode == 0, done.stderr
+    assert "the DAG has changed: added: check\nthe DAG has changed: removed: wait\n" in done.stderr
+    assert ran(pipe)[0] == "check"
+
+
+def test_damage_of_the_log_is_told(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
+    pipe.write("good.flag", "")
+    file = pipe.folder / ".gluepy/runs/first/events.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    finished = next(n for n, line in enumerate(lines) if b'"task.finished"' in line and b'"wait"' in line)
+    lines[finished] = b'{"torn": \n'
+    file.write_bytes(b"".join(lines))
+    done = pipe("resume")
+    assert done.returncode == 0
+    assert "warning: its log has 1 line that is no event; tasks whose end is lost run again\n" in done.stderr
+    assert "warning: its log has 1 missing event" in done.stderr
+    assert "  wait            it was interrupted\n" in done.stderr
+
+
+def test_explanation_is_at_most_a_screenful(gluepy: Console) -> None:
+    gluepy.write(
+        "many.py",
+        """
+        from gluepy import DAG, Task, each
+        class Fail(Task):
+            n: int
+            async def run(self): raise ValueError("no")
+        class ManyDAG(DAG): tasks = each(Fail, n=range(300))
+        """,
+    )
+    assert gluepy("run", "many.py", "-k", "-q").returncode == 1
+    done = gluepy("resume", "-k", "--progress", "none")
+    assert done.returncode == 1
+    told = done.stderr.partition("\n\n")[0].splitlines()
+    assert told[0].endswith(", session 2: 300 tasks again")
+    assert len(told) == 17
+    assert told[-1] == "  … and 285 more; `gluepy events` has each as task.reset"
+
+
+def test_result_and_events_of_a_resume_are_for_machines(pipe: Console) -> None:
+    assert pipe("run", "pipe.py").returncode == 1
+    pipe.write("good.flag", "")
+    done = pipe("resume", "--json", "--events", "events.jsonl")
+    assert done.returncode == 0
+    result = json.loads(done.stdout)
+    assert result["status"] == "finished"
+    assert result["counts"] == {"finished": 5}
+    events = [json.loads(line) for line in (pipe.folder / "events.jsonl").read_text().splitlines()]
+    assert events[0]["event"] == "run.resumed"
+    assert {event["session"] for event in events} == {2}
+    assert events[-1]["event"] == "run.finished"
+
+
+def test_quiet_resume_says_nothing(pipe: Console) -> None:
+    pipe("run", "pipe.py")
+    pipe.write("good.flag", "")
+    done = pipe("resume", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_failed_resume_ends_as_a_failed_run_does(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
+    done = pipe("resume")
+    assert done.returncode == 1
+    assert "fit[region=us] failed in attempt 2: ValueError: no data" in done.stderr
+    assert done.stderr.endswith(" resume first\n")
+    assert done.stdout.startswith("run first of pipedag failed in ")
+
+
+def test_resume_shows_its_plan_above_the_live_lines(pipe: Console, terminal: Callable[..., Terminal]) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
+    pipe.write("good.flag", "")
+    screen = terminal("resume")
+    assert screen.wait() == 0
+    assert "resuming run first, session 2: 2 tasks again, 3 tasks kept\r\n" in screen.text
+    assert "  report          it was blocked\r\n" in screen.text
+
+
+def test_ctrl_c_cancels_a_resumed_run(pipe: Console) -> None:
+    pipe.write("wait.flag", "")
+    driver = pipe.start("run", "pipe.py", "--run-id", "first")
+    until(lambda: (pipe.folder / "ran.txt").exists() and "wait" in (pipe.folder / "ran.txt").read_text())
+    driver.kill()
+    driver.communicate()
+    ran(pipe)
+    driver = pipe.start("resume")
+    until(lambda: (pipe.folder / "ran.txt").exists())
+    driver.send_signal(signal.SIGINT)
+    (pipe.folder / "wait.flag").unlink()
+    _, err = driver.communicate(timeout=30)
+    assert driver.returncode == 130
+    assert err.endswith(" resume first\n")
+
+
+def test_retry_resumes_a_run_of_that_dag(shop: Console) -> None:
+    assert shop("run", "fail", "--run-id", "1-fail").returncode == 1
+    assert shop("run", "train", "--run-id", "2-train").returncode == 0
+    done = shop("dag", "fail", "--retry", "1-fail")
+    assert done.returncode == 1
+    assert done.stdout.startswith("run 1-fail of fail failed in ")
+    assert "resuming run 1-fail, session 2: 2 tasks again, 2 tasks kept" in done.stderr
+    assert shop("run", "fail", "--retry", "latest").stdout.startswith("run 1-fail of fail")
+    done = shop("dag", "train", "--retry", "1-fail")
+    assert done.returncode == 2
+    assert done.stderr == "error: --retry: run 1-fail is a run of 'fail', not of 'train'; see `gluepy runs`\n"
+    done = shop("dag", "trian", "--retry", "1-fail")
+    assert done.returncode == 2
+    assert "did you mean 'train'?" in done.stderr
+    for words in (("--task", "load"), ("--to-task", "load"), ("--run-id", "x"), ("--dry-run",)):
+        done = shop("dag", "fail", "--retry", "1-fail", *words)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {words[0]} and --retry: ")
+
+
+def test_dag_of_a_moved_file_is_found_with_retry(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
+    pipe.write("good.flag", "")
+    (pipe.folder / "pipe.py").rename(pipe.folder / "moved.py")
+    done = pipe("resume")
+    assert done.returncode == 2
+    assert "there is no such file" in done.stderr
+    done = pipe("run", "moved.py", "--retry", "first")
+    assert done.returncode == 0, done.stderr
+    assert pipe("resume").returncode == 0  # and where it is now is remembered
+
+
+def test_executor_beside_the_dag_is_found_without_a_project(gluepy: Console, tmp_path: Path) -> None:
+    import subprocess
+    import sysconfig
+
+    from console_calls import environment
+
+    gluepy.write("mine.py", "from gluepy.exec.executors import LocalExecutor\nclass Polite(LocalExecutor): pass\n")
+    gluepy.write(
+        "sub/pipe.py",
+        "from gluepy import DAG, Task\nclass A(Task):\n    def run(self): pass\nclass PipeDAG(DAG): tasks = (A,)\n",
+    )
+    # Not `python -m`, which puts the current folder on sys.path itself.
+    script = Path(sysconfig.get_path("scripts")) / "gluepy"
+    done = subprocess.run(
+        [script, "run", "sub/pipe.py", "--executor", "mine.Polite"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
