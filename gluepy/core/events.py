@@ -264,6 +264,11 @@ def decode(line: bytes | str) -> Event:
     return _decoder.decode(line)
 
 
+def recordable(text: object) -> str:
+    """`text` as a string that can be written down: what cannot be encoded (as in odd file names) becomes `?`."""
+    return str(text).encode("utf-8", "replace").decode()
+
+
 def json_schema() -> dict[str, JSON]:
     """The JSON Schema of one line, generated from the types above; it is shipped as `core/events.schema.json`."""
     schema = msgspec.json.schema(Event)

@@ -285,7 +285,12 @@ class Graph:
 
     def _expander(self, each: Each, after: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
         assert each.expander is not None
-        node = self._node(self.specs[each.expander].label, each.expander, (), after)
+        label = self.specs[each.expander].label
+        if label in self.index:
+            raise DagError(
+                f"task {label!r}", "stands twice in the DAG", "let one callable return all values, or subclass the task"
+            )
+        node = self._node(label, each.expander, (), after)
         join = self._node(None, -1, (), (node,))
         self._open[node] = (each, join, bindings)
         return (join,)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from gluepy.core.events import JSON
+from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact
 from gluepy.errors import DagError, did_you_mean
 from gluepy.exec.task import Task, defaults_of, is_async, retry_of, spec_of
@@ -116,7 +116,7 @@ def compile_dag(dag: type[DAG], limits: Mapping[str, int] | None = None) -> Comp
     compiler = _Compiler(dag)
     root = compiler.root()
     for spec in compiler.specs:
-        _check_uses(spec, limits)
+        compiler.check_uses(spec, limits)
     try:
         graph = Graph(Tree(tuple(compiler.specs), root))
     except DagError as error:
@@ -128,17 +128,32 @@ def compile_dag(dag: type[DAG], limits: Mapping[str, int] | None = None) -> Comp
 
 def as_json(value: Any, what: str) -> JSON:
     """`value` as plain JSON data (tuples become lists). Raises `ValueError`, naming `what`, where it is none."""
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+    try:
+        return _plain(value, what)
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply, or contains itself") from None
+
+
+def _plain(value: Any, what: str) -> JSON:
+    if value is None or isinstance(value, bool) or type(value) is int:
         return value
+    if isinstance(value, str):
+        return _text(value, what)
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, (list, tuple)):
-        return [as_json(item, what) for item in value]
+        return [_plain(item, what) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {str(key): as_json(item, what) for key, item in value.items()}
+        return {_text(key, what): _plain(item, what) for key, item in value.items()}
     raise ValueError(f"{what} is {_short(value)} ({type(value).__name__}), which is not a JSON value")
+
+
+def _text(value: str, what: str) -> str:
+    if recordable(value) != value:
+        raise ValueError(f"{what} is {_short(value)}, text that cannot be encoded (as odd file names are)")
+    return str(value)
 
 
 class _Compiler:
@@ -200,10 +215,12 @@ class _Compiler:
                     f"write {task.__qualname__}({name}=…) or each({task.__qualname__}, {name}=[…])",
                 )
         try:
-            fixed = {name: as_json(value, f"{task.__qualname__}.{name}") for name, value in fixed.items()}
+            fixed = {
+                name: as_json(fixed[name], f"{task.__qualname__}.{name}") for name in task._parameters if name in fixed
+            }
         except ValueError as error:
             raise self.fail(str(error), "parameters are JSON values; put anything else in a file") from None
-        if id is not None and (not isinstance(id, str) or not id):
+        if id is not None and (not isinstance(id, str) or not id or recordable(id) != id):
             raise self.fail(f"{task.__qualname__} has the id {id!r}", "an id is a string with at least one character")
         return Leaf(self.spec(task), fixed, id)
 
@@ -234,6 +251,19 @@ class _Compiler:
             if name not in declared:
                 mend = did_you_mean(name, declared).removeprefix("; ") or "annotate it in the task's class"
                 raise self.fail(f"each(…) gives {name!r}, which no task in it has as a parameter", mend)
+        for leaf in leaves:
+            label = self.specs[leaf.spec].label
+            for name, value in fan.values.items():
+                several = callable(value) or len(value) > 1
+                if several and leaf.id is not None:
+                    mend = "leave the id away: the values tell its tasks apart"
+                    raise self.fail(f"each(…, {name}=…) repeats the id {leaf.id!r}", mend)
+                if several and name not in self.specs[leaf.spec].params:
+                    mend = f"annotate {name} in its class, or move it out of the each"
+                    raise self.fail(f"each(…, {name}=…) repeats {label!r}, which has no parameter {name!r}", mend)
+                if name in leaf.fixed:
+                    mend = "give it in one place only"
+                    raise self.fail(f"each(…) gives {name!r}, which {label!r} has a value for already", mend)
         asked = {name: value for name, value in fan.values.items() if callable(value)}
         for name, value in asked.items():
             _check_callable(value, name, self.fail)
@@ -313,15 +343,31 @@ class _Compiler:
                 if not waiting[dependent]:
                     order.append(dependent)
         if len(order) < len(after_of):
-            trail = [next(position for position, count in enumerate(waiting) if count)]
-            while trail.count(trail[-1]) < 2:
-                trail.append(next(dep for dep in after_of[trail[-1]] if waiting[dep]))
-            cycle = trail[trail.index(trail[-1]) :]
+            step = next(position for position, count in enumerate(waiting) if count)
+            trail: dict[int, None] = {}
+            while step not in trail:
+                trail[step] = None
+                step = next(dep for dep in after_of[step] if waiting[dep])
+            steps = list(trail)
+            cycle = [*steps[steps.index(step) :], step]
             raise self.fail(
                 "the tasks depend on each other in a circle: " + " -> ".join(self.name(keys[step]) for step in cycle),
                 "take one of these dependencies away",
             )
         return order
+
+    def check_uses(self, spec: Spec, limits: Mapping[str, int] | None) -> None:
+        for name, amount in spec.uses.items() if limits is not None else ():
+            assert limits is not None
+            if name not in limits:
+                mend = did_you_mean(name, limits).removeprefix("; ")
+                mend = mend or f"add it to LIMITS, as in LIMITS = {{{name!r}: {amount}}}"
+                raise self.fail(f"task {spec.label!r} uses {name!r}, which LIMITS does not have", mend)
+            if amount > limits[name]:
+                raise self.fail(
+                    f"task {spec.label!r} uses {amount} of {name!r}, of which there are {limits[name]}",
+                    f"raise LIMITS[{name!r}], or use less: it could never start",
+                )
 
     def resolve(self, name: str) -> Any:
         module: Any = sys.modules.get(self.dag.__module__)
@@ -344,23 +390,6 @@ class _Compiler:
             )
             raise self.fail(f"no task {name!r} in the module {owner or self.dag.__module__}", mend)
         return found
-
-
-def _check_uses(spec: Spec, limits: Mapping[str, int] | None) -> None:
-    for name, amount in spec.uses.items() if limits is not None else ():
-        assert limits is not None
-        if name not in limits:
-            mend = (
-                did_you_mean(name, limits).removeprefix("; ")
-                or f"add it to LIMITS, as in LIMITS = {{{name!r}: {amount}}}"
-            )
-            raise DagError(f"task {spec.label!r}", f"uses {name!r}, which LIMITS does not have", mend)
-        if amount > limits[name]:
-            raise DagError(
-                f"task {spec.label!r}",
-                f"uses {amount} of {name!r}, of which there are {limits[name]}",
-                "it could never start",
-            )
 
 
 def _check_callable(value: Callable[[], Any], name: str, fail: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gluepy.core.events import JSON
+from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Spec
 from gluepy.core.policy import NO_RETRY, Retry, Trigger
 from gluepy.errors import DagError, NoRunContext, did_you_mean
@@ -30,7 +30,7 @@ class Skip(Exception):
 
     def __init__(self, why: str = "") -> None:
         super().__init__(why)
-        self.why = why
+        self.why = recordable(why)
 
 
 class Task:
@@ -125,15 +125,21 @@ class Task:
         return local(self._here("self.local").run.path / path)
 
     def progress(self, done: float, total: float = 0) -> None:
-        """Record that `done` of `total` units of the work are done; 0 is an unknown total."""
-        self._here("self.progress").emit(Progress(float(done), float(total)))
+        """Record that `done` of `total` units of the work are done; 0 is an unknown total.
+
+        Raises `ValueError` unless both are finite numbers.
+        """
+        numbers = float(done), float(total)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"progress {done} of {total}: only finite numbers can be recorded")
+        self._here("self.progress").emit(Progress(*numbers))
 
     def metric(self, name: str, value: float) -> None:
         """Record a measured `value`. Raises `ValueError` unless it is a finite number."""
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"metric {name!r} is {number}; only finite numbers can be recorded")
-        self._here("self.metric").emit(Metric(str(name), number))
+        self._here("self.metric").emit(Metric(recordable(name), number))
 
     def _here(self, what: str) -> Scope:
         scope = self._scope or current_scope()
@@ -239,9 +245,16 @@ def defaults_of(task: type[Task]) -> Iterator[tuple[str, JSON]]:
 def _check_run(task: type[Task], fail: Any) -> None:
     if task.run is Task.run:
         raise fail("it does not define run(self)", "write one")
+    if not inspect.isroutine(task.run):
+        raise fail(f"run is {task.run!r}", "write def run(self)")
     if inspect.isgeneratorfunction(task.run) or inspect.isasyncgenfunction(task.run):
         raise fail("run is a generator, so calling it does nothing", "write what it makes to files instead of yielding")
-    arguments = list(inspect.signature(task.run).parameters)[1:]
+    kind = inspect.getattr_static(task, "run")
+    arguments = list(inspect.signature(task.run).parameters)
+    if not isinstance(kind, (staticmethod, classmethod)):
+        if not arguments:
+            raise fail("run takes no self", "write def run(self)")
+        del arguments[0]
     if arguments:
         raise fail(
             f"run takes arguments ({', '.join(arguments)})",
