@@ -18,7 +18,8 @@ import anyio
 import msgspec
 
 from gluepy.core.events import SCHEMA_VERSION, Event, RunResumed, RunStarted, decode
-from gluepy.errors import GluepyError, UsageError
+from gluepy.core.state import State
+from gluepy.errors import DagError, GluepyError, UsageError
 from gluepy.loop import Doorbell
 
 Sync = Literal["batch", "commit", "none"]
@@ -76,13 +77,13 @@ class FileLog:
         self.size = 0
         self._file = -1
         self._broken: LogBroken | None = None
+        self._told = False  # whether somebody has been told that it is broken
         self._written = 0  # appended lines, and below how many of them are flushed
         self._flushed = 0
         self._due = threading.Event()
         self._closing = False
         self._flusher: threading.Thread | None = None
         self._waiters: list[tuple[int, anyio.Event]] = []
-        self._doorbell: Doorbell | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -96,39 +97,36 @@ class FileLog:
 
     async def __aexit__(self, *exc: object) -> None:
         try:
-            if self._flusher is not None:
+            if self._flusher is not None and self._broken is None:
                 with anyio.CancelScope(shield=True):
-                    if self._broken is None:
-                        await self._flush()
-                    self._closing = True
-                    self._due.set()
+                    await self._flush()
         finally:
+            self._closing = True
+            self._due.set()
             file, self._file = self._file, -1
-            if self._flusher is None or self._flushed >= self._written:
-                os.close(file)
-            else:  # the flusher still holds it, after an error
-                self._flusher.join(1.0)
-                os.close(file)
+            os.close(file)  # the flusher has a descriptor of its own
+        if self._broken is not None and not self._told:
+            raise self._refusal()
 
     def append(self, line: bytes) -> None:
         """Write one line or several, whole. Raises `LogBroken`, now and ever after, when it cannot be."""
         if self._broken is not None:
-            raise self._broken
+            raise self._refusal()
         try:
             self._write(line)
-        except OSError as error:
-            raise self._break(error) from error
-        self._written += 1
-        if self.sync == "batch":
-            if self._flusher is None:
+            if self.sync == "batch" and self._flusher is None:
                 self._start()
-            if not self._due.is_set():
-                self._due.set()
+        except OSError as error:
+            self._break(error)
+            raise self._refusal() from error
+        self._written += 1
+        if self.sync == "batch" and not self._due.is_set():
+            self._due.set()
 
     async def durable(self) -> None:
         """Under "commit", wait until all that was appended is flushed; else only look whether the log is broken."""
         if self._broken is not None:
-            raise self._broken
+            raise self._refusal()
         if self.sync == "commit":
             await self._flush()
 
@@ -136,13 +134,17 @@ class FileLog:
         if self._flushed >= self._written:
             return
         if self._flusher is None:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                self._break(error)
+                raise self._refusal() from error
         done = anyio.Event()
         self._waiters.append((self._written, done))
         self._due.set()
         await done.wait()
         if self._broken is not None:
-            raise self._broken
+            raise self._refusal()
 
     def _write(self, line: bytes) -> None:
         written = os.write(self._file, line)
@@ -153,34 +155,39 @@ class FileLog:
             written += more
         self.size += len(line)
 
+    def _refusal(self) -> LogBroken:
+        assert self._broken is not None
+        self._told = True
+        return LogBroken(*self._broken.args)
+
     def _break(self, error: OSError) -> LogBroken:
         mend = "free some space, then resume the run" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         self._broken = LogBroken(str(self.path), error.strerror or str(error), mend)
         return self._broken
 
     def _start(self) -> None:
-        self._doorbell = Doorbell()
-        self._flusher = threading.Thread(target=self._flush_behind, name="gluepy-log", daemon=True)
+        doorbell, file = Doorbell(), os.dup(self._file)
+        self._flusher = threading.Thread(
+            target=self._flush_behind, args=(file, doorbell), name="gluepy-log", daemon=True
+        )
         self._flusher.start()
 
-    def _flush_behind(self) -> None:
-        file = self._file
-        while True:
+    def _flush_behind(self, file: int, doorbell: Doorbell) -> None:
+        error: OSError | None = None
+        while error is None:
             self._due.wait()
-            if self._closing:
-                return
-            if self.sync == "batch" and not self._waiters:
+            if self.sync == "batch" and not self._waiters and not self._closing:
                 time.sleep(_BATCH_S)
+            if self._closing:
+                break
             self._due.clear()
-            upto, error = self._written, None
+            upto = self._written
             try:
                 os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
             except OSError as failure:
                 error = failure
-            assert self._doorbell is not None
-            self._doorbell.ring(self._flushed_upto, upto, error)
-            if error is not None:
-                return
+            doorbell.ring(self._flushed_upto, upto, error)
+        os.close(file)
 
     def _flushed_upto(self, upto: int, error: OSError | None) -> None:
         if error is not None:
@@ -221,13 +228,14 @@ class LogReader:
     """Reads events from a log that may still grow, from byte `offset` on.
 
     `events()` gives what is there now; called again, what has come since. `bad` counts the lines that are no events,
-    `gaps` the events that are missing by their `seq`.
+    `gaps` the events that are missing by their `seq`, `doubled` the ones passed over because they were there before.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path, self.offset = path, offset
         self.bad = 0
         self.gaps = 0
+        self.doubled = 0
         self._seq = 0 if offset == 0 else -1
 
     def events(self, at_most: int = 0) -> Iterator[Event]:
@@ -240,6 +248,15 @@ class LogReader:
                 count += 1
                 if count == at_most:
                     return
+
+    def state(self) -> State:
+        """The state after all events. Raises `UnreadableLog` for a log that tells of no run, or contradicts itself."""
+        try:
+            return State.of(self.events())
+        except (ValueError, LookupError, TypeError, DagError, RecursionError) as error:
+            why = f"unknown task {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+            damage = f" ({self.bad} lines are damaged, {self.gaps} are missing)" if self.bad or self.gaps else ""
+            raise UnreadableLog(str(self.path), f"its events make no run: {why}{damage}") from error
 
     def _lines(self) -> Iterator[bytes]:
         try:
@@ -261,15 +278,36 @@ class LogReader:
         try:
             event = decode(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
+            self._refuse_future(text)
             self.bad += 1
             return None
-        if isinstance(event, (RunStarted, RunResumed)) and event.schema_version > SCHEMA_VERSION:
-            raise UnreadableLog(
-                str(self.path),
-                f"its events have schema version {event.schema_version}, this gluepy reads up to {SCHEMA_VERSION}: "
-                "upgrade gluepy",
-            )
+        if isinstance(event, (RunStarted, RunResumed)):
+            self._refuse_future(text)
         if self._seq >= 0:
-            self.gaps += max(0, event.seq - self._seq - 1)
+            if event.seq <= self._seq:
+                self.doubled += 1
+                return None
+            self.gaps += event.seq - self._seq - 1
         self._seq = event.seq
         return event
+
+    def _refuse_future(self, text: bytes) -> None:
+        """Refuse a session that a later version opened, whatever else its event says."""
+        try:
+            opening = _opening.decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return
+        if opening.event in ("run.started", "run.resumed") and opening.schema_version > SCHEMA_VERSION:
+            raise UnreadableLog(
+                str(self.path),
+                f"its events have schema version {opening.schema_version}, this gluepy reads up to {SCHEMA_VERSION}: "
+                "upgrade gluepy",
+            )
+
+
+class _Opening(msgspec.Struct):
+    event: str
+    schema_version: int
+
+
+_opening = msgspec.json.Decoder(_Opening)
