@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import msgspec
 
+from gluepy.clock import parse_rfc3339
 from gluepy.core.events import JSON
 from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
 
 _UNPRINTABLE = re.compile("[\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_ASKED_S = 0.05  # how long somebody who asks `is_held` may keep a driver waiting
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -36,6 +40,7 @@ class Record:
         self.events = self.path / "events.jsonl"
         self.context = self.path / "context.yaml"
         self.logs = self.path / "logs"
+        self._lock_file = self.path / "run.lock"
         self.stop_file = self.path / "stop"
 
     @classmethod
@@ -68,7 +73,7 @@ class Record:
 
         Raises `UnknownRun` where none or several have it.
         """
-        names = sorted(run_names(root))
+        names = sorted(run_names(root), key=lambda name: _age(root, name))
         if run == "latest" and names:
             return cls(root, names[-1])
         matches = [run] if run in names else [name for name in names if name.endswith(run)]
@@ -79,7 +84,7 @@ class Record:
     @classmethod
     def latest(cls, root: Path, wanted: Callable[[Record], bool], run: str) -> Record:
         """The newest record that is `wanted`. Raises `UnknownRun`, naming `run`."""
-        for name in sorted(run_names(root), reverse=True):
+        for name in sorted(run_names(root), key=lambda name: _age(root, name), reverse=True):
             if wanted(record := cls(root, name)):
                 return record
         raise UnknownRun(run, (), str(root))
@@ -110,22 +115,28 @@ class Record:
             yield
 
     def is_held(self) -> bool:
-        """Whether a driver holds the run."""
+        """Whether a driver holds the run. Asking writes nothing."""
         try:
-            with self._held():
-                return False
-        except RunLocked:
-            return True
+            lock = os.open(self._lock_file, os.O_RDONLY)
+        except OSError:
+            return False  # it has never been driven
+        try:
+            return not _is_free(lock)
+        finally:
+            os.close(lock)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / "run.lock", timeout=0, thread_local=False)
+        lock = FileLock(self._lock_file, thread_local=False)
         try:
-            lock.acquire()
+            lock.acquire(timeout=_ASKED_S, poll_interval=_ASKED_S / 10)
         except Timeout:
             raise RunLocked(self.run_id, self._holder()) from None
+        except OSError as error:
+            where = error.filename or self._lock_file
+            raise RunStopped(self.run_id, f"cannot write {where}: {error.strerror}", "make it writable") from error
         try:
             yield
         finally:
@@ -136,6 +147,41 @@ class Record:
             return f"process {(self.path / 'driver').read_text().strip()}"
         except OSError:
             return ""
+
+
+def _is_free(lock: int) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(lock, msvcrt.LK_UNLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who asks is not in the way of others who ask
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _age(root: Path, name: str) -> tuple[int, str]:
+    """When the run was made, in milliseconds since 1970: its id says so; of an id that the user gave, its log does."""
+    if _UUID7.fullmatch(name):
+        return int(name[:8] + name[9:13], 16), name
+    try:
+        with (root / name / "events.jsonl").open("rb") as log:
+            started = msgspec.json.decode(log.readline(), type=_Started)
+        return int(parse_rfc3339(started.timestamp) * 1000), name
+    except (OSError, ValueError):  # damaged or empty: older than any other
+        return 0, name
+
+
+class _Started(msgspec.Struct):
+    timestamp: str
 
 
 def run_names(root: Path) -> Iterator[str]:
