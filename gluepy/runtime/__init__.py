@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -114,6 +115,7 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         _refuse_nesting()
+        _refuse_while_importing_main()
         settings = self.settings
         bound = {} if self._concurrency is None else {_SHARED: self._concurrency}
         executor = make_executor(self._executor or settings.EXECUTOR_BACKEND, settings)
@@ -251,6 +253,19 @@ def _refuse_nesting() -> None:
     scope = current_scope()
     if scope is not None:
         raise NestedRun(scope.attempt.task)
+
+
+def _refuse_while_importing_main() -> None:
+    # A worker process that imports a script without a main guard would start the script's run again, and so on.
+    if "multiprocessing.process" in sys.modules:
+        from gluepy.exec.executors.processes import importing_main
+
+        if importing_main():
+            raise OptionError(
+                "the main script",
+                "a worker process imports it and comes to where it starts a run",
+                'put what the script runs under `if __name__ == "__main__":`',
+            )
 
 
 def _in_event_loop() -> bool:

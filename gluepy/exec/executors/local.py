@@ -135,6 +135,10 @@ class LocalExecutor(Executor):
                 peak_rss_mb=lost.peak_rss_mb,
             )
         except EntryFailed as error:
+            if error.phase == "prepare":
+                return Outcome(
+                    status="failed", reason="exception", error_type="ImportFailed", error_message=error.summary
+                )
             return failed(attempt, error)
         return msgspec.structs.replace(
             remote.outcome_of(reply.body),

@@ -119,21 +119,25 @@ class EntryFailed(GluepyError):
         super().__init__(entry, phase, type, message, stack)
         self.entry, self.phase, self.type, self.message, self.stack = entry, phase, type, message, stack
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """What happened and what to do, without the traceback."""
         error = f"{self.type}: {self.message}" if self.message else self.type
         match self.phase:
             case "prepare":
-                text = (
+                return (
                     f"a worker process could not import the main script: {error}; put what the script runs under"
                     ' `if __name__ == "__main__":`, or move the classes and functions that it shares to a module'
                 )
             case "import":
-                text = f"a worker process could not import {self.entry!r}: {error}"
+                return f"a worker process could not import {self.entry!r}: {error}"
             case "result":
-                text = f"the result of {self.entry!r} cannot be sent: {error}"
+                return f"the result of {self.entry!r} cannot be sent: {error}"
             case _:
-                text = f"{self.entry!r} failed in a worker process: {error}"
-        return f"{text}\n\n{self.stack.rstrip()}"
+                return f"{self.entry!r} failed in a worker process: {error}"
+
+    def __str__(self) -> str:
+        return f"{self.summary}\n\n{self.stack.rstrip()}"
 
 
 def importing_main() -> bool:
