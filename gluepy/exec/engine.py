@@ -544,10 +544,10 @@ class Engine:
             if self._over.is_set():
                 return
             try:
+                self._scheduler.stop(s.EndRun("failed", "stopped"))
                 for node, slot in self._busy.items():
                     if slot.attempt is not None:
                         self._put(e.TaskCancelled(*self._about(node, "warning")))
-                self._scheduler.stop(s.EndRun("failed", "stopped"))
                 self._advance()
             except LogBroken:
                 pass

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
@@ -58,6 +58,28 @@ class Shared:
     clock: Clock
 
 
+class Choice(NamedTuple):
+    """What a run's options and settings choose. `executor` is its own, where it does not use the runtime's."""
+
+    debug: bool
+    pool: str
+    executor: Executor | None
+    sinks: list[Sink]
+
+
+def choose(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -> Choice:
+    """Make what they name. Raises `UsageError`, also for a task that cannot run where they want it."""
+    debug, pool = bool(options.get("debug")), options.get("pool") or settings.POOL
+    executor: Executor | None = None
+    if debug:
+        executor = LocalExecutor(inline=True)
+    else:
+        check_processes(compiled, pool)
+        if options.get("executor") is not None:
+            executor = make_executor(options["executor"], settings)
+    return Choice(debug, pool, executor, make_sinks([*settings.SINKS, *(options.get("sinks") or ())]))
+
+
 @dataclass
 class Session:
     """A run, checked, recorded and held, ready to be driven. `close` lets go of it."""
@@ -67,6 +89,7 @@ class Session:
     record: Record
     context: Mapping[str, JSON]
     options: Mapping[str, Any]
+    choice: Choice
     state: State
     hold: ExitStack
     plan: ResumePlan | None = None
@@ -75,17 +98,8 @@ class Session:
 
     def __post_init__(self) -> None:
         settings, options = self.shared.settings, self.options
-        self.debug = bool(options.get("debug"))
-        self.pool = options.get("pool") or settings.POOL
-        if not self.debug:
-            check_processes(self.compiled, self.pool)
+        self.debug, self.pool, self.own_executor, self.sinks = self.choice
         self.selection = select(self.state.graph, self.compiled.label, options)
-        self.sinks = make_sinks([*settings.SINKS, *(options.get("sinks") or ())])
-        self.own_executor: Executor | None = None
-        if self.debug:
-            self.own_executor = LocalExecutor(inline=True)
-        elif options.get("executor") is not None:
-            self.own_executor = make_executor(options["executor"], settings)
         run_id = self.record.run_id
         self.run = RunInfo(
             run_id=run_id,
@@ -107,6 +121,7 @@ class Session:
         settings = shared.settings
         compiled = compile_dag(find_dag(dag, settings), settings.LIMITS)
         select(compiled.graph, compiled.label, options)
+        choice = choose(settings, compiled, options)
         context = load_context(settings, options.get("params") or {}).to_dict()
         if isinstance(dag, str):
             options = {**options, "dag": os.path.abspath(dag) if ".py" in dag else dag}
@@ -116,7 +131,7 @@ class Session:
         record = Record.create(settings.runs_root, run_id, context)
         with ExitStack() as hold:
             hold.enter_context(record.lock())
-            return cls(shared, compiled, record, context, options, State(compiled.graph), hold.pop_all())
+            return cls(shared, compiled, record, context, options, choice, State(compiled.graph), hold.pop_all())
         raise AssertionError  # the stack swallows nothing
 
     @classmethod
@@ -158,7 +173,8 @@ class Session:
             if given.get("params"):
                 record.write_context(context)
             plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, reader.bad, reader.gaps)
-            return cls(shared, compiled, record, context, merged, state, hold.pop_all(), plan, _again=again)
+            choice = choose(settings, compiled, merged)
+            return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing
 
     def close(self) -> None:
