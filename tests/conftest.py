@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, no project around it, and no settings in the environment."""
+    """An empty current folder, no project around it, no settings in the environment; what a run adds to `sys.path`
+    goes with it."""
     for name in os.environ:
         if name.startswith("GLUEPY_"):
             monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

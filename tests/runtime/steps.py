@@ -76,7 +76,7 @@ class Go:
     async def __call__(
         self,
         *tasks: Any,
-        executor: Executor | None = None,
+        executor: Executor | type[Executor] | None = None,
         clock: Clock | None = None,
         check: bool = False,
         **options: Any,

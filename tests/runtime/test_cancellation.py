@@ -205,11 +205,13 @@ async def test_many_runs_are_cancelled_by_one_scope(go: Go) -> None:
 
 async def test_cancelling_one_run_leaves_the_others_alone(go: Go) -> None:
     executor = ScriptedExecutor({"a": HELD})
-    async with go.runtime(executor=executor) as runtime, runtime.stream_dag(dag_of(Step(id="a")), check=False) as first:
-        async with runtime.stream_dag(dag_of(Step(id="a")), check=False) as second:
+    dag = dag_of(Step(id="a"))
+    async with go.runtime(executor=executor) as runtime, runtime.stream_dag(dag, check=False) as first:
+        second = runtime.stream_dag(dag, check=False)
+        async with second as run:
             await until(lambda: len(executor.running) == 2)
             first.cancel()
             assert (await first.result()).status == "cancelled"
             assert executor.running == [("a", 1)]
             executor.release()
-            assert (await second.result()).status == "finished"
+            assert (await run.result()).status == "finished"
