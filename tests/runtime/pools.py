@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
+import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import anyio
 import anyio.lowlevel
+import structlog
 
 from gluepy import Runtime, Task, current_task, run_dag, run_dag_sync, stream_dag
 from gluepy.conf import default_context, settings
@@ -107,3 +111,74 @@ class ProcessNothing(Task):
 
     def run(self) -> None:
         pass
+
+
+class Speaks(Task):
+    """Says something on every stream there is."""
+
+    word: str
+
+    def run(self) -> None:
+        print(f"out {self.word}")
+        print(f"err {self.word}", file=sys.stderr)
+        sys.stdout.write(f"half {self.word}")
+        sys.stdout.flush()
+        sys.stdout.write(" and half\n")
+        sys.stdout.buffer.write(f"bytes {self.word} ☃\n".encode())
+        self.log.info("structlog", word=self.word)
+        self.log.warning("rows: %d of %s", 3, self.word)
+        structlog.get_logger().info("elsewhere", word=self.word)
+        logging.getLogger("app").info("logging %s", self.word)
+        try:
+            raise KeyError(self.word)
+        except KeyError:
+            self.log.exception("caught", word=self.word)
+
+
+class LoopSpeaks(Speaks):
+    async def run(self) -> None:  # type: ignore[override]
+        Speaks.run(self)
+        await self.log.ainfo("from the loop", word=self.word)
+
+
+class ProcessSpeaks(Speaks):
+    pool = "process"
+
+    def run(self) -> None:
+        super().run()
+        sys.stdout.flush()
+        os.write(1, f"descriptor {self.word}\n".encode())
+        subprocess.run([sys.executable, "-c", f"print('child {self.word}')"], check=True)
+
+
+class ThreadsOfItsOwn(Task):
+    """Prints from threads: one that takes the context along, and one that does not."""
+
+    def run(self) -> None:
+        context = contextvars.copy_context()
+        with_context = threading.Thread(target=lambda: context.run(print, "in context"))
+        without = threading.Thread(target=print, args=("out of context",))
+        for thread in (with_context, without):
+            thread.start()
+            thread.join()
+
+
+class Chatters(Task):
+    """Prints its word again and again."""
+
+    word: str
+
+    def run(self) -> None:
+        for number in range(200):
+            print(f"{self.word} {number}")
+
+
+class LoopChatters(Chatters):
+    async def run(self) -> None:  # type: ignore[override]
+        for number in range(200):
+            print(f"{self.word} {number}")
+            await anyio.lowlevel.checkpoint()
+
+
+class ProcessChatters(Chatters):
+    pool = "process"
