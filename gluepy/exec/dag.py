@@ -206,12 +206,14 @@ class _Compiler:
                 f"{_short(item)} is not a task",
                 "use a Task class, its name, an instance, parallel(…), each(…) or a sequence",
             )
+        spec = self.spec(task)
         id, own = (None, {}) if isinstance(item, type) else (item._id, item._given)
         fixed = {**{name: value for name, value in defaults_of(task) if name not in given}, **own}
         for name in task._parameters:
             if name not in fixed and name not in given:
+                around = f" (the each around it gives {', '.join(sorted(given))})" if given else ""
                 raise self.fail(
-                    f"{task.__qualname__} needs a value for its parameter {name!r}",
+                    f"{task.__qualname__} needs a value for its parameter {name!r}{around}",
                     f"write {task.__qualname__}({name}=…) or each({task.__qualname__}, {name}=[…])",
                 )
         try:
@@ -222,7 +224,7 @@ class _Compiler:
             raise self.fail(str(error), "parameters are JSON values; put anything else in a file") from None
         if id is not None and (not isinstance(id, str) or not id or recordable(id) != id):
             raise self.fail(f"{task.__qualname__} has the id {id!r}", "an id is a string with at least one character")
-        return Leaf(self.spec(task), fixed, id)
+        return Leaf(spec, fixed, id)
 
     def spec(self, task: type[Task]) -> int:
         if task not in self._known:
@@ -280,7 +282,9 @@ class _Compiler:
             raise self.fail("an each over a callable inside another each", "let one callable return all combinations")
         first, task = self.specs[leaves[0].spec], self.targets[leaves[0].spec]
         expander = Expander(columns, () if isinstance(task, Expander) else retry_of(task).on)
-        calls = ",".join(f"{value.__module__}:{getattr(value, '__qualname__', '?')}" for value in asked.values())
+        calls = ",".join(
+            f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', '?')}" for value in asked.values()
+        )
         spec = Spec(
             cls=calls,
             label=f"each-{first.label}",

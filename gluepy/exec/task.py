@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
 _TRIGGERS = ("all_success", "none_failed", "all_done", "one_failed")
-_CLASSVAR = re.compile(r"^(\w+\.)?ClassVar\b")
+_CLASSVAR = re.compile(r"^['\"]?(\w+\.)*ClassVar\b")
 
 
 class Skip(Exception):
