@@ -1,0 +1,288 @@
+"""Whoever watches a run sees every event, once and in order, and can neither slow nor change it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
+
+import anyio
+import anyio.lowlevel
+import pytest
+import structlog
+from steps import Fails, Go, LoopStep, Step, dag_of
+
+from gluepy import Task, parallel
+from gluepy.core.events import Event, RunFinished, TaskMetric, encode
+from gluepy.runtime import session
+from gluepy.sinks.feed import BUFFER
+from gluepy.testing import HELD, ScriptedExecutor, events_of, name_of, outline, until
+
+
+class Measures(Task):
+    """Tells more than a subscriber's buffer holds."""
+
+    async def run(self) -> None:
+        for number in range(BUFFER * 2):
+            self.metric("number", number)
+            if number % 1000 == 0:
+                await anyio.lowlevel.checkpoint()
+
+
+async def test_stream_gives_every_event_of_the_log_once_and_in_order(go: Go) -> None:
+    dag = dag_of(parallel(*(LoopStep(id=str(number)) for number in range(50))), Step(id="end"))
+    async with go.runtime() as runtime, runtime.stream_dag(dag) as run:
+        seen = [event async for event in run]
+        await run.result()
+    assert [event.seq for event in seen] == list(range(1, 2 + 2 * 51 + 1))
+    assert b"".join(map(encode, seen)) == (run.path / "events.jsonl").read_bytes()
+
+
+async def test_slow_reader_misses_nothing_and_holds_nobody_up(go: Go) -> None:
+    async with go.runtime() as runtime, runtime.stream_dag(dag_of(Measures)) as run:
+        first = await anext(aiter(run))
+        result = await run.result()  # the run has ended, and its reader has seen one event
+        assert result.status == "finished"
+        rest = [event async for event in run]
+    seen = [first, *rest]
+    assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+    assert sum(isinstance(event, TaskMetric) for event in seen) == BUFFER * 2
+    assert isinstance(seen[-1], RunFinished)
+
+
+async def test_reader_sees_events_while_the_run_goes_on(go: Go) -> None:
+    executor = ScriptedExecutor({"a": HELD})
+    async with go.runtime(executor=executor) as runtime, runtime.stream_dag(dag_of(Step(id="a"))) as run:
+        with anyio.fail_after(10):
+            async for event in run:
+                if name_of(event) == "task.started":
+                    executor.release()
+        assert (await run.result()).status == "finished"
+
+
+async def test_event_is_stored_before_it_is_told_and_before_it_has_effects(go: Go) -> None:
+    stored: list[list[str]] = []
+
+    class Watching(ScriptedExecutor):
+        async def run(self, attempt: Any, emit: Any) -> Any:
+            stored.append(outline(events_of(go.settings.runs_root / "run")))
+            return await super().run(attempt, emit)
+
+    dag = dag_of(Step(id="a"), Step(id="b"))
+    async with go.runtime(executor=Watching()) as runtime, runtime.stream_dag(dag, run_id="run") as run:
+        async for event in run:
+            assert event in events_of(run) or event.seq == 1
+    assert stored == [
+        ["run.started", "task.started a"],
+        ["run.started", "task.started a", "task.finished a", "task.started b"],
+    ]
+
+
+async def test_result_comes_without_reading_any_event(go: Go) -> None:
+    async with go.runtime() as runtime, runtime.stream_dag(dag_of(Step(id="a"))) as run:
+        with anyio.fail_after(10):
+            assert (await run.result()).status == "finished"
+
+
+async def test_failed_run_is_streamed_to_its_end_and_raised_by_its_result(go: Go) -> None:
+    async with go.runtime() as runtime, runtime.stream_dag(dag_of(Fails(id="a"))) as run:
+        assert [name_of(event) async for event in run][-1] == "run.failed"
+        with pytest.raises(ExceptionGroup):
+            await run.result()
+
+
+async def test_run_id_and_path_are_known_at_once(go: Go) -> None:
+    async with go.runtime() as runtime, runtime.stream_dag(dag_of(Step(id="a")), run_id="mine") as run:
+        assert (run.id, run.path) == ("mine", go.settings.runs_root / "mine")
+        await run.result()
+
+
+# Sinks
+
+
+async def test_sink_of_each_kind_gets_every_event(go: Go) -> None:
+    plain: list[Event] = []
+    in_loop: list[Event] = []
+    threads: set[int] = set()
+
+    def sink(event: Event) -> None:
+        threads.add(threading.get_ident())
+        plain.append(event)
+
+    async def async_sink(event: Event) -> None:
+        in_loop.append(event)
+
+    result = await go(Step(id="a"), sinks=[sink, async_sink, Collects, "test_streams.Collects"])
+    expected = (result.path / "events.jsonl").read_bytes()
+    for seen in (plain, in_loop, *Collects.taken[-2:]):
+        assert b"".join(map(encode, seen)) == expected
+    assert threading.get_ident() not in threads
+    assert Collects.left >= 2
+
+
+class Collects:
+    """A sink that is a context manager."""
+
+    taken: list[list[Event]] = []  # noqa: RUF012
+    left = 0
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __enter__(self) -> Self:
+        Collects.taken.append(self.events)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        Collects.left += 1
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+
+async def test_sink_of_the_settings_gets_the_events_of_every_run(go: Go) -> None:
+    before = len(Collects.taken)
+    go.settings = go.settings.model_copy(update={"SINKS": ["test_streams.Collects"]})
+    result = await go(Step(id="a"))
+    assert len(Collects.taken) == before + 1
+    assert [event.run_id for event in Collects.taken[-1]] == [result.run_id] * 4
+
+
+async def test_async_context_manager_is_entered_before_the_first_and_left_after_the_last_event(go: Go) -> None:
+    told: list[str] = []
+
+    class Connects:
+        async def __aenter__(self) -> Self:
+            told.append("enter")
+            return self
+
+        async def __aexit__(self, *exc: object) -> None:
+            told.append("exit")
+
+        async def __call__(self, event: Event) -> None:
+            told.append(name_of(event))
+
+    await go(Step(id="a"), sinks=[Connects()])
+    assert told == ["enter", "run.started", "task.started", "task.finished", "run.finished", "exit"]
+
+
+@pytest.mark.parametrize("where", ["plain", "async", "enter"])
+async def test_sink_that_raises_is_told_and_left_out_and_the_run_goes_on(go: Go, where: str) -> None:
+    others: list[Event] = []
+
+    def plain(event: Event) -> None:
+        raise ValueError("sink broke")
+
+    async def in_loop(event: Event) -> None:
+        raise ValueError("sink broke")
+
+    class Enters:
+        def __enter__(self) -> None:
+            raise ValueError("sink broke")
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+        def __call__(self, event: Event) -> None:
+            pass
+
+    sink: Any = {"plain": plain, "async": in_loop, "enter": Enters()}[where]
+    with structlog.testing.capture_logs() as logs:
+        result = await go(Step(id="a"), Step(id="b"), sinks=[sink, others.append])
+    assert result.status == "finished"
+    assert len(others) == 6
+    assert [line["error"] for line in logs if "sink failed" in line["event"]] == ["ValueError: sink broke"]
+
+
+async def test_sink_that_blocks_does_not_hold_up_the_run_nor_its_end_for_long(
+    go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_LINGER_S", 0.1)
+    go_on = threading.Event()
+    others: list[Event] = []
+
+    def blocks(event: Event) -> None:
+        go_on.wait(30)
+
+    began = time.monotonic()
+    result = await go(parallel(*(Step(id=str(number)) for number in range(20))), sinks=[blocks, others.append])
+    assert time.monotonic() - began < 10
+    assert result.duration_s < 5
+    assert len(others) == 42
+    go_on.set()
+
+
+async def test_async_sink_that_never_returns_is_left_behind_at_the_end(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_LINGER_S", 0.1)
+    stopped: list[bool] = []
+
+    async def never(event: Event) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stopped.append(True)
+
+    with anyio.fail_after(10):
+        result = await go(Step(id="a"), sinks=[never])
+    assert result.status == "finished"
+    assert stopped == [True]
+
+
+async def test_slow_sink_is_waited_for_at_the_end(go: Go) -> None:
+    seen: list[str] = []
+
+    def slow(event: Event) -> None:
+        time.sleep(0.05)
+        seen.append(name_of(event))
+
+    await go(Step(id="a"), sinks=[slow])
+    assert seen == ["run.started", "task.started", "task.finished", "run.finished"]
+
+
+async def test_sink_that_lags_by_more_than_its_buffer_reads_the_rest_from_the_log(go: Go) -> None:
+    seen: list[int] = []
+    go_on = threading.Event()
+
+    def lags(event: Event) -> None:
+        go_on.wait(30)
+        seen.append(event.seq)
+
+    class Opens(Task):
+        async def run(self) -> None:
+            go_on.set()
+
+    await go(Measures, Opens, sinks=[lags])
+    assert seen == list(range(1, BUFFER * 2 + 6 + 1))
+
+
+async def test_cancelled_run_still_tells_its_sinks_how_it_ended(go: Go) -> None:
+    seen: list[str] = []
+    executor = ScriptedExecutor({"a": HELD})
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel() -> None:
+                await executor.wait_for("a")
+                scope.cancel()
+
+            tasks.start_soon(cancel)
+            await go(Step(id="a"), executor=executor, sinks=[lambda event: seen.append(name_of(event))])
+    assert seen[-2:] == ["task.cancelled", "run.cancelled"]
+
+
+async def test_stream_may_be_combined_with_other_context_managers(go: Go) -> None:
+    @contextmanager
+    def outer() -> Any:
+        yield
+
+    @asynccontextmanager
+    async def inner() -> Any:
+        yield
+
+    async with go.runtime() as runtime:
+        with outer():
+            async with runtime.stream_dag(dag_of(Step(id="a"))) as run, inner():
+                result = await run.result()
+    assert result.status == "finished"
+    await until(lambda: outline(events_of(run))[-1] == "run.finished")
