@@ -165,6 +165,7 @@ class Scheduler:
         self._failed: list[int] = []
         self._passed: set[int] = set()  # left out in an earlier session: they hand on what comes before them
         self._draining = False
+        self._is_smooth = selection is None  # everything is to run, and nothing has gone wrong
         self._stopping: EndRun | None = None
         self._ended = False
         self._shift = now - wall  # from the seconds in the log to those of `now`
@@ -235,7 +236,7 @@ class Scheduler:
             if not self._is_stuck() or now < self._patience_ends():
                 return None
             self._heaps.clear()
-            self._draining = True
+            self._draining, self._is_smooth = True, False
             self._failed[:0] = self.held
         return self._end(EndRun("failed" if self._failed else "finished"))
 
@@ -263,7 +264,8 @@ class Scheduler:
 
     def max_attempts(self, node: int) -> int:
         """How many attempts the task has; those that lost workers cost it, and those before a reset, come on top."""
-        spent = self.state.losses.get(node, 0) + self.state.earlier.get(node, 0)
+        state = self.state
+        spent = state.losses.get(node, 0) + state.earlier.get(node, 0) if state.losses or state.earlier else 0
         return self.graph.spec(node).retry.attempts + spent
 
     def stop(self, end: EndRun) -> None:
@@ -357,7 +359,9 @@ class Scheduler:
             return  # it has ended already, by what a log says; or it ends with the run
         flags = self._flags[node]
         trigger = self.graph.spec(node).trigger
-        if not self._is_selected(node):
+        if not flags and trigger != "one_failed" and self._is_smooth and status == PENDING:
+            self._queue(node, now)
+        elif not self._is_selected(node):
             self._commands.append(SkipTask(node, "unselected"))
         elif self._is_doomed(node):
             self._commands.append(BlockTask(node, self._causes[node]))
@@ -405,7 +409,7 @@ class Scheduler:
         starved = False
         for uses, heap in self._heaps.items():
             if heap and (best is None or heap[0] < best[0]):
-                if all(self._limits.free[name] >= amount for name, amount in uses):
+                if not uses or all(self._limits.free[name] >= amount for name, amount in uses):
                     best = heap
                 else:
                     starved = True
@@ -414,7 +418,9 @@ class Scheduler:
                 self._limits.wait(self._starved)
             return None
         node = heapq.heappop(best) & _NODE
-        self._limits.take(self._uses[self.graph.spec_of[node]])
+        uses = self._uses[self.graph.spec_of[node]]
+        if uses:
+            self._limits.take(uses)
         self.running.add(node)
         return Start(node, self.state.attempt[node] + 1, now - self._ready_at[node])
 
@@ -466,6 +472,7 @@ class Scheduler:
     def _drain(self) -> None:
         """From the first failure on: what has begun goes on (or is stopped), else only what the failure lets start."""
         self._draining = True
+        self._is_smooth = False
         stops = self.on_failure == "cancel" and not self._stopping
         retries = [node for _, node in self._delayed]
         for uses, heap in self._heaps.items():

@@ -45,6 +45,7 @@ from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
 
 _HOST = socket.gethostname()
+_NONE: Mapping[str, e.JSON] = {}
 _ASK_S = 0.25  # how often it is asked whether somebody wants the run to stop
 _BREATH_S = 0.005  # how long attempts that never wait may keep the event loop to themselves
 
@@ -92,7 +93,7 @@ class Engine:
         self._unpublished: list[e.Event] = []
         self._session = state.session
         self._began = 0.0
-        self._work: deque[s.Start] = deque()
+        self._work: deque[tuple[int, Attempt]] = deque()  # node and attempt
         self._idle: list[_Slot] = []
         self._busy: dict[int, _Slot] = {}
         self._coming = 0  # slots that were called and have not looked for work yet
@@ -216,29 +217,21 @@ class Engine:
                 self._tasks.start_soon(self._serve, _Slot())
 
     def _start(self, start: s.Start) -> None:
-        node = start.node
-        spec = self._graph.spec(node)
-        self._put(
-            e.TaskStarted(
-                *self._header("info"),
-                self._graph.id(node),
-                start.attempt,
-                self._scheduler.max_attempts(node),
-                self._executor_of(spec).name,
-                spec.pool or self._pool,
-                _HOST,
-                self._pid,
-                round(start.queued_s, 6),
-            )
-        )
-        self._work.append(start)
+        node, number, graph = start.node, start.attempt, self._graph
+        index = graph.spec_of[node]
+        spec, task, limit = graph.specs[index], graph.id(node), self._scheduler.max_attempts(node)
+        executor, pool, queued_s = self._executor_of(spec).name, spec.pool or self._pool, round(start.queued_s, 6)
+        header = self._header("info")
+        self._put(e.TaskStarted(*header, task, number, limit, executor, pool, _HOST, self._pid, queued_s))
+        params = graph.params(node) if spec.params else _NONE
+        self._work.append((node, Attempt(self.run, spec, task, number, limit, params, pool, self._targets[index])))
 
     def _stop_task(self, node: int) -> None:
         if (slot := self._busy.get(node)) is not None:
             slot.stop()
-        for start in self._work:
-            if start.node == node:  # it was to start, and no slot has taken it up yet
-                self._work.remove(start)
+        for work in self._work:
+            if work[0] == node:  # it was to start, and no slot has taken it up yet
+                self._work.remove(work)
                 self._put(e.TaskCancelled(*self._about(node, "warning")))
                 break
 
@@ -279,53 +272,48 @@ class Engine:
                 await slot.sleep()
                 self._coming -= 1
                 continue
-            attempt = self._begin(slot, self._work.popleft())
-            if attempt.spec.expands and slot.node in self.state.rows:
+            node, attempt = self._work.popleft()
+            self._begin(slot, node, attempt)
+            if attempt.spec.expands and node in self.state.rows:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
                 executor = self._executor_of(attempt.spec)
                 outcome = await executor.run(attempt, self._emit(slot, attempt))
-            await self._settle(slot, attempt, outcome)
-            if self._clock.now() - self._breath > _BREATH_S:
+            events = self._settle(slot, attempt, outcome)
+            if self._commits:  # what depends on it starts after it is safe
+                self._flush()
+                await self._log.durable()
+            now = self._clock.now()
+            for event in events:
+                self._scheduler.observe(event, now)
+            self._advance(taken=1)
+            if now - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
 
     def _executor_of(self, spec: Spec) -> Executor:
         return self._here if spec.expands else self._executor
 
-    def _begin(self, slot: _Slot, start: s.Start) -> Attempt:
-        node = start.node
-        graph = self._graph
-        spec_index = graph.spec_of[node]
-        spec = graph.specs[spec_index]
-        attempt = Attempt(
-            self.run,
-            spec,
-            graph.id(node),
-            start.attempt,
-            self._scheduler.max_attempts(node),
-            graph.params(node),
-            spec.pool or self._pool,
-            self._targets[spec_index],
-        )
+    def _begin(self, slot: _Slot, node: int, attempt: Attempt) -> None:
         slot.begin(node, attempt, self._clock.now())
         self._busy[node] = slot
-        if spec.timeout_s is not None:
-            deadline = slot.began + spec.timeout_s
-            heapq.heappush(self._deadlines, (deadline, node, start.attempt))
+        if attempt.spec.timeout_s is not None:
+            deadline = slot.began + attempt.spec.timeout_s
+            heapq.heappush(self._deadlines, (deadline, node, attempt.number))
             self._set_alarm(deadline)
-        return attempt
 
-    async def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> None:
-        """The attempt has ended by itself."""
+    def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> list[e.TaskEvent]:
+        """The attempt has ended by itself: store how."""
         node, duration_s = slot.node, self._clock.now() - slot.began
         slot.attempt = None
         del self._busy[node]
         timeout_s = attempt.spec.timeout_s
         if timeout_s is not None and duration_s > timeout_s:  # it overran, and nobody could interrupt it
             outcome = _timed_out(timeout_s, outcome)
-        await self._conclude(node, attempt, outcome, round(duration_s, 6))
-        self._advance(taken=1)
+        events = self._events(node, attempt, outcome, round(duration_s, 6), False)
+        for event in events:
+            self._store(event)
+        return events
 
     def _interrupted(self, slot: _Slot, attempt: Attempt) -> None:
         """The attempt was stopped: at its deadline, or because the run is."""
@@ -348,16 +336,6 @@ class Engine:
         if slot.released:
             self._scheduler.release(node, attempt.number)
         self._advance(taken=1)
-
-    async def _conclude(self, node: int, attempt: Attempt, outcome: Outcome, duration_s: float) -> None:
-        events = self._events(node, attempt, outcome, duration_s, False)
-        for event in events:
-            self._store(event)
-        if self._commits:  # what depends on it starts after it is safe
-            self._flush()
-            await self._log.durable()
-        for event in events:
-            self._scheduler.observe(event, self._clock.now())
 
     def _events(
         self, node: int, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool
