@@ -1,0 +1,242 @@
+"""The state is the fold over the events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from simulation import World, fingerprint
+
+from gluepy.core import events as e
+from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
+from gluepy.core.resume import resets
+from gluepy.core.state import PENDING, STATUS, State
+
+SPECS = (
+    *(Spec(cls=f"m:{label}", label=label) for label in "abc"),
+    Spec(cls="m:t", label="t", params=("x",)),
+    Spec(cls="m:each-t", label="each-t", expands=True),
+)
+ASK = Each(Leaf(3), ("x",), expander=4)
+
+
+def tree(root: Element) -> Tree:
+    return Tree(SPECS, root)
+
+
+class Story:
+    """Events, written as they would be."""
+
+    def __init__(self, root: Element) -> None:
+        self.seq = 0
+        self.state = State.of([self.opening(e.RunStarted, tree(root))])
+
+    def opening(self, kind: Any, tree: Tree, session: int = 1, **more: Any) -> Any:
+        self.seq += 1
+        facts = (1, "0", "host", 1, tree.record(), "digest", "code", {"concurrency": session})
+        return kind(self.seq, session, "2026-01-01T00:00:01.500000Z", "info", "r1", "dag", *facts, **more)
+
+    def tell(self, kind: Any, *facts: Any, **more: Any) -> int:
+        self.seq += 1
+        header = (self.seq, 1, "2026-01-01T00:00:02.250000Z", "info", "r1", "dag")
+        return self.state.apply(kind(*header, *facts, **more))
+
+    def starts(self, task: str, attempt: int = 1) -> None:
+        self.tell(e.TaskStarted, task, attempt, 3, "x", "thread", "host", 1, 0.0)
+
+    def finishes(self, task: str, attempt: int = 1, duration_s: float = 2.5) -> None:
+        self.tell(e.TaskFinished, task, attempt, "x", "thread", duration_s)
+
+    def retries(self, task: str, attempt: int, reason: str, delay_s: float = 4.0) -> None:
+        self.tell(e.TaskRetrying, task, attempt, 3, "x", "thread", 1.5, delay_s, reason, "E", "m")
+
+    def fails(self, task: str, attempt: int = 1, reason: str = "exception") -> None:
+        self.tell(e.TaskFailed, task, attempt, 3, "x", "thread", 1.5, reason, "E", "m")
+
+    def resumes(self, root: Element, session: int = 2) -> None:
+        self.state.apply(self.opening(e.RunResumed, tree(root), session, changes=[]))
+
+    def status(self) -> dict[str, str]:
+        state = self.state
+        return {state.graph.id(node): STATUS[state.status[node]] for node in state.graph.tasks()}
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK)))
+
+
+def test_a_run_begins_with_all_its_tasks_pending(story: Story) -> None:
+    state = story.state
+    assert story.status() == dict.fromkeys(("a", "b", "c", "each-t"), "pending")
+    assert (state.run, state.run_id, state.dag, state.session, state.seq) == ("running", "r1", "dag", 1, 1)
+    assert state.started_at == "2026-01-01T00:00:01.500000Z"
+    assert state.options == {"concurrency": 1}
+    assert State(state.graph).run == "pending"
+
+
+def test_an_attempt_has_a_number_and_a_duration(story: Story) -> None:
+    story.starts("a", 2)
+    assert (story.status()["a"], story.state.attempt[0]) == ("running", 2)
+    story.finishes("a", 2)
+    assert (story.status()["a"], story.state.duration_s[0], story.state.attempt[0]) == ("finished", 2.5, 2)
+    assert story.state.seq == 3
+
+
+def test_retries_count_own_failures_and_lost_workers_apart(story: Story) -> None:
+    for number, reason in enumerate(("exception", "lost", "timeout", "lost", "memory"), start=1):
+        story.starts("a", number)
+        story.retries("a", number, reason)
+    state = story.state
+    assert (state.failures, state.losses) == ({0: 3}, {0: 2})
+    assert state.retry_at[0] == 1767225602.25 + 4.0
+    assert (story.status()["a"], state.error[0].reason, state.duration_s[0]) == ("retrying", "memory", 1.5)
+
+
+def test_every_way_to_end_is_known(story: Story) -> None:
+    story.fails("a")
+    story.tell(e.TaskSkipped, "b", 1, "skip", "nothing new", 0.5)
+    story.tell(e.TaskBlocked, "c", 0, ["a"])
+    story.tell(e.TaskCancelled, "each-t", 1, 0.25)
+    state = story.state
+    assert story.status() == {"a": "failed", "b": "skipped", "c": "blocked", "each-t": "cancelled"}
+    assert (state.error[0].error_message, state.why, state.blocked_by) == ("m", {1: "skip"}, {2: ["a"]})
+    assert [state.duration_s[state.graph.index[task]] for task in ("a", "b", "c", "each-t")] == [1.5, 0.5, 0.0, 0.25]
+    assert state.counts() == {"failed": 1, "skipped": 1, "cancelled": 1, "blocked": 1}
+
+
+def test_a_reset_forgets_what_was_but_not_how_many_attempts_there_were(story: Story) -> None:
+    story.starts("a", 1)
+    story.retries("a", 1, "exception")
+    story.starts("a", 2)
+    story.retries("a", 2, "lost")
+    story.starts("a", 3)
+    story.fails("a", 3)
+    story.tell(e.TaskSkipped, "b", 0, "upstream")
+    story.tell(e.TaskBlocked, "c", 0, ["a"])
+    for task in ("a", "b", "c"):
+        story.tell(e.TaskReset, task, 3, "it failed")
+    state = story.state
+    assert not any((state.failures, state.losses, state.retry_at, state.error, state.why, state.blocked_by))
+    assert story.status()["a"] == "pending"
+    assert (state.attempt[0], state.earlier[0]) == (3, 3)
+
+
+def test_progress_metrics_and_output_change_no_status(story: Story) -> None:
+    story.starts("a")
+    assert story.tell(e.TaskProgress, "a", 1, 1.0, 2.0) == 0
+    assert story.tell(e.TaskMetric, "a", 1, "rmse", 0.5) == 0
+    assert story.tell(e.TaskMetric, "a", 1, "rmse", 0.25) == 0
+    assert story.tell(e.TaskOutput, "a", 1, "stdout", "hello") == 0
+    assert story.state.metrics == {0: {"rmse": 0.25}}
+    assert story.status()["a"] == "running"
+
+
+def test_an_expansion_adds_tasks(story: Story) -> None:
+    node = story.tell(e.TaskExpanded, "each-t", 1, [["x"], ["y"]])
+    state = story.state
+    assert state.rows == {node: [["x"], ["y"]]}
+    assert story.status()["t[x=y]"] == "pending"
+    assert len(state.status) == len(state.attempt) == len(state.duration_s) == len(state.graph)
+    story.starts("t[x=y]")
+    story.finishes("t[x=y]")
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "status"),
+    [(e.RunFinished, (), "finished"), (e.RunFailed, (["a"],), "failed"), (e.RunCancelled, (), "cancelled")],
+)
+def test_a_run_ends(story: Story, kind: Any, facts: Iterable[Any], status: str) -> None:
+    assert story.tell(kind, 12.5, {"pending": 4}, *facts) == -1
+    assert (story.state.run, story.state.run_duration_s) == (status, 12.5)
+
+
+def test_a_log_that_does_not_begin_with_its_run_is_refused(story: Story) -> None:
+    for events in ([], [story.opening(e.RunResumed, story.state.graph.tree, changes=[])]):
+        with pytest.raises(ValueError, match=r"begin with run\.started"):
+            State.of(events)
+
+
+def test_an_event_about_an_unknown_task_is_refused(story: Story) -> None:
+    with pytest.raises(KeyError):
+        story.starts("nobody")
+
+
+def test_live_state_is_the_fold_for_every_prefix_of_every_log() -> None:
+    for seed in range(20):
+        run = World(seed).play().runs[0]
+        folded = State.of([e.decode(run.lines[0])])
+        for cut, line in enumerate(run.lines[1:], start=2):
+            folded.apply(e.decode(line))
+            if cut % 7 == 0 or cut == len(run.lines):
+                assert fingerprint(folded) == fingerprint(State.of(map(e.decode, run.lines[:cut])))
+        assert fingerprint(folded) == fingerprint(run.state)
+
+
+# ---- another session
+
+
+def test_a_resumed_run_of_the_same_dag_keeps_everything(story: Story) -> None:
+    story.finishes("a")
+    graph = story.state.graph
+    story.resumes(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK)))
+    assert story.state.graph is graph
+    assert (story.state.session, story.state.options) == (2, {"concurrency": 2})
+    assert story.state.started_at == "2026-01-01T00:00:01.500000Z"
+
+
+def test_what_is_known_of_tasks_that_a_changed_dag_still_has_is_carried_over(story: Story) -> None:
+    story.starts("a")
+    story.finishes("a")
+    story.starts("b")
+    story.retries("b", 1, "lost")
+    story.tell(e.TaskMetric, "b", 1, "rmse", 0.5)
+    story.fails("c")
+    story.tell(e.TaskExpanded, "each-t", 1, [["x"], ["y"]])
+    story.finishes("each-t")
+    story.finishes("t[x=x]")
+    story.resumes(Seq((ASK, Leaf(1), Leaf(0), Leaf(2, id="new"))))  # in another order, without c
+    state = story.state
+    assert story.status() == {
+        "each-t": "finished", "b": "retrying", "a": "finished", "new": "pending",
+        "t[x=x]": "finished", "t[x=y]": "pending",
+    }  # fmt: skip
+    b = state.graph.index["b"]
+    assert (state.losses, state.metrics, state.attempt[b]) == ({b: 1}, {b: {"rmse": 0.5}}, 1)
+    assert state.error[b].reason == "lost"
+    assert state.duration_s[state.graph.index["a"]] == 2.5
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        Seq((Each(Leaf(3, fixed={}), ("x", "y"), expander=4),)),  # it asks for something else now
+        Seq((Leaf(3, fixed={"x": "y"}), ASK)),  # what it found would clash
+    ],
+)
+def test_what_was_found_for_another_each_is_asked_again(story: Story, root: Element) -> None:
+    story.tell(e.TaskExpanded, "each-t", 1, [["x"], ["y"]])
+    story.finishes("each-t")
+    story.resumes(root)
+    assert story.state.rows == {}
+    node = story.state.graph.index["each-t"]
+    assert resets(story.state, {}) == {node: "what it found is not known any more"}
+    story.tell(e.TaskReset, "each-t", 1, "what it found is not known any more")
+    assert story.state.status[node] == PENDING
+
+
+def test_an_each_that_is_gone_takes_what_it_found_along(story: Story) -> None:
+    story.tell(e.TaskExpanded, "each-t", 1, [["x"]])
+    story.finishes("each-t")
+    story.resumes(Deps((Leaf(0),), ((),)))
+    assert story.status() == {"a": "pending"}
+    assert story.state.rows == {}
+
+
+def test_states_of_equal_logs_are_equal_and_of_others_differ(story: Story) -> None:
+    other = Story(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK)))
+    assert fingerprint(other.state) == fingerprint(story.state)
+    other.starts("a")
+    assert fingerprint(other.state) != fingerprint(story.state)
+    assert Graph(story.state.graph.tree).ids == story.state.graph.ids
