@@ -46,10 +46,8 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
         return checked(target)
     except Skip as skip:
         return Outcome(status="skipped", error_message=skip.why)
-    except Exception as error:
+    except BaseException as error:  # in a thread or a worker nobody else would hear of an exit or a stray cancellation
         return failed(attempt, error, scope)
-    except (SystemExit, KeyboardInterrupt) as error:
-        return failed(attempt, error, scope)  # in a thread nobody else would hear of it
     finally:
         leave_scope(token)
 
