@@ -4,6 +4,19 @@ Incremental: an event costs what it touches, not the graph. Every node counts do
 it three facts (flags): something failed, something was skipped, a failure lies somewhere before. When the count is
 zero the task's trigger is judged by the flags. Joins hand the flags on. Ready tasks wait in heaps, one for each
 combination of named limits, ordered by the longest remaining path (Graham's list scheduling by critical path).
+
+What a task does once all its direct predecessors have ended, by its trigger and by how they ended (`bad`: failed,
+blocked or cancelled; a task that was not selected counts as finished, but hides nothing bad before it):
+
+    trigger        all finished   some skipped, none bad   some bad
+    all_success    starts         skipped (upstream)       blocked
+    none_failed    starts         starts                   blocked
+    all_done       starts         starts                   starts
+    one_failed     skipped        skipped (trigger)        starts
+
+After a failure that leaves no attempt, `on_failure` decides about the rest of the run. "continue": nothing changes.
+"drain": what has begun goes on, retries included; what would start although no failure lies before it is blocked when
+the run ends. "cancel": as "drain", but what has begun is stopped, and retries are cancelled.
 """
 
 from __future__ import annotations
