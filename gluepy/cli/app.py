@@ -353,12 +353,58 @@ def settings(ctx: typer.Context, as_json: AsJson = False) -> None:
     raise typer.Exit(show_settings(_invocation(ctx), as_json))
 
 
+@app.command(short_help="List the runs, newest first.")
+def runs(
+    ctx: typer.Context,
+    dag: Annotated[str | None, typer.Option(metavar="LABEL", help="Only runs of this DAG.")] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(metavar="STATUS", help="Only finished, failed, cancelled, running or interrupted ones."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="At most N runs; 0 lists all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array of objects on stdout.")] = False,
+) -> None:
+    """List the runs, newest first.
+
+    A run without an end is running while its driver lives, and interrupted when it does not: `gluepy resume` goes on
+    with it.
+
+    \b
+      gluepy runs --dag train --status failed
+      gluepy runs --limit 0 --json | jq '.[].run_id'
+    """
+    from gluepy.cli.history import list_runs
+
+    raise typer.Exit(list_runs(_invocation(ctx), dag, status, limit, as_json))
+
+
 @app.command(short_help="Show how a run went.")
 def show(ctx: typer.Context, run: RunName = "latest", as_json: AsJson = False) -> None:
-    """Show how a run went: each task, its attempts, its time, its failure; metrics; what to do next."""
+    """Show how a run went: each task, its attempts, its time, its failure; metrics; a timeline; what to do next.
+
+    The timeline has a bar for each task, its critical path (what the run had to wait for), how long tasks worked and
+    waited for a slot, and what more concurrency would bring.
+    """
     from gluepy.cli.inspecting import show_run
 
     raise typer.Exit(show_run(_invocation(ctx), run, as_json))
+
+
+@app.command(short_help="Show how two runs differ.")
+def diff(
+    ctx: typer.Context,
+    first: RunName,
+    second: RunName,
+    as_json: AsJson = False,
+) -> None:
+    """Show how two runs differ: code version, options, context, how tasks ended, how long they took, metrics.
+
+    \b
+      gluepy diff 9f2c latest
+    """
+    from gluepy.cli.history import diff as diff_command
+
+    raise typer.Exit(diff_command(_invocation(ctx), first, second, as_json))
 
 
 @app.command()
@@ -385,16 +431,81 @@ def logs(
         str | None,
         typer.Argument(metavar="[TASK]", help="Only this task, by id, or all with this label.", show_default=False),
     ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
 ) -> None:
     """Print what the tasks of a run printed and logged, attempt by attempt.
 
     \b
       gluepy logs latest fit
       gluepy logs latest 'fit[region=eu]'
+      gluepy logs --follow
     """
+    if follow:
+        from gluepy.cli.following import follow_logs
+
+        raise typer.Exit(follow_logs(_invocation(ctx), run, task))
     from gluepy.cli.inspecting import show_logs
 
     raise typer.Exit(show_logs(_invocation(ctx), run, task))
+
+
+@app.command(short_help="Watch a run of another process until it ends.")
+def watch(ctx: typer.Context, run: RunName = "latest", progress: Progress = "auto", quiet: Quiet = False) -> None:
+    """Watch a run of another process until it ends. Ctrl-C stops watching; the run goes on.
+
+    Exit codes: 0 when the run finished, 1 when it failed or was cancelled, 3 when its driver was lost.
+    """
+    from gluepy.cli.following import watch as watch_command
+
+    raise typer.Exit(watch_command(_invocation(ctx), run, progress, quiet))
+
+
+@app.command(short_help="Cancel a run of another process.")
+def cancel(
+    ctx: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="The run: its id, the end of its id, 'latest', or 'latest:LABEL'.",
+            autocompletion=_complete_run,
+        ),
+    ],
+) -> None:
+    """Cancel a run of another process, and wait until nothing of it is left running."""
+    from gluepy.cli.following import cancel as cancel_command
+
+    raise typer.Exit(cancel_command(_invocation(ctx), run))
+
+
+@app.command(short_help="Delete the records of old runs.")
+def prune(
+    ctx: typer.Context,
+    keep: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Delete runs beyond the newest N.", show_default=False)
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Delete runs that started longer ago: 30d, 12h, 2w.", show_default=False),
+    ] = None,
+    dag: Annotated[str | None, typer.Option(metavar="LABEL", help="Only runs of this DAG.")] = None,
+    files: Annotated[
+        bool, typer.Option("--files", help="Delete the files of their tasks too: STORAGE_ROOT/runs/ID.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+) -> None:
+    """Delete the records of old runs, without asking; never one that is running.
+
+    With both --keep and --older-than, runs go that are beyond the newest N and older than that.
+
+    \b
+      gluepy prune --keep 100 --older-than 30d --dry-run
+    """
+    from gluepy.cli.history import prune as prune_command
+
+    raise typer.Exit(
+        prune_command(_invocation(ctx), keep=keep, older_than=older_than, dag=dag, files=files, dry_run=dry_run)
+    )
 
 
 @app.command(short_help="Make a project that runs.")

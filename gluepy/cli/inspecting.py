@@ -9,6 +9,7 @@ import time
 
 import msgspec
 
+from gluepy.cli.bars import Shape, most_at_once
 from gluepy.cli.invocation import Invocation, NoProject
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.story import Story, failure_text
@@ -16,6 +17,7 @@ from gluepy.cli.text import count, first_line, printable, say, styled, table, te
 from gluepy.conf.dags import find_dag, find_dags
 from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, encode
 from gluepy.core.graph import slug_of
+from gluepy.core.timeline import timeline
 from gluepy.errors import DagError, OptionError, UnknownTask, did_you_mean
 from gluepy.exec.dag import DAG, compile_dag
 from gluepy.runs.log import LogReader
@@ -91,12 +93,19 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
 
 def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
     """`gluepy show`"""
-    story = Story(find_record(invocation.settings(), run))
+    settings = invocation.settings()
+    story = Story(find_record(settings, run))
+    told = timeline(LogReader(story.record.events).events(), story.state)
+    slots = 1 if story.state.options.get("debug") else story.state.options.get("concurrency") or settings.CONCURRENCY
+    shape = Shape(timeline=told, state=story.state, slots=max(slots, most_at_once(told)), limits=settings.LIMITS)
     if as_json:
-        _say_json(story.record_of())
+        _say_json({**story.record_of(), "timeline": shape.record()})
         return 0
     colour = wants_colour(sys.stdout)
     say(*story.text(colour))
+    bars = list(shape.text(colour))
+    if bars:
+        say("", *bars)
     failures = story.failures()
     if failures:
         say("", *failure_text(failures, colour))

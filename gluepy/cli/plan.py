@@ -61,8 +61,6 @@ class Plan:
             yield from table(((printable(graph.id(node)), self._facts(node)) for node in shown), "  ")
             if len(shown) < len(wave):
                 yield f"  … and {len(wave) - len(shown):,} more"
-        yield ""
-        yield "nothing was run"
 
     def _task(self, node: int) -> dict[str, JSON]:
         graph = self.compiled.graph

@@ -9,8 +9,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gluepy.cli.text import (
@@ -35,6 +36,7 @@ from gluepy.errors import OptionError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+_NONE: Mapping[str, int] = MappingProxyType({})
 MODES = ("auto", "live", "plain", "none")
 _WORD = 9  # columns of the word that begins a line: "cancelled"
 _METRICS = 4  # metrics shown behind a finished task
@@ -50,8 +52,9 @@ class View(Protocol):
         """Show `events`."""
         ...
 
-    def say(self, lines: Sequence[str]) -> None:
-        """Show `lines`, which no event tells."""
+    def say(self, lines: Sequence[str], done: Mapping[str, int] = _NONE, total: int = 0) -> None:
+        """Show `lines`, which no event tells, before the first event; `done` are the tasks that have ended already, by
+        how, and `total` is the number of tasks, where it is known better than the DAG's text tells."""
         ...
 
     def notice(self, text: str) -> None:
@@ -86,7 +89,7 @@ class Silent:
     def show(self, events: Sequence[e.Event]) -> None:
         """Show nothing."""
 
-    def say(self, lines: Sequence[str]) -> None:
+    def say(self, lines: Sequence[str], done: Mapping[str, int] = _NONE, total: int = 0) -> None:  # noqa: ARG002
         """Write `lines`, unless mute."""
         if not self._mute:
             tell(*lines)
@@ -129,7 +132,7 @@ class Plain:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
 
-    def say(self, lines: Sequence[str]) -> None:
+    def say(self, lines: Sequence[str], done: Mapping[str, int] = _NONE, total: int = 0) -> None:  # noqa: ARG002
         """Write `lines`."""
         tell(*lines)
 
@@ -186,7 +189,7 @@ class Live:
         self._metrics: dict[str, list[str]] = {}
         self._sizes: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
-        self._total = 0
+        self._total = self._known = 0
         self._begun = time.monotonic()
         self._notice = ""
         self._live = RichLive(
@@ -207,7 +210,7 @@ class Live:
         for event in events:
             match event:
                 case e.TaskStarted():
-                    self._running[event.task] = _Running(event, now)
+                    self._running[event.task] = _Running(event, now - _age_s(event))
                 case e.TaskProgress():
                     if (running := self._running.get(event.task)) is not None:
                         running.done, running.total = event.done, event.total
@@ -226,8 +229,10 @@ class Live:
         if lines:
             self._console.print(_Segments(lines), soft_wrap=True, end="")
 
-    def say(self, lines: Sequence[str]) -> None:
-        """Write `lines` above the live lines."""
+    def say(self, lines: Sequence[str], done: Mapping[str, int] = _NONE, total: int = 0) -> None:
+        """Write `lines` above the live lines, and count what is `done`."""
+        self._counts.update(done)
+        self._known = total
         if lines:
             self._console.print(_Segments([self._segment(f"{line}\n") for line in lines]), soft_wrap=True, end="")
 
@@ -279,7 +284,8 @@ class Live:
 
     def _open(self, event: e.RunStarted | e.RunResumed) -> None:
         tree = Tree.of(event.graph)
-        self._total = _size(tree.root)
+        self._total = self._known or _size(tree.root)
+        self._begun = time.monotonic() - _age_s(event)
         self._sizes = {tree.specs[each.expander].label: _size(each.item) for each in _open_eaches(tree.root)}
 
     def _ended(self, event: e.Event) -> list[Any]:
@@ -336,6 +342,11 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
             left = "  (its thread could not be stopped)" if event.abandoned else ""
             return "cancelled", f"{printable(event.task)}{left}"
     return None
+
+
+def _age_s(event: e.Event) -> float:
+    """How long ago `event` was: next to nothing, unless the run is another process's."""
+    return max(0.0, time.time() - datetime.fromisoformat(event.timestamp).timestamp())
 
 
 def _ticking(seconds: float) -> str:

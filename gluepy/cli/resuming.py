@@ -24,7 +24,7 @@ from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
 from gluepy.errors import OptionError
 from gluepy.runs.log import LogReader
-from gluepy.runtime import ResumeOptions, ResumePlan, Run, Runtime, Streaming, find_record
+from gluepy.runtime import ResumeOptions, ResumePlan, Runtime, Streaming, find_record
 from gluepy.sinks.consume import Sink
 
 _SHOWN = 16  # tasks that run again, and changes of the code
@@ -88,7 +88,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
             options["sinks"] = sinks
             return runtime.stream_resume(run, **options)
 
-        ending = carry_out(call, settings, own, start, _explained)
+        ending = carry_out(call, settings, own, start, lambda plan: list(explanation(plan)))
     return conclude(invocation, call, ending)
 
 
@@ -101,10 +101,6 @@ def _run_of(label: str, run: str, settings: Settings) -> str:
         of = f"a run of {first.dag!r}" if first is not None else "without events"
         raise OptionError("--retry", f"run {record.run_id} is {of}, not of {wanted!r}", "see `gluepy runs`")
     return record.run_id
-
-
-def _explained(run: Run) -> list[str]:
-    return list(explanation(run.plan)) if run.plan is not None else []
 
 
 def explanation(plan: ResumePlan) -> Iterator[str]:

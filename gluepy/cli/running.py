@@ -16,6 +16,7 @@ import msgspec
 
 from gluepy.cli.interrupts import Interrupts
 from gluepy.cli.invocation import Invocation, own_stdout
+from gluepy.cli.outlook import Outlook
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
 from gluepy.cli.story import Failure, Story, failure_text, summary
@@ -27,9 +28,10 @@ from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, TaskS
 from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
 from gluepy.exec.dag import compile_dag
 from gluepy.loop import Doorbell
+from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
-from gluepy.runtime import Run, RunOptions, RunResult, Runtime, Streaming, select
+from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, Runtime, Streaming, select
 from gluepy.runtime.checks import check_processes
 from gluepy.runtime.options import make_executor
 from gluepy.sinks.consume import Sink
@@ -105,7 +107,7 @@ def carry_out(
     settings: Settings,
     own: IO[bytes] | None,
     start: Start,
-    explain: Callable[[Run], Sequence[str]] = lambda run: (),
+    explain: Callable[[ResumePlan], Sequence[str]] = lambda plan: (),
 ) -> Ending | int:
     """Drive the run that `start` starts to its end, with progress as `call` wants it; what `explain` says comes before
     it. `own` is stdout where a machine reads it. Returns the exit code where a signal came before anything began."""
@@ -156,15 +158,17 @@ async def _drive(
     settings: Settings,
     sinks: Sequence[Sink],
     start: Start,
-    explain: Callable[[Run], Sequence[str]],
+    explain: Callable[[ResumePlan], Sequence[str]],
     view: View,
     interrupts: Interrupts,
 ) -> Ending:
     doorbell = Doorbell()
     async with Runtime(settings) as runtime, start(runtime, sinks) as run:
         interrupts.cancels(lambda: doorbell.ring(run.cancel))
-        session = run.plan.session if run.plan is not None else 1
-        view.say(explain(run))
+        session = 1
+        if run.plan is not None:
+            session, kept = run.plan.session, len(run.plan.kept)
+            view.say(explain(run.plan), {"finished": kept}, kept + len(run.plan.again) + len(run.plan.waiting))
         counts = await _watch(run, view)
         failures: list[Failure] = []
         error: Exception | None = None
@@ -361,10 +365,12 @@ def _dry_run(call: RunCall, settings: Settings, options: RunOptions) -> int:
     load_context(settings, options["params"] or {})
     concurrency = 1 if call.debug else settings.CONCURRENCY
     plan = Plan(compiled, selection, pool, concurrency, name)
+    known = read_durations(settings.runs_root, compiled.label)
+    outlook = Outlook.of(compiled.graph, selection, concurrency, settings.LIMITS, known)
     if call.as_json:
-        sys.stdout.write(msgspec.json.encode(plan.record()).decode() + "\n")
+        sys.stdout.write(msgspec.json.encode({**plan.record(), "outlook": outlook.record()}).decode() + "\n")
     else:
-        say(*plan.text())
+        say(*plan.text(), "", *outlook.text(), "nothing was run")
     return 0
 
 

@@ -16,6 +16,8 @@ from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
 
 _ORDER = ("finished", "failed", "blocked", "cancelled", "skipped", "running", "retrying", "pending", "not selected")
+_URGENCY = {"failed": 0, "running": 1, "retrying": 1, "finished": 3}
+_ROWS = 60  # tasks in a table
 _LOG_LINES = 10  # of a log file, behind a failure that has no traceback
 _TRACEBACKS = 20  # shown whole; further failures are one line each
 
@@ -134,7 +136,8 @@ class Story:
         if self.damage:
             yield f"the log is damaged: {', '.join(self.damage)}"
         yield ""
-        rows = [(STATUS[state.status[node]], node) for node in state.graph.tasks() if not self._unselected(node)]
+        chosen = [(STATUS[state.status[node]], node) for node in state.graph.tasks() if not self._unselected(node)]
+        rows = _worth_showing(chosen)
         cells = [
             (
                 printable(state.graph.id(node)),
@@ -150,7 +153,9 @@ class Story:
         for line, (word, _) in zip(lines[1:], rows, strict=True):
             style = STYLE_OF.get(word, "")
             yield styled(line, style, colour and word not in ("finished", "pending"))
-        unselected = len(state.graph.index) - len(rows)
+        if len(rows) < len(chosen):
+            yield styled(f"… and {len(chosen) - len(rows):,} more; --json has all", "dim", colour)
+        unselected = len(state.graph.index) - len(chosen)
         if unselected:
             yield styled(f"and {count(unselected, 'task')} that the run's selection left out", "dim", colour)
         metrics = [
@@ -160,7 +165,9 @@ class Story:
         ]
         if metrics:
             yield ""
-            yield from table([("metric", "", ""), *metrics])
+            yield from table([("metric", "", ""), *metrics[:_ROWS]])
+            if len(metrics) > _ROWS:
+                yield styled(f"… and {len(metrics) - _ROWS:,} more; --json has all", "dim", colour)
 
     def _task(self, node: int) -> dict[str, JSON]:
         state = self.state
@@ -256,6 +263,15 @@ def summary(dag: str, run_id: str, status: str, counts: dict[str, int], duration
     else:
         tasks = ", ".join(f"{number:,} {word}" for word, number in rest.items())
     return f"run {run_id} of {printable(dag)} {status} in {duration(duration_s)}: {tasks}"
+
+
+def _worth_showing(rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """All of `rows`, or of very many the first that failed, then of the others, in their order."""
+    if len(rows) <= _ROWS:
+        return rows
+    first = sorted(rows, key=lambda row: _URGENCY.get(row[0], 2))[: _ROWS - 1]
+    kept = {node for _, node in first}
+    return [row for row in rows if row[1] in kept]
 
 
 def _options(options: dict[str, JSON]) -> str:

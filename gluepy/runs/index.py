@@ -10,31 +10,32 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
+from gluepy.core.events import Event, RunResumed, RunStarted
 from gluepy.core.state import FAILED, State
 from gluepy.runs.log import LogReader, UnreadableLog
 from gluepy.runs.record import Record
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, size INTEGER, dag TEXT, status TEXT, started_at TEXT, duration_s REAL, sessions INTEGER,
-    tasks INTEGER, counts TEXT, failed TEXT, problem TEXT
+    tasks INTEGER, counts TEXT, failed TEXT, problem TEXT, began_at TEXT, last_at TEXT
 );
-CREATE INDEX runs_by_dag ON runs (dag, run_id);
+CREATE INDEX runs_by_age ON runs (started_at DESC, run_id DESC);
 """
-
-
-_INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class RunSummary(msgspec.Struct, frozen=True):
     """One line of `runs`. `status` is finished, failed or cancelled; running while a driver holds the run;
-    interrupted when it has no end and no driver; unreadable (`problem` says why) when its log cannot be read."""
+    interrupted when it has no end and no driver; unreadable (`problem` says why) when its log cannot be read.
+    `duration_s` is how long its last session took, or has taken."""
 
     run_id: str
     dag: str
@@ -59,8 +60,14 @@ class Index:
         self._db: sqlite3.Connection
 
     def __enter__(self) -> Self:
-        self._db = self._opened()
-        self.refresh()
+        file = self.root / "index.sqlite"
+        try:
+            self._open(file)
+        except sqlite3.OperationalError:  # read-only, or locked for long
+            self._open(":memory:")
+        except sqlite3.DatabaseError:  # damaged: it is only an index
+            file.unlink(missing_ok=True)
+            self._open(file)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -83,28 +90,31 @@ class Index:
     def runs(self, dag: str | None = None, status: str | None = None, at_most: int = 0) -> list[RunSummary]:
         """The runs, newest first; of one DAG, with one status, at most so many (0: all)."""
         where, values = ("WHERE dag = ?", (dag,)) if dag is not None else ("", ())
+        now = datetime.now(UTC)
         found = []
         columns = "run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem"
-        for row in self._db.execute(f"SELECT {columns} FROM runs {where} ORDER BY run_id DESC", values):  # noqa: S608
-            summary = self._summary(row)
+        query = f"SELECT {columns}, began_at, last_at FROM runs {where} ORDER BY started_at DESC, run_id DESC"  # noqa: S608
+        ended = status not in (None, "running", "interrupted")
+        for row in self._db.execute(query, values):
+            if ended and row[2] != status:
+                continue
+            summary = self._summary(row, now)
             if status is None or summary.status == status:
                 found.append(summary)
                 if len(found) == at_most:
                     break
         return found
 
-    def _opened(self) -> sqlite3.Connection:
-        file = self.root / "index.sqlite"
+    def _open(self, where: Path | str) -> None:
+        self._db = sqlite3.connect(where, timeout=10)
         try:
-            return self._prepared(file)
-        except sqlite3.OperationalError:  # read-only, or locked for long
-            return self._prepared(":memory:")
-        except sqlite3.DatabaseError:  # damaged: it is only an index
-            file.unlink(missing_ok=True)
-            return self._prepared(file)
+            self._prepare(self._db)
+            self.refresh()
+        except BaseException:
+            self._db.close()
+            raise
 
-    def _prepared(self, where: Path | str) -> sqlite3.Connection:
-        db = sqlite3.connect(where, timeout=10)
+    def _prepare(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != _VERSION:
             with closing(db.cursor()) as cursor:
@@ -112,25 +122,37 @@ class Index:
                     cursor.execute(f"DROP TABLE {name}")
                 cursor.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
         db.execute("PRAGMA synchronous = OFF")
-        return db
 
     def _sizes(self) -> Iterator[tuple[str, int]]:
         try:
             with os.scandir(self.root) as entries:
                 for entry in entries:
                     try:
-                        yield entry.name, os.stat(f"{entry.path}/events.jsonl").st_size
+                        size = os.stat(f"{entry.path}/events.jsonl").st_size
                     except OSError:
                         continue
+                    if size:  # else it is just being made
+                        yield entry.name, size
         except FileNotFoundError:
             return
 
     def _take(self, run_id: str, size: int) -> None:
         reader = LogReader(self.root / run_id / "events.jsonl")
+        began_at = last_at = ""
+
+        def noting(events: Iterator[Event]) -> Iterator[Event]:
+            nonlocal began_at, last_at
+            for event in events:
+                last_at = event.timestamp
+                if isinstance(event, (RunStarted, RunResumed)):
+                    began_at = last_at
+                yield event
+
         try:
-            state = State.of(reader.events())
-        except (UnreadableLog, ValueError, KeyError) as problem:
-            row: Sequence[Any] = (run_id, size, "", "unreadable", "", 0.0, 0, 0, "{}", "[]", str(problem))
+            state = State.of(noting(reader.events()))
+        except (UnreadableLog, ValueError, KeyError, IndexError) as problem:
+            why = str(problem) if isinstance(problem, (UnreadableLog, ValueError)) else "its events do not fit together"
+            row: Sequence[Any] = (run_id, size, "", "unreadable", began_at, 0.0, 0, 0, "{}", "[]", why, "", "")
             self._db.execute(_INSERT_RUN, row)
             return
         graph, status = state.graph, state.status
@@ -147,13 +169,17 @@ class Index:
             msgspec.json.encode(state.counts()).decode(),
             msgspec.json.encode(failed).decode(),
             "",
+            began_at,
+            last_at,
         )
         self._db.execute(_INSERT_RUN, row)
 
-    def _summary(self, row: Sequence[Any]) -> RunSummary:
-        run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem = row
+    def _summary(self, row: Sequence[Any], now: datetime) -> RunSummary:
+        run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem, began_at, last_at = row
         if status == "running":
             status = "running" if Record(self.root, run_id).is_held() else "interrupted"
+            end = now if status == "running" else datetime.fromisoformat(last_at)
+            duration_s = max(0.0, (end - datetime.fromisoformat(began_at)).total_seconds())
         return RunSummary(
             run_id,
             dag,

@@ -133,7 +133,7 @@ class Record:
         try:
             lock.acquire(timeout=_ASKED_S, poll_interval=_ASKED_S / 10)
         except Timeout:
-            raise RunLocked(self.run_id, self._holder()) from None
+            raise RunLocked(self.run_id, self.holder()) from None
         except OSError as error:
             where = error.filename or self._lock_file
             raise RunStopped(self.run_id, f"cannot write {where}: {error.strerror}", "make it writable") from error
@@ -142,7 +142,8 @@ class Record:
         finally:
             lock.release()
 
-    def _holder(self) -> str:
+    def holder(self) -> str:
+        """Which process drives the run, or did last; empty where that is not known."""
         try:
             return f"process {(self.path / 'driver').read_text().strip()}"
         except OSError:

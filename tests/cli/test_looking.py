@@ -148,7 +148,7 @@ def test_show_tells_how_a_run_went(shop: Console) -> None:
     shop("run", "fail", "--run-id", "first", "-c", "3")
     done = shop("show", "first")
     assert done.returncode == 0
-    header, tasks, failure, resume = done.stdout.split("\n\n")
+    header, tasks, _, failure, resume = done.stdout.split("\n\n")
     facts = {line.split()[0]: line.split(maxsplit=1)[1] for line in header.splitlines()}
     assert (facts["run"], facts["dag"], facts["status"]) == ("first", "fail", "failed")
     assert facts["options"] == "concurrency = 3"

@@ -1,0 +1,153 @@
+"""A run's timeline for people: bars, the critical path, waiting against working, what more slots would bring."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from gluepy.cli.text import cells, count, duration, fit, padded, printable, styled
+from gluepy.core.events import JSON
+from gluepy.core.state import FINISHED, State
+from gluepy.core.timeline import Bar, Timeline, with_more_slots
+
+_BARS = 40
+_WIDTH = 40
+_NAME = 40
+_PATH = 12  # tasks of the critical path
+_WORTH = 0.02  # of a run's time: what is less is nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a run's timeline tells. `slots` is how many tasks it ran at a time, at most."""
+
+    timeline: Timeline
+    state: State
+    slots: int
+    limits: Mapping[str, int]
+
+    def record(self) -> dict[str, JSON]:
+        """As JSON."""
+        timeline = self.timeline
+        return {
+            "length_s": round(timeline.length_s, 6),
+            "working_s": round(timeline.working_s, 6),
+            "waiting_s": round(timeline.waiting_s, 6),
+            "critical_path": timeline.critical_path,
+            "concurrency": self.slots,
+            "bars": [
+                {
+                    "task": bar.task,
+                    "attempt": bar.attempt,
+                    "queued_s": bar.queued_s,
+                    "started_s": round(bar.started_s, 6),
+                    "ended_s": round(bar.ended_s, 6),
+                    "status": bar.status,
+                }
+                for bar in timeline.bars
+            ],
+            "forecast_s": {str(slots): round(seconds, 6) for slots, seconds in self._forecasts().items()},
+        }
+
+    def text(self, colour: bool) -> Iterator[str]:
+        """As lines; none for a run of which nothing can be told."""
+        timeline = self.timeline
+        if len(timeline.bars) < 2 or timeline.length_s <= 0:
+            return
+        yield styled(f"timeline, {duration(timeline.length_s)} long: waiting, then working", "dim", colour)
+        yield from self._bars(colour)
+        yield from self._words()
+
+    def _bars(self, colour: bool) -> Iterator[str]:
+        rows: dict[str, list[Bar]] = {}
+        for bar in self.timeline.bars:
+            rows.setdefault(bar.task, []).append(bar)
+        shown = list(rows)
+        if len(shown) > _BARS:
+            longest = sorted(shown, key=lambda task: -sum(bar.ended_s - bar.started_s for bar in rows[task]))
+            kept = set(longest[: _BARS - 1])
+            shown = [task for task in shown if task in kept]
+        names = {task: fit(printable(task), _NAME) for task in shown}
+        column = max(map(cells, names.values()))
+        critical = set(self.timeline.critical_path)
+        for task in shown:
+            bars = rows[task]
+            drawn = self._drawn(bars)
+            failed = bars[-1].status in ("failed", "cancelled")
+            style = "red" if failed else "bold" if task in critical else ""
+            yield f"{padded(names[task], column)}  {styled(drawn, style, colour)}"
+        if len(shown) < len(rows):
+            yield f"… and {len(rows) - len(shown):,} shorter ones"
+
+    def _drawn(self, bars: list[Bar]) -> str:
+        waiting, working = ("░", "█") if _blocks() else (".", "#")
+        line = [" "] * (_WIDTH + 1)
+        scale = _WIDTH / self.timeline.length_s
+        for bar in bars:
+            ready, start = (min(_WIDTH, round(max(0.0, at) * scale)) for at in _waited(bar))
+            end = min(_WIDTH, round(bar.ended_s * scale))
+            line[ready:start] = waiting * (start - ready)
+            line[start : max(end, start + 1)] = working * max(end - start, 1)
+        return "".join(line).rstrip()
+
+    def _words(self) -> Iterator[str]:
+        timeline = self.timeline
+        path = [printable(task) for task in timeline.critical_path]
+        if len(path) > 1:
+            shown = path if len(path) <= _PATH else [*path[: _PATH - 2], "…", path[-1]]
+            yield f"critical path: {(' → ' if _blocks() else ' > ').join(shown)}"
+        busy = timeline.working_s / (timeline.length_s * self.slots)
+        attempts = count(len(timeline.bars), "attempt")
+        line = f"{attempts}: {duration(timeline.working_s)} working"
+        if timeline.waiting_s >= _WORTH * timeline.length_s:
+            line += f", {duration(timeline.waiting_s)} ready and waiting for a slot"
+        yield f"{line}; {count(self.slots, 'slot')} busy {min(busy, 1.0):.0%} of the time"
+        forecasts = self._forecasts()
+        if forecasts:
+            now, twice = forecasts[self.slots], forecasts[2 * self.slots]
+            if now - twice > _WORTH * now:
+                instead = f"{duration(twice)} instead of {duration(now)}"
+                yield f"with {2 * self.slots} at a time it would take about {instead}"
+            elif len(path) > 1:
+                yield "more concurrency would bring nothing: it is as long as its critical path"
+
+    def _forecasts(self) -> dict[int, float]:
+        """The seconds that a finished run would take, by how many tasks run at a time."""
+        state = self.state
+        ran = sum(status == FINISHED for status in state.status)
+        if state.run != "finished" or ran < 2:
+            return {}
+        needed: dict[str, int] = {}
+        for spec in state.graph.specs:
+            for name, amount in spec.uses.items():
+                needed[name] = max(needed.get(name, 0), amount)
+        simulated = with_more_slots(state, 1, {**needed, **self.limits})
+        return {slots: simulated(slots).makespan_s for slots in (self.slots, 2 * self.slots)}
+
+
+def most_at_once(timeline: Timeline) -> int:
+    """How many attempts ran at the same time, at most."""
+    edges = sorted(
+        (at, step)
+        for bar in timeline.bars
+        for at, step in ((bar.started_s, 1), (bar.ended_s, -1))
+        if bar.ended_s > bar.started_s
+    )
+    most = running = 0
+    for _, step in edges:
+        running += step
+        most = max(most, running)
+    return most
+
+
+def _waited(bar: Bar) -> tuple[float, float]:
+    return bar.started_s - bar.queued_s, bar.started_s
+
+
+def _blocks() -> bool:
+    try:
+        "█░→".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeError, LookupError):
+        return False
+    return True

@@ -1,0 +1,222 @@
+"""Runs of other processes: `watch` them, follow their logs, `cancel` them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import IO
+
+from gluepy.cli.invocation import Invocation
+from gluepy.cli.progress import view_of
+from gluepy.cli.story import Story, failure_text, summary
+from gluepy.cli.text import count, printable, say, styled, tell, wants_colour
+from gluepy.conf.schema import Settings
+from gluepy.core import events as e
+from gluepy.core.graph import slug_of
+from gluepy.core.state import RUNNING, State
+from gluepy.errors import GluepyError, UnknownTask, UsageError
+from gluepy.runs.log import LogReader
+from gluepy.runs.record import Record
+from gluepy.runtime import find_record
+
+_POLL_S = 0.2
+_CANCEL_S = 30.0  # how long a driver may take to stop what runs
+_CODES = {"finished": 0, "failed": 1, "cancelled": 1, "interrupted": 3}
+_LIVE = ("running", "retrying")
+
+
+class NotRunning(UsageError):
+    """Something was asked of a run that only one that is running can do. `status` is how it ended."""
+
+    def __init__(self, run_id: str, status: str) -> None:
+        super().__init__(run_id, status)
+        self.run_id, self.status = run_id, status
+
+    def __str__(self) -> str:
+        how = "its driver is gone" if self.status == "interrupted" else f"it {_ENDED.get(self.status, self.status)}"
+        return f"run {self.run_id} is not running: {how}; `gluepy runs --status running` lists those that are"
+
+
+class StillRunning(GluepyError):
+    """A run was asked to stop and has not. `holder` says which process drives it."""
+
+    def __init__(self, run_id: str, seconds: float, holder: str) -> None:
+        super().__init__(run_id, seconds, holder)
+        self.run_id, self.seconds, self.holder = run_id, seconds, holder
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id} has not stopped within {self.seconds:g} s; it was asked to, and may still: "
+            f"its driver is {self.holder or 'unknown'}"
+        )
+
+
+def watch(invocation: Invocation, run: str, progress: str, quiet: bool) -> int:
+    """`gluepy watch`"""
+    record = find_record(invocation.settings(), run)
+    reader = LogReader(record.events)
+    with closing(view_of(progress, quiet, False)) as view:
+        driven = record.is_held()
+        past = list(reader.events())
+        if past and driven and not _is_over(past[-1]):
+            opening, lines, done, total, running = _so_far(past)
+            view.say(lines, done, total)
+            view.show([opening, *running])
+            over = False
+            while driven and not over:
+                time.sleep(view.pause_s or _POLL_S)
+                driven = record.is_held()  # asked before the last look, so that nothing is missed
+                events = list(reader.events())
+                if events:
+                    view.show(events)
+                    over = _is_over(events[-1])
+    story = Story(record)
+    colour = wants_colour(sys.stderr)
+    failures = story.failures()
+    if failures:
+        tell("", *failure_text(failures, colour), "")
+    status = story.status if story.status != "running" else "interrupted"  # it is not held, or is being let go
+    if not (quiet and status == "finished"):
+        say(_ending(story, status))
+    if status != "finished":
+        tell(f"resume it with: {invocation.command('resume', story.state.run_id)}")
+    return _CODES[status]
+
+
+def _so_far(
+    past: list[e.Event],
+) -> tuple[e.Event, list[str], dict[str, int], int, list[e.Event]]:
+    """What has happened before one began to watch: the event that opened the session, how it stands in words and in
+    numbers, the number of tasks, and the attempts that run."""
+    state = State.of(past)
+    opening = next(event for event in reversed(past) if isinstance(event, (e.RunStarted, e.RunResumed)))
+    counts = state.counts()
+    done = {word: number for word, number in counts.items() if word not in (*_LIVE, "pending")}
+    started = {event.task: event for event in past if isinstance(event, e.TaskStarted)}
+    running = [started[state.graph.id(node)] for node in state.graph.tasks() if state.status[node] == RUNNING]
+    total = len(state.graph.index)
+    told = ", ".join(f"{number:,} {word}" for word, number in done.items()) or "nothing has ended yet"
+    lines = [f"watching run {state.run_id}; so far: {told}, of {count(total, 'task')}; Ctrl-C stops watching only"]
+    return opening, lines, done, total, list(running)
+
+
+def follow_logs(invocation: Invocation, run: str, task: str | None) -> int:
+    """`gluepy logs --follow`"""
+    record = find_record(invocation.settings(), run)
+    followed = _Followed(record, task)
+    over = False
+    while not over:
+        driven = record.is_held()
+        over = followed.look() or not driven
+        followed.copy(last=over)
+        if not over:
+            time.sleep(_POLL_S)
+    return 0
+
+
+class _Followed:
+    """The log files of a run's attempts, as they grow. Lines of one attempt stay together as far as they are known."""
+
+    def __init__(self, record: Record, task: str | None) -> None:
+        self._record, self._task = record, task
+        self._reader = LogReader(record.events)
+        self._state: State | None = None
+        self._files: dict[str, tuple[str, Path]] = {}
+        self._open: dict[str, IO[bytes]] = {}
+        self._shown = ""
+        self._colour = wants_colour(sys.stdout)
+
+    def look(self) -> bool:
+        """Take in the attempts that have begun; True when the run is over."""
+        over = False
+        for event in self._reader.events():
+            over = _is_over(event)
+            if isinstance(event, e.RunStarted) and self._state is None:
+                self._state = State.of([event])
+            elif self._state is not None:
+                self._state.apply(event)
+            if isinstance(event, e.TaskStarted) and self._wanted(event.task):
+                name = f"{slug_of(event.task)}.{event.attempt}.log"
+                self._files[name] = (f"{printable(event.task)}, attempt {event.attempt}", self._record.logs / name)
+        if self._task is not None and self._state is not None and over:
+            self._refuse_unknown(self._state)
+        return over
+
+    def copy(self, *, last: bool) -> None:
+        """Write what the files have that was not written yet: whole lines, unless it is the `last` call."""
+        out = sys.stdout.buffer
+        for name, (title, path) in self._files.items():
+            text = self._grown(name, path, last)
+            if not text:
+                continue
+            if name != self._shown:
+                blank = "\n" if self._shown else ""
+                out.write(f"{blank}{styled(f'==> {title} <==', 'bold', self._colour)}\n".encode())
+                self._shown = name
+            out.write(text)
+        out.flush()
+
+    def _grown(self, name: str, path: Path, last: bool) -> bytes:
+        if name not in self._open:
+            try:
+                self._open[name] = path.open("rb")
+            except OSError:
+                return b""  # nothing was printed yet
+        file = self._open[name]
+        text = file.read()
+        if not last and not text.endswith(b"\n"):
+            whole = text.rfind(b"\n") + 1
+            file.seek(whole - len(text), 1)
+            text = text[:whole]
+        return text
+
+    def _wanted(self, task: str) -> bool:
+        if self._task is None or task == self._task:
+            return True
+        assert self._state is not None
+        graph = self._state.graph
+        return graph.spec(graph.index[task]).label == self._task and self._task not in graph.index
+
+    def _refuse_unknown(self, state: State) -> None:
+        assert self._task is not None
+        if not state.graph.names(self._task):
+            raise UnknownTask(self._task, state.dag, list(state.graph.index))
+
+
+def cancel(invocation: Invocation, run: str) -> int:
+    """`gluepy cancel`"""
+    settings = invocation.settings()
+    record = _running(settings, run)
+    record.ask_to_stop()
+    tell(f"cancelling run {record.run_id}…")
+    end = time.monotonic() + _CANCEL_S
+    while record.is_held():
+        if time.monotonic() > end:
+            raise StillRunning(record.run_id, _CANCEL_S, record.holder())
+        time.sleep(_POLL_S / 4)
+    story = Story(record)
+    say(_ending(story, story.status))
+    if story.status != "finished":
+        tell(f"resume it with: {invocation.command('resume', story.state.run_id)}")
+    return 0
+
+
+def _running(settings: Settings, run: str) -> Record:
+    record = find_record(settings, run)
+    if not record.is_held():
+        raise NotRunning(record.run_id, Story(record).status)
+    return record
+
+
+def _ending(story: Story, status: str) -> str:
+    state = story.state
+    return summary(state.dag, state.run_id, _ENDED.get(status, status), state.counts(), story.duration_s)
+
+
+_ENDED = {"finished": "finished", "failed": "failed", "cancelled": "was cancelled", "interrupted": "was interrupted"}
+
+
+def _is_over(event: e.Event) -> bool:
+    return isinstance(event, (e.RunFinished, e.RunFailed, e.RunCancelled))

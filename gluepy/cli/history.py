@@ -1,0 +1,243 @@
+"""Commands about runs that were: `runs`, `diff`, `prune`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gluepy.cli.invocation import Invocation
+from gluepy.cli.text import STYLE_OF, amount, count, duration, printable, say, styled, table, tell, wants_colour
+from gluepy.core.events import JSON
+from gluepy.errors import OptionError, RunLocked, did_you_mean
+from gluepy.runs.index import Index, RunSummary
+from gluepy.runs.prune import delete, prunable
+
+STATUSES = ("finished", "failed", "cancelled", "running", "interrupted", "unreadable")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SHOWN = 20  # lines of one part of a diff, and of what prune names
+_WORTH_S = 0.05  # a shorter difference of two durations is nothing
+_WORTH = 0.1
+
+
+def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit: int, as_json: bool) -> int:
+    """`gluepy runs`"""
+    if status is not None and status not in STATUSES:
+        hint = did_you_mean(status, STATUSES)
+        raise OptionError("--status", f"{status!r} is not one of {', '.join(STATUSES)}{hint}")
+    root = invocation.settings().runs_root
+    with Index(root) as index:
+        runs = index.runs(dag, status, 0 if limit == 0 else limit + 1)
+    more = len(runs) > limit > 0
+    runs = runs[:limit] if more else runs
+    if as_json:
+        say(msgspec.json.encode(runs).decode())
+        return 0
+    if not runs:
+        tell(f"no runs {'like that ' if dag or status else ''}in {root}")
+        return 0
+    colour = wants_colour(sys.stdout)
+    rows = [("run", "dag", "status", "started", "took", "tasks"), *map(_row, runs)]
+    lines = table(rows)
+    say(styled(lines[0], "dim", colour))
+    for line, run in zip(lines[1:], runs, strict=True):
+        say(styled(line, STYLE_OF.get(run.status, "bold"), colour and run.status != "finished"))
+    if more:
+        tell("… older ones with --limit 0")
+    return 0
+
+
+def _row(run: RunSummary) -> tuple[str, ...]:
+    if run.status == "unreadable":
+        return run.run_id, "", run.status, "", "", printable(run.problem)
+    started = datetime.fromisoformat(run.started_at).astimezone()
+    words = {"running": "interrupted"} if run.status == "interrupted" else {}
+    tasks = ", ".join(f"{number:,} {words.get(word, word)}" for word, number in run.counts.items())
+    again = f", session {run.sessions}" if run.sessions > 1 else ""
+    took = duration(run.duration_s)
+    return run.run_id, printable(run.dag), run.status, f"{started:%Y-%m-%d %H:%M:%S}", took, f"{tasks}{again}"
+
+
+def prune(
+    invocation: Invocation,
+    *,
+    keep: int | None,
+    older_than: str | None,
+    dag: str | None,
+    files: bool,
+    dry_run: bool,
+) -> int:
+    """`gluepy prune`"""
+    if keep is None and older_than is None:
+        raise OptionError("prune", "it has to be said which runs go", "give --keep N, --older-than 30d, or both")
+    settings = invocation.settings()
+    before = None
+    if older_than is not None:
+        before = f"{datetime.now(UTC) - _age(older_than):%Y-%m-%dT%H:%M:%S.%fZ}"
+    root = settings.runs_root
+    gone: list[RunSummary] = []
+    with Index(root) as index:
+        for run in prunable(index.runs(dag), keep, before):
+            if not dry_run:
+                try:
+                    delete(root, run.run_id)
+                except RunLocked:
+                    tell(f"kept {run.run_id}: it has just been resumed")
+                    continue
+                if files:
+                    _delete_files(f"{settings.storage_root.rstrip('/')}/runs/{run.run_id}")
+            gone.append(run)
+    for run in gone[:_SHOWN]:
+        say(f"{run.run_id}  {printable(run.dag)}  {run.status}  {run.started_at[:10]}")
+    if len(gone) > _SHOWN:
+        say(f"… and {len(gone) - _SHOWN:,} more")
+    what = "would delete" if dry_run else "deleted"
+    where = f"{settings.storage_root.rstrip('/')}/runs"
+    rest = f" and their files in {where}" if files else f"; their files in {where} stay" if gone else ""
+    say(f"{what} {count(len(gone), 'run')}{rest}")
+    return 0
+
+
+def _age(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,6})\s*([smhdw])", text)
+    if found is None:
+        raise OptionError("--older-than", f"{text!r} is no age", "give a number and s, m, h, d or w, as in 30d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def _delete_files(folder: str) -> None:
+    from upath import UPath  # brings fsspec
+
+    path = UPath(folder)
+    if path.exists():
+        path.fs.rm(path.path, recursive=True)
+
+
+def diff(invocation: Invocation, first: str, second: str, as_json: bool) -> int:
+    """`gluepy diff`"""
+    from gluepy.cli.story import Story
+    from gluepy.runtime import find_record
+
+    settings = invocation.settings()
+    stories = [Story(find_record(settings, run)) for run in (first, second)]
+    told = [story.record_of() for story in stories]
+    contexts = [_flat(_context(story.record.context)) for story in stories]
+    masked = [
+        {name: settings.mask(name.rpartition(".")[2], value) for name, value in each.items()} for each in contexts
+    ]
+    found: dict[str, JSON] = {
+        "runs": [each["run_id"] for each in told],
+        "run": _differences(*({name: each[name] for name in _ABOUT} for each in told)),
+        "options": _differences(
+            *({name: value for name, value in each["options"].items() if name not in _NOT_CHOSEN} for each in told)
+        ),
+        "context": {name: [each.get(name) for each in masked] for name in _differences(*contexts)},
+        "tasks": _differences(*({task: facts["status"] for task, facts in each["tasks"].items()} for each in told)),
+        "durations": _slower(*({task: facts["duration_s"] for task, facts in _finished(each)} for each in told)),
+        "metrics": _differences(
+            *(
+                {f"{task} {name}": value for task, facts in each["tasks"].items() for name, value in _metrics(facts)}
+                for each in told
+            )
+        ),
+    }
+    if as_json:
+        say(msgspec.json.encode(found).decode())
+        return 0
+    say(*_diff_text(found, told))
+    return 0
+
+
+_ABOUT = ("dag", "status", "code_version")
+_NOT_CHOSEN = ("dag", "run_id", "params", "capture")
+
+
+def _diff_text(found: Mapping[str, Any], told: list[dict[str, JSON]]) -> Iterator[str]:
+    started = [f"{datetime.fromisoformat(each['started_at']).astimezone():%Y-%m-%d %H:%M:%S}" for each in told]
+    facts = [
+        ("run", *found["runs"]),
+        ("dag", *(printable(each["dag"]) for each in told)),
+        ("status", *(each["status"] for each in told)),
+        ("started", *started),
+        ("took", *(duration(each["duration_s"]) for each in told)),
+        ("code", *(each["code_version"] for each in told)),
+    ]
+    yield from table(facts)
+    parts = [
+        (title, [(name, _value(before), "→", _value(after), "") for name, (before, after) in found[part].items()])
+        for part, title in (("options", "options"), ("context", "context"), ("tasks", "tasks"))
+    ]
+    for part, title, text in (("durations", "durations", duration), ("metrics", "metrics", amount)):
+        rows = []
+        for name, (before, after) in found[part].items():
+            numbers = isinstance(before, (int, float)) and isinstance(after, (int, float))
+            change = f"{(after - before) / abs(before):+.0%}" if numbers and before else ""
+            rows.append((name, *(f"{sep}" for sep in (_number(before, text), "→", _number(after, text), change))))
+        parts.append((title, rows))
+    same = True
+    for title, rows in parts:
+        if rows:
+            same = False
+            yield ""
+            yield title
+            yield from table(((printable(row[0]), *row[1:]) for row in rows[:_SHOWN]), "  ")
+            if len(rows) > _SHOWN:
+                yield f"  … and {len(rows) - _SHOWN:,} more; --json has all"
+    if same:
+        yield ""
+        yield "options, context, statuses, durations and metrics are the same"
+
+
+def _value(value: JSON) -> str:
+    return "–" if value is None else printable(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+
+
+def _number(value: JSON, text: Any) -> str:
+    return "–" if value is None else str(text(value))
+
+
+def _context(file: Path) -> dict[str, JSON]:
+    try:
+        values = msgspec.json.decode(file.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _flat(values: Mapping[str, JSON], prefix: str = "") -> dict[str, JSON]:
+    flat: dict[str, JSON] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _differences(before: Mapping[str, JSON], after: Mapping[str, JSON]) -> dict[str, list[JSON]]:
+    names = dict.fromkeys((*before, *after))
+    return {name: [before.get(name), after.get(name)] for name in names if before.get(name) != after.get(name)}
+
+
+def _slower(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, list[JSON]]:
+    """The durations of tasks that finished in both runs, where they differ enough, the biggest difference first."""
+    both = [(task, seconds, after[task]) for task, seconds in before.items() if task in after]
+    worth = [
+        (task, seconds, other)
+        for task, seconds, other in both
+        if abs(other - seconds) >= max(_WORTH_S, _WORTH * min(seconds, other))
+    ]
+    return {task: [seconds, other] for task, seconds, other in sorted(worth, key=lambda row: -abs(row[2] - row[1]))}
+
+
+def _finished(told: Mapping[str, JSON]) -> Iterator[tuple[str, dict[str, JSON]]]:
+    return ((task, facts) for task, facts in told["tasks"].items() if facts["status"] == "finished")
+
+
+def _metrics(facts: Mapping[str, JSON]) -> Iterator[tuple[str, float]]:
+    yield from facts.get("metrics", {}).items()
