@@ -28,9 +28,9 @@ def events_of(run: HasRecord | Path) -> list[Event]:
     """
     reader = LogReader((run if isinstance(run, Path) else run.path) / "events.jsonl")
     events = list(reader.events()) if reader.path.exists() else []
-    numbers = [event.seq for event in events]
-    assert reader.bad == 0, f"{reader.bad} lines of {reader.path} are no events"
-    assert numbers == list(range(1, len(events) + 1)), f"the events are numbered {numbers}"
+    assert reader.bad == 0, f"lines of {reader.path} that are no events: {reader.bad}"
+    assert reader.gaps == 0, f"events that are missing from {reader.path}: {reader.gaps}"
+    assert reader.doubled == 0, f"events that stand twice in {reader.path}: {reader.doubled}"
     return events
 
 

@@ -252,7 +252,7 @@ async def test_child_that_a_process_leaves_behind_is_killed_with_its_worker(run:
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
 async def test_thread_that_goes_on_telling_after_the_end_is_not_heard(run: Run, settings: Settings, pool: str) -> None:
-    os.makedirs(settings.storage_root)  # noqa: PTH103
+    os.makedirs(settings.storage_root)
     bad = chosen(pool, b.leaves_a_thread_that_goes_on_telling)(id="bad")
     result, _ = await run((bad, Beside), concurrency=1, pool=pool)
     (Path(settings.storage_root) / "stop").touch()

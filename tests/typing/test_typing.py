@@ -1,0 +1,28 @@
+"""The package is typed for its users: strict mypy takes what they write, and refuses what they should not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.timeout(180)
+def test_strict_mypy_takes_what_a_user_writes(tmp_path: Path) -> None:
+    config = tmp_path / "mypy.ini"
+    config.write_text("[mypy]\nstrict = true\nwarn_unused_ignores = true\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", str(config), str(HERE / "as_a_user.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_package_says_that_it_is_typed() -> None:
+    spec = find_spec("gluepy")
+    assert spec is not None
+    assert spec.origin is not None
+    assert (Path(spec.origin).parent / "py.typed").is_file()
