@@ -78,7 +78,7 @@ def test_mistake_is_one_line(words: tuple[str, ...], expected: str, shop: Consol
 )
 def test_wrong_setting_is_one_line(env: dict[str, str], expected: str, shop: Console) -> None:
     for words in (("list",), ("run", "train")):
-        done = shop(*words, **env)
+        done = shop(*words, cwd=None, **env)
         assert (done.returncode, done.stdout) == (2, "")
         (line,) = done.stderr.splitlines()
         assert expected in line

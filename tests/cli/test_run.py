@@ -317,7 +317,7 @@ def test_quiet_prints_errors_only(shop: Console) -> None:
 def test_colour_is_for_terminals_unless_the_environment_says_otherwise(
     env: dict[str, str], coloured: bool, shop: Console
 ) -> None:
-    done = shop("run", "fail", **env)
+    done = shop("run", "fail", cwd=None, **env)
     assert ("\x1b[31m" in done.stderr) is coloured
     assert ("\x1b" in done.stdout + done.stderr) is coloured
 
