@@ -284,7 +284,8 @@ class Graph:
         return self._node(leaf.id or task_id(spec.label, spec.params, values), leaf.spec, values, after)
 
     def _expander(self, each: Each, after: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
-        assert each.expander is not None
+        if each.expander is None:
+            raise DagError("each", "has neither values nor a task that finds them")
         label = self.specs[each.expander].label
         if label in self.index:
             raise DagError(

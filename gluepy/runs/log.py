@@ -92,7 +92,10 @@ class FileLog:
             if self.size and os.pread(self._file, 1, self.size - 1) != b"\n":
                 self._write(b"\n")
         except OSError as error:
-            raise self._break(error) from error
+            if self._file >= 0:
+                os.close(self._file)
+            self._break(error)
+            raise self._refusal() from error
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -160,10 +163,9 @@ class FileLog:
         self._told = True
         return LogBroken(*self._broken.args)
 
-    def _break(self, error: OSError) -> LogBroken:
+    def _break(self, error: OSError) -> None:
         mend = "free some space, then resume the run" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         self._broken = LogBroken(str(self.path), error.strerror or str(error), mend)
-        return self._broken
 
     def _start(self) -> None:
         doorbell, file = Doorbell(), os.dup(self._file)
@@ -174,6 +176,7 @@ class FileLog:
 
     def _flush_behind(self, file: int, doorbell: Doorbell) -> None:
         error: OSError | None = None
+        flushed = 0
         while error is None:
             self._due.wait()
             if self.sync == "batch" and not self._waiters and not self._closing:
@@ -182,10 +185,13 @@ class FileLog:
                 break
             self._due.clear()
             upto = self._written
+            if upto == flushed:
+                continue
             try:
                 os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
             except OSError as failure:
                 error = failure
+            flushed = upto
             doorbell.ring(self._flushed_upto, upto, error)
         os.close(file)
 
@@ -202,8 +208,6 @@ class FileLog:
             else:
                 waiting.append((number, done))
         self._waiters = waiting
-        if waiting:
-            self._due.set()
 
 
 class MemoryLog:
@@ -253,7 +257,7 @@ class LogReader:
         """The state after all events. Raises `UnreadableLog` for a log that tells of no run, or contradicts itself."""
         try:
             return State.of(self.events())
-        except (ValueError, LookupError, TypeError, DagError, RecursionError) as error:
+        except (ValueError, LookupError, ArithmeticError, TypeError, DagError, RecursionError) as error:
             why = f"unknown task {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
             damage = f" ({self.bad} lines are damaged, {self.gaps} are missing)" if self.bad or self.gaps else ""
             raise UnreadableLog(str(self.path), f"its events make no run: {why}{damage}") from error
