@@ -56,6 +56,7 @@ class StillRunning(GluepyError):
 def watch(invocation: Invocation, run: str, progress: str, quiet: bool) -> int:
     """`gluepy watch`"""
     record = find_record(invocation.settings(), run)
+    Story(record)  # raises for a log that cannot be followed
     reader = LogReader(record.events)
     with closing(view_of(progress, quiet, False)) as view:
         driven = record.is_held()
@@ -105,6 +106,7 @@ def _so_far(
 def follow_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs --follow`"""
     record = find_record(invocation.settings(), run)
+    Story(record)  # raises for a log that cannot be followed
     followed = _Followed(record, task)
     over = False
     while not over:

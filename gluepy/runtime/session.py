@@ -145,8 +145,10 @@ class Session:
             reader = LogReader(record.events)
             try:
                 state = State.of(reader.events())
-            except (ValueError, KeyError) as error:
-                raise OptionError(f"run {record.run_id}", f"it cannot be resumed: {error}", "start a new one") from None
+            except (ValueError, KeyError, IndexError) as error:
+                damaged = f"its log is damaged, what it tells of {error} does not fit together"
+                why = str(error) if isinstance(error, ValueError) else damaged
+                raise OptionError(f"run {record.run_id}", f"it cannot be resumed: {why}", "start a new one") from None
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
             compiled = compile_dag(find_dag(merged.get("dag") or state.dag, settings), settings.LIMITS)

@@ -133,6 +133,32 @@ def test_index_is_thrown_away_at_will(pipe: Console) -> None:
     assert re.search("broken +unreadable +a run's events begin with run.started", done.stdout)
 
 
+@pytest.mark.exhaustive
+def test_ten_thousand_runs_are_listed_at_once(pipe: Console) -> None:
+    """Below 0.2 s beyond the time of a call that lists a single run."""
+    pipe("run", "pipe", "--run-id", "first", "-q")
+    (record,) = pipe.runs
+    text = (record / "events.jsonl").read_text()
+    assert pipe("runs").returncode == 0
+    alone = best_of(3, lambda: pipe("runs"))
+    for number in range(10_000):
+        copy = record.with_name(f"copy-{number}")
+        copy.mkdir()
+        (copy / "events.jsonl").write_text(text.replace('"first"', f'"copy-{number}"'))
+    assert pipe("runs", "-n", "1").returncode == 0  # indexes them
+    assert best_of(3, lambda: pipe("runs")) - alone < 0.2
+    assert len(json.loads(pipe("runs", "--limit", "0", "--json").stdout)) == 10_001
+
+
+def best_of(times: int, call: Callable[[], object]) -> float:
+    def timed() -> float:
+        begun = time.perf_counter()
+        call()
+        return time.perf_counter() - begun
+
+    return min(timed() for _ in range(times))
+
+
 # show
 
 
@@ -188,6 +214,28 @@ def test_show_of_many_tasks_stays_short(gluepy: Console) -> None:
     assert re.search(r"quick\[n=777\] +failed", done.stdout)
     assert "… and 941 more; --json has all" in done.stdout
     assert "… and 961 shorter ones" in done.stdout
+
+
+def test_damaged_log_is_one_clear_line(gluepy: Console) -> None:
+    gluepy.write(
+        "found.py",
+        """
+        from gluepy import DAG, Task, each
+        class Late(Task):
+            n: int
+            def run(self): pass
+        class FoundDAG(DAG): tasks = each(Late, n=lambda: [1])
+        """,
+    )
+    assert gluepy("run", "found.py", "--run-id", "first", "-q").returncode == 0
+    log = gluepy.folder / ".gluepy/runs/first/events.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if "task.expanded" not in line))
+    for command in (("show",), ("watch",), ("logs", "-f"), ("resume",)):
+        done = gluepy(*command)
+        assert (done.returncode, done.stdout) == (2, ""), command
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert "fit together" in done.stderr
+    assert "unreadable" in gluepy("runs").stdout
 
 
 # diff

@@ -311,6 +311,16 @@ def test_resume_shows_its_plan_above_the_live_lines(pipe: Console, terminal: Cal
     assert "  report          it was blocked\r\n" in screen.text
 
 
+def test_live_footer_counts_what_was_done_before(pipe: Console, terminal: Callable[..., Terminal]) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
+    pipe.write("wait.flag", "")
+    pipe.write("good.flag", "")
+    screen = terminal("resume", "--from-task", "wait")
+    screen.wait_for("1 of 5 tasks done", "1 running")
+    (pipe.folder / "wait.flag").unlink()
+    assert screen.wait() == 0
+
+
 def test_ctrl_c_cancels_a_resumed_run(pipe: Console) -> None:
     pipe.write("wait.flag", "")
     driver = pipe.start("run", "pipe.py", "--run-id", "first")
