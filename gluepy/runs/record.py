@@ -17,7 +17,7 @@ from gluepy.clock import parse_rfc3339
 from gluepy.core.events import JSON
 from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
 
-_UNPRINTABLE = re.compile("[\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _ASKED_S = 0.05  # how long somebody who asks `is_held` may keep a driver waiting
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -48,6 +48,8 @@ class Record:
         """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
         if not _RUN_ID.fullmatch(run_id):
             raise OptionError("run_id", f"{run_id!r} cannot name a folder", "use letters, digits, '-', '_' and '.'")
+        if run_id == "latest":
+            raise OptionError("run_id", "'latest' means the newest run", "give another")
         record = cls(root, run_id)
         try:
             root.mkdir(parents=True, exist_ok=True)
