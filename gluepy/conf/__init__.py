@@ -20,7 +20,7 @@ from gluepy.conf.project import DEFAULT_MODULE, SETTINGS_VARIABLE, find_project,
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
 
-__all__ = ["default_context", "settings", "use_project"]
+__all__ = ["default_context", "discovered_project", "settings", "use_project"]
 
 _Stamps = tuple[tuple[str, int, int], ...]
 
@@ -34,8 +34,7 @@ class _Discovered:
         self.project: Path | None = None
 
     def settings(self) -> Settings:
-        folder = Path.cwd()
-        project = self.project or find_project(folder)
+        folder, project = Path.cwd(), discovered_project()
         variables = sorted(item for item in os.environ.items() if item[0].startswith("GLUEPY_"))
         module = module_file(os.environ.get(SETTINGS_VARIABLE) or DEFAULT_MODULE, project) if project else None
         read = [project / "pyproject.toml", project / ".env"] if project else []
@@ -72,6 +71,11 @@ _discovered = _Discovered()
 def use_project(folder: Path | None) -> None:
     """Outside a run, take the project in `folder` from now on; None: the one around the current folder."""
     _discovered.project = folder
+
+
+def discovered_project() -> Path | None:
+    """The project that is meant where none is named: what `use_project` took, or the one around the current folder."""
+    return _discovered.project or find_project(Path.cwd())
 
 
 def _scope() -> Any:

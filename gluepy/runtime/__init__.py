@@ -12,7 +12,7 @@ from typing import Any, Self, Unpack
 import anyio
 
 from gluepy.clock import Clock, SystemClock
-from gluepy.conf.project import find_project
+from gluepy.conf import discovered_project
 from gluepy.conf.schema import Settings, load_settings
 from gluepy.core.events import Event
 from gluepy.core.scheduler import EndRun, Limits
@@ -105,7 +105,7 @@ class Runtime:
         if snapshot is not None:  # Settings, or the proxy for the current ones
             self.settings: Settings = snapshot()
         else:
-            self.settings = load_settings(find_project(Path.cwd()), dict(settings or {}))
+            self.settings = load_settings(discovered_project(), dict(settings or {}))
         check_concurrency(concurrency)
         self._concurrency = concurrency
         self._executor = executor

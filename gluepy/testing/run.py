@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from gluepy.conf import discovered_project
 from gluepy.conf.context import Context, load_context
-from gluepy.conf.project import find_project
 from gluepy.core.events import JSON
 from gluepy.core.graph import Spec
 from gluepy.exec.port import Attempt, Emission, Metric, Progress, RunInfo
@@ -94,7 +94,7 @@ def task_run(
         if isinstance(settings, Settings):
             return settings
         places = {"STORAGE_ROOT": str(tmp_path), "RUNS_ROOT": str(tmp_path / "records")}
-        return load_settings(find_project(Path.cwd()), {**places, **(settings or {})})
+        return load_settings(discovered_project(), {**places, **(settings or {})})
 
     def parameters() -> Context:
         return load_context(scope.settings) if context is None else Context(context)

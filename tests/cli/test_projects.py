@@ -135,3 +135,22 @@ def test_commands_that_cannot_be_had_spoil_nothing_else(text: str, expected: str
     done = shop("greet")
     assert done.returncode == 2
     assert f"error: {expected}" in done.stderr
+
+
+def test_project_command_runs_dags_of_the_project_that_was_named(shop: Console, tmp_path: Path) -> None:
+    shop.write(
+        "flows/commands.py",
+        """
+        import gluepy, typer
+        app = typer.Typer()
+
+        @app.command()
+        def runit() -> None:
+            print(gluepy.run_dag_sync("train").status)
+        """,
+    )
+    away = tmp_path / "away"
+    away.mkdir()
+    done = shop("-C", str(shop.folder), "runit", cwd=away)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["finished"]), done.stderr
+    assert len(shop.runs) == 1
