@@ -59,7 +59,7 @@ class UnknownTask(UsageError):
         self.task, self.dag, self.known = task, dag, tuple(known)
 
     def __str__(self) -> str:
-        hint = did_you_mean(self.task, self.known)
+        hint = did_you_mean(str(self.task), self.known)
         shown = ", ".join(self.known[:10]) + (", …" if len(self.known) > 10 else "")
         return f"DAG {self.dag!r} has no task {self.task!r}{hint or '; its tasks are ' + shown}"
 

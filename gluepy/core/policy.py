@@ -17,7 +17,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `attempts` counts the first one too. Attempt n + 1 waits `wait_s * factor ** (n - 1)` seconds, at most
     `max_wait_s`, spread by up to `jitter` of itself either way. `on` names the exception classes that are worth
-    another attempt (subclasses too); empty means every failure.
+    another attempt (subclasses too): a tuple of them, or a single one; empty means every failure.
     """
 
     attempts: int = 3
@@ -25,12 +25,24 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     factor: float = 2.0
     max_wait_s: float = 60.0
     jitter: float = 0.1
-    on: tuple[Any, ...] = ()  # exception classes; they stay in the process that has the task's code
+    on: Any = ()  # exception classes, made a tuple; they stay in the process that has the task's code
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.wait_s < 0 or self.factor <= 0 or self.max_wait_s < 0 or not 0 <= self.jitter <= 1:
+        on = tuple(self.on) if isinstance(self.on, (tuple, list, set, frozenset)) else (self.on,)
+        msgspec.structs.force_setattr(self, "on", on)
+        numbers = (self.attempts, self.wait_s, self.factor, self.max_wait_s, self.jitter)
+        if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers) or not (
+            isinstance(self.attempts, int)
+            and self.attempts >= 1
+            and self.wait_s >= 0
+            and self.factor > 0
+            and self.max_wait_s >= 0
+            and 0 <= self.jitter <= 1
+        ):
+            given = "attempts={!r}, wait_s={!r}, factor={!r}, max_wait_s={!r}, jitter={!r}".format(*numbers)
             raise ValueError(
-                "Retry wants attempts >= 1, wait_s and max_wait_s >= 0, factor > 0 and jitter between 0 and 1"
+                "Retry wants a whole number of attempts >= 1, wait_s and max_wait_s >= 0, factor > 0 and jitter "
+                f"between 0 and 1, not {given}"
             )
 
     def delay_s(self, failed: int, key: str) -> float:

@@ -32,6 +32,9 @@ class DAG:
             cls.label = cls.__name__.lower()
 
 
+DAG.label = "dag"
+
+
 class Branches:
     """What `parallel` makes."""
 

@@ -54,6 +54,10 @@ class Task:
     outputs: Any = ()
 
     _parameters: ClassVar[tuple[str, ...]] = ()
+    # For a class whose own __init__ does not call this one's.
+    _scope: Scope | None = None
+    _id: str | None = None
+    _given: Mapping[str, JSON] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -68,7 +72,7 @@ class Task:
         cls._parameters = tuple(names)
 
     def __init__(self, *, id: str | None = None, **parameters: JSON) -> None:
-        self._scope: Scope | None = current_scope()  # so that its own threads, too, find it; a run sets it anyhow
+        self._scope = current_scope()  # so that its own threads, too, find it; a run sets it anyhow
         self._id = id
         for name in parameters:
             if name not in self._parameters:
@@ -179,6 +183,7 @@ def spec_of(task: type[Task]) -> Spec:
     for name in task._parameters:
         if name in _RESERVED:
             raise fail(f"the parameter {name!r} has the name of an attribute of Task", "rename it")
+    _check_init(task, fail)
     _check_run(task, fail)
     pool = task.pool
     if pool not in (None, "thread", "process"):
@@ -240,6 +245,16 @@ def defaults_of(task: type[Task]) -> Iterator[tuple[str, JSON]]:
             if name in vars(base):
                 yield name, vars(base)[name]
                 break
+
+
+def _check_init(task: type[Task], fail: Any) -> None:
+    if task.__init__ is Task.__init__:
+        return
+    try:
+        inspect.signature(task.__init__).bind(None, **dict.fromkeys(task._parameters))
+    except TypeError as error:
+        mend = "a task is made with its parameters by keyword: annotate them in the class and leave __init__ away"
+        raise fail(f"its __init__ does not fit: {error}", mend) from None
 
 
 def _check_run(task: type[Task], fail: Any) -> None:

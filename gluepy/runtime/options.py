@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from gluepy.conf.project import import_object
@@ -135,7 +135,8 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
             )
     check_concurrency(options.get("concurrency"))
     timeout_s: Any = options.get("timeout_s")
-    if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and not (is_number and timeout_s > 0):
         raise OptionError("timeout_s", f"{timeout_s!r} is no time", "give seconds, more than 0")
     for name, allowed in (("pool", ("thread", "process")), ("on_failure", ("drain", "continue", "cancel"))):
         value: Any = options.get(name)
@@ -145,6 +146,7 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
     if params is not None:
         try:
             if not isinstance(params, Mapping):
+    _check_kinds(options)
                 raise ValueError(f"params is {type(params).__name__}, not a mapping")
             as_json(params, "params")
         except ValueError as error:
@@ -157,3 +159,27 @@ def check_concurrency(concurrency: Any) -> None:
         not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
     ):
         raise OptionError("concurrency", f"{concurrency!r} is no number of tasks", "give a whole number, 1 or more")
+def _check_kinds(options: Mapping[str, Any]) -> None:
+    for name in ("run_id", "from_task", "to_task"):
+        text = options.get(name)
+        if text is not None and not isinstance(text, str):
+            raise OptionError(
+                name,
+                f"{text!r} is not text",
+                "give the id of a run" if name == "run_id" else "give a task's id or label",
+            )
+    for name in ("tasks", "force"):
+        names = options.get(name)
+        if names is None or isinstance(names, str):
+            continue
+        if not isinstance(names, Collection) or not all(isinstance(each, str) for each in names):
+            raise OptionError(name, f"{names!r} does not name tasks", "give ids or labels of tasks, a list of text")
+    sinks = options.get("sinks")
+    if sinks is not None and (isinstance(sinks, (str, bytes, Mapping)) or not isinstance(sinks, Collection)):
+        raise OptionError("sinks", f"{sinks!r} is not a list", f"give a list of sinks, as in sinks=[{_named(sinks)}]")
+
+
+def _named(value: object) -> str:
+    return getattr(value, "__name__", None) or repr(value)
+
+

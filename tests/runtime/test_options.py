@@ -118,6 +118,13 @@ async def test_ids_of_runs_sort_by_time(go: Go) -> None:
         ({"executor": 3}, "not an executor"),
         ({"executor": object}, "not an executor"),
         ({"sinks": [3]}, "not a sink"),
+        ({"sinks": 3}, "sinks: 3 is not a list; give a list of sinks"),
+        ({"sinks": print}, "as in sinks=[print]"),
+        ({"timeout_s": True}, "timeout_s: True is no time"),
+        ({"run_id": 3}, "run_id: 3 is not text"),
+        ({"from_task": 3}, "from_task: 3 is not text; give a task's id or label"),
+        ({"tasks": 3}, "tasks: 3 does not name tasks"),
+        ({"tasks": [3]}, "tasks: [3] does not name tasks"),
     ],
 )
 async def test_option_that_cannot_be_meant_is_refused_by_name_before_anything_runs(
@@ -135,6 +142,8 @@ async def test_dag_that_is_none_is_refused_by_name(go: Go) -> None:
             await runtime.run_dag("nosuch")
         with pytest.raises(OptionError, match="not a DAG"):
             await runtime.run_dag(Step)  # type: ignore[arg-type]
+        with pytest.raises(DagError, match="has no `tasks`"):
+            await runtime.run_dag(DAG)
         with pytest.raises(DagError, match="no tasks"):
             await runtime.run_dag(dag_of())
 

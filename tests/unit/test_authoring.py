@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import gluepy
 from gluepy.core.graph import Graph, Tree, compact
 from gluepy.core.policy import Retry
-from gluepy.errors import DagError
+from gluepy.errors import DagError, NoRunContext
 from gluepy.exec import DAG, Skip, Task, each, parallel
 from gluepy.exec.dag import Expander, as_json, compile_dag
 from gluepy.exec.task import retry_of, spec_of
@@ -683,3 +683,45 @@ def test_partials_and_builtins_can_be_asked() -> None:
     assert graph_of((each(Train, region=functools.partial(list, "ab")),)).spec(0).expands
     assert graph_of((each(Train, region={"eu": 1}.keys().__iter__),)).spec(0).expands
     assert graph_of((each(Train, region=functools.partial(regions_later)),)).spec(0).pool == "loop"
+
+
+class Silent(Task):
+    """Its __init__ does not call Task's."""
+
+    def __init__(self) -> None:
+        self.size = 3
+
+    def run(self) -> None: ...
+
+
+class Wants(Work):
+    """Its __init__ wants what no parameter gives."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+def test_a_task_with_an_init_of_its_own_need_not_call_the_bases() -> None:
+    assert list(graph_of((Silent(), Load)).index) == ["silent", "load"]
+    assert repr(Silent()) == "Silent()"
+    with pytest.raises(NoRunContext):
+        Silent().progress(1)
+
+
+def test_an_init_that_the_parameters_do_not_fit_is_refused() -> None:
+    told = "its __init__ does not fit: missing a required argument: 'size'; a task is made with its parameters"
+    assert told in error_of((Wants(3),))
+
+
+def test_one_class_is_enough_for_what_is_worth_another_attempt() -> None:
+    for on in (ConnectionError, [ConnectionError], (ConnectionError,)):
+        assert Retry(on=on).on == (ConnectionError,)
+    assert "Retry.on has 'OSError'" in error_of((task(retries=Retry(on="OSError")),))
+
+
+@pytest.mark.parametrize("wrong", [{"attempts": "3"}, {"attempts": 2.5}, {"wait_s": "1"}, {"jitter": True}])
+def test_a_policy_of_what_is_no_number_says_what_it_was_given(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"Retry wants a whole number of attempts .* {name}={value!r}"):
+        Retry(**wrong)
