@@ -86,12 +86,14 @@ class EndRun(msgspec.Struct, frozen=True):
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """Which tasks a run is about: `nodes`; of those that an `each` adds at run time the ones with one of `labels`, and
-    all that the nodes `origins` add."""
+    """Which tasks a run is about: `nodes`; of those that an `each` adds at run time the ones with one of `labels` or
+    `ids`, all that the nodes `origins` add, and those with the labels that `parts` has for the node that adds them."""
 
     nodes: frozenset[int]
     labels: frozenset[str] = frozenset()
     origins: frozenset[int] = frozenset()
+    ids: frozenset[str] = frozenset()
+    parts: dict[int, frozenset[str]] = {}
 
 
 Command = Start | SkipTask | BlockTask | CancelTask | StopTask | EndRun
@@ -181,6 +183,7 @@ class Scheduler:
         self._is_smooth = selection is None  # everything is to run, and nothing has gone wrong
         self._stopping: EndRun | None = None
         self._ended = False
+        self._began = now
         self._shift = now - wall  # from the seconds in the log to those of `now`
         self._restore(now)
 
@@ -338,12 +341,15 @@ class Scheduler:
     def _resolve(self, node: int, flags: int, now: float) -> None:
         """The node has ended: tell those that wait for it, and through joins those behind, until nothing follows."""
         todo = [(node, flags)]
+        origin = self.graph.origin
         while todo:
             node, flags = todo.pop()
             causes = self._causes.get(node) if flags & _FAILED else None
             for after in self.graph.before[node]:
                 if flags:
                     self._flags[after] |= flags
+                if origin and origin.get(after) == node:
+                    self._see_through(node, after)
                 if causes:
                     known = self._causes.get(after, ())
                     self._causes[after] = tuple(dict.fromkeys((*known, *causes)))[:_CAUSES] if known else causes
@@ -355,6 +361,12 @@ class Scheduler:
                         todo.append((after, self._hands_on(after)))
                     else:
                         self._judge(after, now)
+
+    def _see_through(self, node: int, instance: int) -> None:
+        """What an `each` added judges its trigger by what comes before that `each`, as if it had been there always."""
+        self._flags[instance] |= self._flags[node] & (_FAILED | _SKIPPED)
+        if node in self._causes:
+            self._causes[instance] = self._causes[node]
 
     def _hands_on(self, node: int) -> int:
         """The flags that a task which has ended hands on to those that wait for it."""
@@ -387,7 +399,7 @@ class Scheduler:
         elif status == RETRYING:  # in an earlier session; the clocks may have jumped since
             retrying = self.state.error[node]
             assert isinstance(retrying, e.TaskRetrying)
-            due = min(self.state.retry_at[node] + self._shift, now + retrying.delay_s)
+            due = min(self.state.retry_at[node] + self._shift, self._began + retrying.delay_s)
             heapq.heappush(self._delayed, (due, node))
         else:
             self._queue(node, now)
@@ -403,8 +415,11 @@ class Scheduler:
         chosen = self._selection
         if chosen is None or node in chosen.nodes:
             return True
-        origin = self.graph.origin.get(node)
-        return origin is not None and (origin in chosen.origins or self.graph.spec(node).label in chosen.labels)
+        origin, label = self.graph.origin.get(node, -1), self.graph.spec(node).label
+        if origin < 0:
+            return False
+        by_name = label in chosen.labels or self.graph.ids[node] in chosen.ids
+        return by_name or origin in chosen.origins or label in chosen.parts.get(origin, ())
 
     def _queue(self, node: int, now: float) -> None:
         self._ready_at[node] = now

@@ -755,13 +755,27 @@ def test_a_pending_retry_whose_predecessor_runs_again_waits_for_it() -> None:
     bench.finish("a")
     bench.retry("b", 5.0)
     bench.state.apply(e.TaskReset(*bench.about(0), "its declared outputs are gone"))
-    bench.restart()
     bench.now = 20.0
+    bench.restart(now=20.0)
     assert bench.go() == ["a"]
     assert bench.finish("a") == []
     assert bench.scheduler.next_wake() == 25.0
     bench.now = 25.0
     assert bench.go() == ["b"]
+
+
+def test_a_delay_does_not_begin_again_when_a_predecessor_has_run_again() -> None:
+    bench = Bench.sequence(A, B)
+    bench.go()
+    bench.finish("a")
+    bench.retry("b", 30.0)
+    bench.state.apply(e.TaskReset(*bench.about(0), "its declared outputs are gone"))
+    bench.now = 1000.0
+    bench.restart(now=1000.0, wall=0.0)  # the clock was put back by years
+    bench.go()
+    bench.now = 1020.0
+    assert bench.finish("a") == []
+    assert bench.scheduler.next_wake() == 1030.0
 
 
 def test_a_restored_run_knows_its_skips_and_its_failures() -> None:
