@@ -281,7 +281,7 @@ class _Compiler:
                     raise self.fail(str(error), "values are JSON; put anything else in a file") from None
         if not asked:
             return Each(item, tuple(columns), rows=[list(row) for row in itertools.product(*columns.values())])
-        if given or any(isinstance(inner, Each) and inner.expander is not None for inner in _eaches(item)):
+        if given:
             raise self.fail("an each over a callable inside another each", "let one callable return all combinations")
         first, task = self.specs[leaves[0].spec], self.targets[leaves[0].spec]
         expander = Expander(columns, () if isinstance(task, Expander) else retry_of(task).on)
@@ -292,6 +292,7 @@ class _Compiler:
             cls=calls,
             label=f"each-{first.label}",
             pool="loop" if expander.is_async else "thread",
+            trigger=first.trigger,
             retry=first.retry,
             timeout_s=first.timeout_s,
             expands=True,
@@ -420,16 +421,6 @@ def _leaves(element: Element) -> Iterable[Leaf]:
         case Seq() | Par() | Deps():
             for item in element.items:
                 yield from _leaves(item)
-
-
-def _eaches(element: Element) -> Iterable[Each]:
-    match element:
-        case Each():
-            yield element
-            yield from _eaches(element.item)
-        case Seq() | Par():
-            for item in element.items:
-                yield from _eaches(item)
 
 
 def _listed(name: str, values: Any) -> list[Any]:

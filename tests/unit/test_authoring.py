@@ -682,6 +682,7 @@ def test_a_task_without_run_says_so_when_it_is_called() -> None:
 def test_partials_and_builtins_can_be_asked() -> None:
     assert graph_of((each(Train, region=functools.partial(list, "ab")),)).spec(0).expands
     assert graph_of((each(Train, region={"eu": 1}.keys().__iter__),)).spec(0).expands
+    assert graph_of((each(Train, region=vars),)).spec(0).expands  # nobody knows its arguments
     assert graph_of((each(Train, region=functools.partial(regions_later)),)).spec(0).pool == "loop"
 
 

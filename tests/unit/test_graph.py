@@ -135,6 +135,19 @@ def test_an_id_that_stands_twice_is_refused() -> None:
         graph_of(Seq((ask(P), ask(Q))))
 
 
+def test_an_each_without_values_and_without_anything_that_finds_them_is_refused() -> None:
+    with pytest.raises(DagError, match="neither values nor a task that finds them"):
+        graph_of(Each(P, ("x",)))
+
+
+def test_a_dependency_through_several_joins_is_one() -> None:
+    ask_nothing = Each(Seq(()), ("x",), rows=rows(3))
+    graph = graph_of(Seq((Par((A, B)), Par((ask_nothing, C, ask(P))), Par((D, Leaf(0, id="z"))))))
+    found = list(graph.task_edges())
+    assert len(found) == len(set(found))
+    assert (graph.index["a"], graph.index["d"]) in found
+
+
 def test_names_are_ids_or_labels() -> None:
     graph = graph_of(Seq((A, Each(P, ("x",), rows=rows(3)), Leaf(1, id="p"))))
     assert graph.names("a") == [0]

@@ -10,7 +10,7 @@ from simulation import World, fingerprint
 
 from gluepy.core import events as e
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
-from gluepy.core.resume import resets
+from gluepy.core.resume import changes, resets
 from gluepy.core.state import PENDING, STATUS, State
 
 SPECS = (
@@ -240,3 +240,65 @@ def test_states_of_equal_logs_are_equal_and_of_others_differ(story: Story) -> No
     other.starts("a")
     assert fingerprint(other.state) != fingerprint(story.state)
     assert Graph(story.state.graph.tree).ids == story.state.graph.ids
+
+
+def resets_of(story: Story, forced: dict[str, str] | None = None, gone: Iterable[str] = ()) -> dict[str, str]:
+    index = story.state.graph.index
+    found = resets(
+        story.state, {index[task]: why for task, why in (forced or {}).items()}, [index[task] for task in gone]
+    )
+    return {story.state.graph.id(node): why for node, why in found.items()}
+
+
+def test_what_has_not_finished_runs_again_and_all_that_follows_it() -> None:
+    story = Story(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK)))
+    story.finishes("a")
+    story.finishes("b")
+    story.fails("c")
+    story.tell(e.TaskBlocked, "each-t", 0, ["c"])
+    assert resets_of(story) == {"c": "it failed", "each-t": "it was blocked"}
+    story.starts("c", 2)
+    story.tell(e.TaskExpanded, "each-t", 1, [["x"]])
+    story.finishes("each-t")
+    story.finishes("t[x=x]")
+    assert resets_of(story) == {"c": "it was interrupted", "each-t": "c runs again", "t[x=x]": "each-t runs again"}
+
+
+def test_what_is_forced_or_has_lost_its_outputs_runs_again_and_all_that_follows_it() -> None:
+    story = Story(Seq((Par((Leaf(0), Leaf(1))), Par((Leaf(2), Leaf(3, fixed={"x": 1}))))))
+    for task in ("a", "b", "c", "t[x=1]"):
+        story.finishes(task)
+    assert resets_of(story) == {}
+    followers = {"c": "a runs again", "t[x=1]": "a runs again"}
+    assert resets_of(story, gone=["a"]) == {"a": "its declared outputs are gone", **followers}
+    assert resets_of(story, {"a": "it is forced"}) == {"a": "it is forced", **followers}
+    assert resets_of(story, {"c": "it is forced"}) == {"c": "it is forced"}
+
+
+def test_what_waits_for_a_retry_keeps_waiting_unless_it_is_forced() -> None:
+    story = Story(Seq((Leaf(0), Leaf(1), Leaf(2))))
+    story.finishes("a")
+    story.starts("b")
+    story.retries("b", 1, "exception")
+    assert resets_of(story) == {}
+    assert resets_of(story, {"b": "it is forced", "c": "it is forced"}) == {"b": "it is forced"}
+
+
+def test_what_was_left_out_stays_out() -> None:
+    story = Story(Seq((Leaf(0), Leaf(1))))
+    story.tell(e.TaskSkipped, "a", 0, "unselected")
+    story.tell(e.TaskSkipped, "b", 1, "skip")
+    assert resets_of(story) == {"b": "it was skipped"}
+
+
+def test_how_a_dag_has_changed_is_told_in_words() -> None:
+    before = Story(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK)))
+    before.tell(e.TaskExpanded, "each-t", 1, [["x"]])
+    graph = before.state.graph
+    same = Graph(tree(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK))))
+    assert changes(graph, same) == []
+    assert changes(graph, Graph(tree(Seq((Leaf(1), Par((Leaf(0), Leaf(2))), ASK))))) == ["dependencies changed"]
+    many = [Leaf(0, id=f"n{number:02}") for number in range(12)]
+    told = changes(graph, Graph(tree(Seq((*many, Leaf(0), Leaf(1), ASK)))))
+    names = ", ".join(f"n{number:02}" for number in range(10))
+    assert told == [f"added: {names} and 2 more", "removed: c"]
