@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gluepy.conf.project import import_modules, import_object, load_file
-from gluepy.errors import DagError, OptionError, UnknownDag, did_you_mean
-from gluepy.exec.dag import DAG
+from gluepy.errors import DagError, ImportFailed, OptionError, UnknownDag, did_you_mean
+from gluepy.exec.dag import DAG, check_label
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 def find_dags(settings: Settings) -> dict[str, type[DAG]]:
     """The DAGs in INSTALLED_MODULES, by label, in the order of their modules. A DAG class without `tasks` is a base.
 
-    Raises `ImportFailed`, and `DagError` when two have the same label.
+    Raises `ImportFailed`, and `DagError` when two have the same label or one has a label that cannot be typed.
     """
     found: dict[str, type[DAG]] = {}
     for dag in _dags(import_modules(settings, commands=False)):
+        check_label(dag)
         other = found.setdefault(dag.label, dag)
         if other is not dag:
             places = " and ".join(f"{each.__qualname__} ({each.__module__})" for each in (other, dag))
@@ -44,7 +45,11 @@ def find_dag(what: str | type[DAG], settings: Settings) -> type[DAG]:
     if place.endswith(".py"):
         return _in_module(load_file(Path(place)), name, place)
     if colon:
-        found = import_object(what)
+        try:
+            found = import_object(what)
+        except ImportFailed:
+            find_dags(settings)  # tells of a label that has a colon
+            raise
         if isinstance(found, type) and issubclass(found, DAG):
             return found
         raise OptionError("dag", f"{what!r} is not a DAG class")

@@ -129,6 +129,15 @@ def compile_dag(dag: type[DAG], limits: Mapping[str, int] | None = None) -> Comp
     return Compiled(dag, graph, compiler.targets)
 
 
+def check_label(dag: type[DAG]) -> None:
+    """Raises `DagError` for a label that could not be told from a file's or a module's name on a command line."""
+    label = dag.label
+    if isinstance(label, str) and (":" in label or label.endswith(".py") or label.startswith("-")):
+        place = f"DAG {dag.__qualname__} ({dag.__module__})"
+        mend = "leave ':', '.py' at its end and '-' at its beginning away: they mean a class, a file and an option"
+        raise DagError(place, f"label is {label!r}", mend)
+
+
 def as_json(value: Any, what: str) -> JSON:
     """`value` as plain JSON data (tuples become lists). Raises `ValueError`, naming `what`, where it is none."""
     try:
@@ -174,6 +183,7 @@ class _Compiler:
         tasks = getattr(self.dag, "tasks", None)
         if not isinstance(self.dag.label, str) or not self.dag.label:
             raise self.fail(f"label is {self.dag.label!r}", "give it a name, a string")
+        check_label(self.dag)
         if tasks is None:
             raise self.fail("has no `tasks`", "give it a sequence of tasks, or a mapping of task to dependencies")
         if isinstance(tasks, Mapping):

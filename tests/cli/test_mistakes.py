@@ -148,6 +148,16 @@ def test_authoring_mistake_names_the_place_and_the_mend(shop: Console) -> None:
         assert "DAG PipeDAG (pipe), task A (pipe): run takes arguments (rows); " in line
 
 
+@pytest.mark.parametrize("label", ["sales:daily", "daily.py", "-daily"])
+def test_label_that_cannot_be_told_from_something_else_is_refused(label: str, shop: Console) -> None:
+    shop.write("flows/dags.py", f"from gluepy import DAG\nclass Daily(DAG):\n    label = {label!r}\n    tasks = ()\n")
+    for words in (("list",), ("run", "sales:daily")):
+        done = shop(*words)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert f"error: DAG Daily (flows.dags): label is {label!r}; leave ':'" in line
+
+
 def test_run_id_is_used_once(shop: Console) -> None:
     assert shop("run", "train", "--run-id", "first", "-q").returncode == 0
     done = shop("run", "train", "--run-id", "first")
