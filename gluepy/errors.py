@@ -100,6 +100,10 @@ class SettingsError(UsageError):
         return f"{self.setting}{where}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
 
 
+class SettingsWarning(UserWarning):
+    """The settings module defines what looks like a misspelt setting."""
+
+
 class ContextError(UsageError):
     """Context files or parameters that cannot be read or do not fit CONTEXT_MODEL. `source` says which."""
 

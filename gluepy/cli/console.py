@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,14 @@ _OPTIONS = {  # the options of a run by their names in Python
 
 def exit_code(argv: Sequence[str] | None) -> int:
     """Run the command line, and return the code to exit with."""
+    show_warnings = warnings.showwarning
+    try:
+        return _exit_code(argv)
+    finally:
+        warnings.showwarning = show_warnings
+
+
+def _exit_code(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an old encoding must not turn a result into a traceback

@@ -6,12 +6,14 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TextIO
 
-from gluepy.errors import OptionError, UsageError
+from gluepy.cli.text import printable, tell
+from gluepy.errors import OptionError, SettingsWarning, UsageError
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
@@ -54,8 +56,9 @@ class Invocation:
             raise NoProject(f"--project {shlex.quote(self.folder)}", str(self.where.absolute()))
         return found
 
-    def settings(self, options: Mapping[str, object] | None = None) -> Settings:
-        """The settings, with `options` over them, by the settings' names."""
+    def settings(self, options: Mapping[str, object] | None = None, *, quiet: bool = False) -> Settings:
+        """The settings, with `options` over them, by the settings' names. What they warn of is told, unless `quiet`."""
+        _tell_warnings(quiet)
         if self._settings is None or options:
             from gluepy.conf import use_project
             from gluepy.conf.schema import load_settings
@@ -76,6 +79,26 @@ class Invocation:
         """The command line that calls gluepy with `words` for the same project, quoted for a shell."""
         folder = () if self.folder is None or _adds_project(self.program) else ("--project", self.folder)
         return shlex.join((*self.program, *folder, *words))
+
+
+def _tell_warnings(quiet: bool) -> None:
+    """Have what settings warn of shown as one line, without a line of source."""
+    show_others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, SettingsWarning):
+            show_others(message, category, filename, lineno, file, line)
+        elif not quiet:
+            tell(f"warning: {printable(str(message))}")
+
+    warnings.showwarning = show
 
 
 def program_words(script: str) -> tuple[str, ...]:

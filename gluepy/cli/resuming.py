@@ -64,7 +64,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
     check(call)
     params = params_of(call)
     with stdout_kept(call.events == "-" or call.as_json) as own:
-        settings = invocation.settings(overrides_of(call))
+        settings = invocation.settings(overrides_of(call), quiet=call.quiet)
         run = call.run
         if label is not None:
             invocation.check_label(label, settings)

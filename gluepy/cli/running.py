@@ -81,7 +81,7 @@ def run(invocation: Invocation, call: RunCall) -> int:
         raise OptionError("--events", "with --dry-run there are none")
     params = params_of(call)
     with stdout_kept(call.events == "-" or (call.as_json and not call.dry_run)) as own:
-        settings = invocation.settings(overrides_of(call))
+        settings = invocation.settings(overrides_of(call), quiet=call.quiet)
         invocation.check_label(call.label, settings)
         options = _options(call, params)
         if call.dry_run:

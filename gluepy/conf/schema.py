@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import reprlib
 import tomllib
 import types
@@ -24,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gluepy.conf.project import DEFAULT_MODULE, import_object, load_settings_module, put_on_path
-from gluepy.errors import ImportFailed, SettingsError, did_you_mean
+from gluepy.errors import ImportFailed, SettingsError, SettingsWarning, did_you_mean
 
 PREFIX = "GLUEPY_"
 PYPROJECT = "[tool.gluepy] in pyproject.toml"
@@ -223,13 +224,16 @@ NAMES = tuple(name for name in Settings.model_fields if name.isupper())
 _TEXT_SOURCES = ("environment ", ".env")
 
 
-def load_settings(project: Path | None, options: Mapping[str, object] = types.MappingProxyType({})) -> Settings:
+def load_settings(
+    project: Path | None, options: Mapping[str, object] = types.MappingProxyType({}), *, warn: bool = True
+) -> Settings:
     """The settings of the project in the folder `project`, or without one.
 
     By precedence: `options` (by the settings' names; None counts as not given), variables GLUEPY_<NAME> (empty counts
     as not set), `.env` in the project, the settings module, `[tool.gluepy]` in pyproject.toml (keys in either case),
     defaults. The project is put on `sys.path`. Raises `SettingsError` for what is unknown or ill-typed, and
-    `ImportFailed` for a settings module that does not import.
+    `ImportFailed` for a settings module that does not import. Warns (`SettingsWarning`) of names in the settings module
+    that look like misspelt settings, unless `warn` is false.
     """
     if project is not None:
         project = project.absolute()
@@ -241,7 +245,7 @@ def load_settings(project: Path | None, options: Mapping[str, object] = types.Ma
     module, source = named
     if not isinstance(module, str):
         raise SettingsError("SETTINGS_MODULE", source, f"the name of a module is wanted, not {_short(module)}")
-    from_module, own = _module(module, project, source)
+    from_module, own = _module(module, project, source, warn)
     layers.insert(3, from_module)
 
     found: Found = {}
@@ -338,7 +342,7 @@ def _table(file: Path) -> Found:
     return found
 
 
-def _module(name: str, project: Path | None, named_by: str) -> tuple[Found, Found]:
+def _module(name: str, project: Path | None, named_by: str, warn: bool) -> tuple[Found, Found]:
     """What the settings module says: settings, and the user's own names. No module is fine where nobody names one."""
     module = load_settings_module(name, project, named_by=named_by)
     if module is None:
@@ -353,12 +357,12 @@ def _module(name: str, project: Path | None, named_by: str) -> tuple[Found, Foun
             continue
         known = each in NAMES and each != "SETTINGS_MODULE"
         (ours if known else own)[each] = (value, str(source))
-    for each in own:
+    for each in own if warn else ():
         bare = each.removeprefix(PREFIX)
         near = [bare] if bare in NAMES else difflib.get_close_matches(bare, NAMES, n=1, cutoff=0.85)
         if near and each != "SETTINGS_MODULE":
             text = f"{source} defines {each}, which is not a setting of gluepy; did you mean {near[0]}?"
-            warnings.warn(text, stacklevel=3)
+            _warn(text, each, module)
     return ours, own
 
 
@@ -367,6 +371,18 @@ def _groups(settings: Settings, layers: list[Found], own: Found) -> dict[str, Fo
     declared: list[str] | None = None
     groups: dict[str, Found] = {}
     for layer in (*layers[:4], own, *layers[4:]):
+def _warn(text: str, name: str, module: types.ModuleType) -> None:
+    """Warn where the settings module defines `name`, once for each time that the module is read."""
+    file = getattr(module, "__file__", None) or module.__name__
+    try:
+        lines = Path(file).read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    line = next((number for number, each in enumerate(lines, 1) if re.match(rf"\s*{name}\b", each)), 1)
+    registry = module.__dict__.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(text, SettingsWarning, str(file), line, module.__name__, registry)
+
+
         flat = sorted(layer.items(), key=lambda item: "__" not in item[0])  # NAME__FIELD beats the same NAME's mapping
         for name, (value, source) in flat:
             group, _, field = name.partition("__")

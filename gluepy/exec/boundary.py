@@ -105,7 +105,7 @@ def run_scope(run: RunInfo) -> RunScope:
     def settings() -> Any:
         from gluepy.conf.schema import load_settings
 
-        return load_settings(Path(run.project) if run.project else None, run.settings)
+        return load_settings(Path(run.project) if run.project else None, run.settings, warn=False)
 
     return RunScope(run, context, settings)
 

@@ -107,6 +107,32 @@ def test_module_that_does_not_import_shows_the_users_frames(shop: Console) -> No
         assert lines[-1] == "RuntimeError: no prices"
 
 
+def test_near_miss_of_a_setting_is_one_warning_without_source(shop: Console) -> None:
+    shop.write("settings.py", "INSTALLED_MODULES = ['flows']\nCONCURENCY = 3\n")
+    shop.write(
+        "flows/dags.py",
+        """
+        from gluepy import DAG, Task
+        class A(Task):
+            def run(self):
+                from gluepy.conf import settings
+                print(settings.CONCURENCY)
+        class B(A):
+            pool = "process"
+        class ReadDAG(DAG):
+            label = "read"
+            tasks = (A, B)
+        """,
+    )
+    done = shop("run", "read")
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "CONCURENCY" in line] == [
+        "warning: settings.py defines CONCURENCY, which is not a setting of gluepy; did you mean CONCURRENCY?"
+    ]
+    assert "settings.py defines" not in shop("logs", "latest").stdout
+    assert shop("run", "read", "-q").stderr.count("warning") == 0
+
+
 def test_syntax_error_in_settings_is_no_traceback_of_ours(shop: Console) -> None:
     shop.write("settings.py", "INSTALLED_MODULES = [\n")
     done = shop("run", "train")

@@ -192,6 +192,10 @@ def test_a_near_miss_of_a_setting_in_the_module_warns(write: Write) -> None:
     assert "did you mean CONCURRENCY?" in texts[0]
     assert "did you mean POOL?" in texts[1]
     assert found.CONCURENCY == 3
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(f"{project}/settings.py", n) for n in (1, 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_settings(project, warn=False)
 
 
 def test_names_that_are_not_near_do_not_warn(write: Write) -> None:
