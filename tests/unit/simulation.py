@@ -71,8 +71,10 @@ class RandomTree:
             rows = [[value] for value in range(rng.choice((0, 1, 2, 2, 3, 5)))]
             return Each(self.element(depth + 1, bound, dynamic), bound[-1:], rows=rows)
         if kind == "ask" and not names and not dynamic:
+            first = len(self.specs)
             item = self.element(depth + 1, ("q",), True)
-            return Each(item, ("q",), expander=self.spec((), expands=True))
+            trigger = self.specs[first].trigger if first < len(self.specs) else "all_success"
+            return Each(item, ("q",), expander=self.spec((), trigger))  # it asks when its first task would start
         return self.leaf(names)
 
     def leaf(self, names: tuple[str, ...] = ()) -> Leaf:
@@ -85,9 +87,9 @@ class RandomTree:
         after = [tuple(sorted(self.rng.sample(range(n), self.rng.randint(0, min(n, 3))))) for n in range(count)]
         return Deps(tuple(self.leaf() for _ in range(count)), tuple(after))
 
-    def spec(self, params: tuple[str, ...], expands: bool = False) -> int:
-        rng, odd = self.rng, self.odd
-        trigger: Trigger = "all_success"
+    def spec(self, params: tuple[str, ...], asks: Trigger | None = None) -> int:
+        rng, odd, expands = self.rng, self.odd, asks is not None
+        trigger: Trigger = asks or "all_success"
         retry = Retry(attempts=1)
         uses: dict[str, int] = {}
         if rng.random() < odd and not expands:
@@ -549,6 +551,7 @@ class Run:
         graph, status, why = self.graph, self.state.status, self.state.why
         flags: dict[int, frozenset[str]] = {}  # what a node hands on; absent: it has not ended
         after: dict[int, frozenset[str]] = {}  # what lies somewhere before
+        came: dict[int, frozenset[str]] = {}  # what was handed to a node
         verdicts: dict[int, str] = {}
         self.paths = graph.longest_paths(lambda node: 1.0)
         for node in in_order(graph):
@@ -556,7 +559,9 @@ class Run:
             open_ = any(before not in flags for before in befores)
             got = frozenset().union(*[flags.get(before, ()) for before in befores])
             past = frozenset().union(*[after.get(before, ()) for before in befores])
-            after[node] = past
+            if graph.origin.get(node) in befores:  # as if it had always stood where its `each` stands
+                got |= came[graph.origin[node]]
+            after[node], came[node] = past, got
             if graph.ids[node] is None:
                 if not open_:
                     flags[node] = got

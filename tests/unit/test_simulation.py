@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pytest
 from simulation import World
@@ -152,7 +153,37 @@ def delay_that_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scheduler, "_restore", _restore)
 
 
+def each_that_hides_what_came_before_it(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "_see_through", lambda self, node, instance: None)
+
+
+def barrier_that_an_empty_branch_opens(patch: pytest.MonkeyPatch) -> None:
+    expand = Graph.expand
+
+    def too_many(self: Graph, node: int, rows: Sequence[Sequence[Any]]) -> range:
+        join = self._open[node][1]
+        new = expand(self, node, rows)
+        if any(self.ids[after] is None for after in self.before[node] if after != join):
+            return new
+        self._link((node,), join)
+        return new
+
+    patch.setattr(Graph, "expand", too_many)
+
+
+def retry_that_starves_behind_others(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "_take_over", lambda self, node: self._queue(node, 0.0))
+
+
+def finished_tasks_that_run_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("simulation.resets", lambda state, forced: dict.fromkeys(state.graph.tasks(), "again"))
+
+
 PLANTED = (
+    each_that_hides_what_came_before_it,
+    barrier_that_an_empty_branch_opens,
+    retry_that_starves_behind_others,
+    finished_tasks_that_run_again,
     slot_released_before_the_thread_ends,
     retry_that_does_not_wait_for_its_thread,
     limits_that_are_not_taken,
