@@ -33,9 +33,8 @@ def user_stack(error: BaseException) -> str:
 def type_name(error: BaseException) -> str:
     """The name of the exception's class as a traceback shows it."""
     kind = type(error)
-    return (
-        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    plain = kind.__module__ in ("builtins", "__main__", "__mp_main__")
+    return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _chain(told: traceback.TracebackException, seen: set[int]) -> Iterator[traceback.TracebackException]:

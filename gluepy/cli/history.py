@@ -90,7 +90,7 @@ def prune(
                     tell(f"kept {run.run_id}: it has just been resumed")
                     continue
                 if files:
-                    _delete_files(f"{settings.storage_root.rstrip('/')}/runs/{run.run_id}")
+                    _delete_files(settings.run_files(run.run_id))
             gone.append(run)
     for run in gone[:_SHOWN]:
         say(f"{run.run_id}  {printable(run.dag)}  {run.status}  {run.started_at[:10]}")

@@ -8,7 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO
 
@@ -128,11 +128,16 @@ def own_stdout() -> Iterator[IO[bytes]]:
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)
-    stdout, sys.stdout = sys.stdout, sys.stderr
+    # A stream of its own: what captures or logs must be able to tell it from stderr.
+    strays = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    stdout, sys.stdout = sys.stdout, strays
     try:
         with os.fdopen(own, "wb", buffering=0, closefd=False) as file:
             yield file
     finally:
         sys.stdout = stdout
+        for stream in (strays, stdout):  # somebody may hold the original one
+            with suppress(OSError, ValueError):
+                stream.flush()
         os.dup2(own, 1)
         os.close(own)

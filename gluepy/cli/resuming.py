@@ -63,7 +63,7 @@ def retry(invocation: Invocation, call: RunCall, run: str) -> int:
 def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
     check(call)
     params = params_of(call)
-    with stdout_kept(call.events == "-" or call.as_json) as own:
+    with stdout_kept(call) as own:
         settings = invocation.settings(overrides_of(call), quiet=call.quiet)
         run = call.run
         if label is not None:

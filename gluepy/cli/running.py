@@ -80,7 +80,7 @@ def run(invocation: Invocation, call: RunCall) -> int:
     if call.dry_run and call.events is not None:
         raise OptionError("--events", "with --dry-run there are none")
     params = params_of(call)
-    with stdout_kept(call.events == "-" or (call.as_json and not call.dry_run)) as own:
+    with stdout_kept(call, runs=not call.dry_run) as own:
         settings = invocation.settings(overrides_of(call), quiet=call.quiet)
         invocation.check_label(call.label, settings)
         options = _options(call, params)
@@ -96,10 +96,12 @@ def run(invocation: Invocation, call: RunCall) -> int:
 
 
 @contextmanager
-def stdout_kept(machine: bool) -> Iterator[IO[bytes] | None]:
-    """While the block runs, stdout is kept for what a `machine` reads, where one does."""
+def stdout_kept(call: Call, *, runs: bool = True) -> Iterator[IO[bytes] | None]:
+    """While the block `runs` tasks, stdout is kept for results, whoever else writes there; not from a debugger, unless
+    a machine reads them."""
+    machine = call.as_json or call.events == "-"
     with ExitStack() as stack:
-        yield stack.enter_context(own_stdout()) if machine else None
+        yield stack.enter_context(own_stdout()) if runs and (machine or not call.debug) else None
 
 
 def carry_out(
@@ -110,7 +112,7 @@ def carry_out(
     explain: Callable[[ResumePlan], Sequence[str]] = lambda plan: (),
 ) -> Ending | int:
     """Drive the run that `start` starts to its end, with progress as `call` wants it; what `explain` says comes before
-    it. `own` is stdout where a machine reads it. Returns the exit code where a signal came before anything began."""
+    it. `own` is stdout, where it is kept for results. Returns the exit code where a signal came before anything began."""
     with ExitStack() as stack:
         events = None
         if call.events is not None:
@@ -124,8 +126,8 @@ def carry_out(
         sinks = [] if events is None else [events]
         try:
             ending = anyio.run(_drive, settings, sinks, start, explain, view, interrupts, backend_options=uvloop)
-        except KeyboardInterrupt:  # nothing had begun
-            return interrupts.exit_code
+        except KeyboardInterrupt:  # nothing had begun; or a task raised it
+            return interrupts.exit_code or 130
         if events is not None:
             for event in LogReader(ending.path / "events.jsonl").events():
                 if event.session == ending.session:

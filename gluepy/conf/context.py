@@ -37,7 +37,8 @@ class Context(Mapping[str, Any]):
         object.__setattr__(self, "_values", {key: _wrapped(value, f"{_place}{key}.") for key, value in values.items()})
 
     def __getitem__(self, key: str) -> JSON:
-        return self._values[key]
+        value = self._values[key]
+        return _copied(value) if isinstance(value, list) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -52,7 +53,7 @@ class Context(Mapping[str, Any]):
         if name.startswith("__") or name in Context.__slots__:
             raise AttributeError(name)
         try:
-            return self._values[name]
+            return self[name]
         except KeyError:
             raise AttributeError(self._missing(name)) from None
 
@@ -91,6 +92,11 @@ def _wrapped(value: JSON, place: str) -> JSON:
     if isinstance(value, list):
         return [_wrapped(each, place) for each in value]
     return value
+
+
+def _copied(value: JSON) -> JSON:
+    # Contexts are read-only, lists are not: who changes one changes a copy.
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _plain(value: JSON) -> JSON:

@@ -152,6 +152,11 @@ class Settings(BaseSettings):
         """STORAGE_ROOT as an absolute path of this machine, or a URL."""
         return self.STORAGE_ROOT if "://" in self.STORAGE_ROOT else str(self._absolute(self.STORAGE_ROOT))
 
+    def run_files(self, run_id: str) -> str:
+        """Where the tasks of a run keep their files: an absolute path of this machine, or a URL."""
+        root = self.storage_root
+        return f"{root if root.endswith('/') else root + '/'}runs/{run_id}"
+
     @property
     def runs_root(self) -> Path:
         """RUNS_ROOT as an absolute path."""
@@ -366,11 +371,6 @@ def _module(name: str, project: Path | None, named_by: str, warn: bool) -> tuple
     return ours, own
 
 
-def _groups(settings: Settings, layers: list[Found], own: Found) -> dict[str, Found]:
-    """The groups' fields from all layers. Raises `SettingsError` for names that are neither settings nor groups'."""
-    declared: list[str] | None = None
-    groups: dict[str, Found] = {}
-    for layer in (*layers[:4], own, *layers[4:]):
 def _warn(text: str, name: str, module: types.ModuleType) -> None:
     """Warn where the settings module defines `name`, once for each time that the module is read."""
     file = getattr(module, "__file__", None) or module.__name__
@@ -383,6 +383,11 @@ def _warn(text: str, name: str, module: types.ModuleType) -> None:
     warnings.warn_explicit(text, SettingsWarning, str(file), line, module.__name__, registry)
 
 
+def _groups(settings: Settings, layers: list[Found], own: Found) -> dict[str, Found]:
+    """The groups' fields from all layers. Raises `SettingsError` for names that are neither settings nor groups'."""
+    declared: list[str] | None = None
+    groups: dict[str, Found] = {}
+    for layer in (*layers[:4], own, *layers[4:]):
         flat = sorted(layer.items(), key=lambda item: "__" not in item[0])  # NAME__FIELD beats the same NAME's mapping
         for name, (value, source) in flat:
             group, _, field = name.partition("__")

@@ -117,6 +117,7 @@ class TaskFinished(TaskHeader, tag="task.finished", tag_field="event", frozen=Tr
     host: str | None = None
     cpu_s: float | None = None
     peak_rss_mb: float | None = None
+    max_attempts: int | None = None
 
 
 class TaskFailed(TaskHeader, tag="task.failed", tag_field="event", frozen=True, gc=False, rename=_ERRORS):

@@ -201,6 +201,11 @@ class Graph:
         each = self.expandable(node)
         return set(self._labels(each.item)) if each else set()
 
+    def labels_along(self, node: int, label: str, *, after: bool) -> set[str]:
+        """The labels of what the `each` of `node` will add, from `label` on (`after`) or up to it; itself included."""
+        each = self.expandable(node)
+        return self._along(each.item, label, after) if each else set()
+
     def names(self, task: str) -> list[int]:
         """The nodes that a person means by `task`: that id, or every task with that label."""
         if task in self.index:
@@ -365,6 +370,22 @@ class Graph:
             case _:
                 for item in element.items:
                     yield from self._labels(item)
+
+    def _along(self, element: Any, label: str, after: bool) -> set[str]:
+        if label not in self._labels(element):
+            return set()
+        match element:
+            case Seq():
+                items = element.items if after else element.items[::-1]
+                place = next(place for place, item in enumerate(items) if label in self._labels(item))
+                beyond = {found for item in items[place + 1 :] for found in self._labels(item)}
+                return self._along(items[place], label, after) | beyond
+            case Each():
+                return self._along(element.item, label, after)
+            case Par():
+                return set().union(*(self._along(item, label, after) for item in element.items))
+            case _:
+                return set(self._labels(element))
 
     def _depth(self, element: Any) -> float:
         match element:

@@ -62,24 +62,17 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         return checked(target)
     except Skip as skip:
         return Outcome(status="skipped", error_message=skip.why)
-    except (Exception, SystemExit) as error:
-        return failed(attempt, error, scope)
-    except anyio.get_cancelled_exc_class() as error:
-        if anyio.current_effective_deadline() == -math.inf:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        if cancelled and anyio.current_effective_deadline() == -math.inf:
             raise
-        return failed(attempt, error, scope)  # nobody cancelled the task: it awaited something that was
+        return failed(attempt, error, scope)  # also a cancellation that nobody asked for: of a future that it awaited
 
 
 def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -> Outcome:
     """The outcome of an attempt that raised `error`."""
-    worth: tuple[Any, ...] = ()
-    if isinstance(attempt.target, Expander):
-        worth = attempt.target.retry_on
-    elif scope is not None and scope.task is not None:  # in another process the target is not known, but the task is
-        worth = retry_of(type(scope.task)).on
-    elif attempt.target is not None:
-        worth = retry_of(attempt.target).on
-    retryable = not worth or isinstance(error, worth)
     message = _message(error)
     if isinstance(error, SystemExit):
         message = f"run() called sys.exit({error.code!r})"
@@ -89,9 +82,21 @@ def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -
         error_type=type_name(error),
         error_message=message[:_MESSAGE_LENGTH],
         error_stack=user_stack(error),
-        retryable=retryable,
+        retryable=is_worth_retrying(attempt, type(error), scope),
         exception=error,
     )
+
+
+def is_worth_retrying(attempt: Attempt, error: type[BaseException], scope: Scope | None = None) -> bool:
+    """Whether the task's `Retry.on` names an error of this class."""
+    worth: tuple[Any, ...] = ()
+    if isinstance(attempt.target, Expander):
+        worth = attempt.target.retry_on
+    elif scope is not None and scope.task is not None:  # in another process the target is not known, but the task is
+        worth = retry_of(type(scope.task)).on
+    elif attempt.target is not None:
+        worth = retry_of(attempt.target).on
+    return not worth or issubclass(error, worth)
 
 
 def run_scope(run: RunInfo) -> RunScope:

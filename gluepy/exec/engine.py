@@ -14,6 +14,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -26,7 +27,7 @@ from gluepy.core import scheduler as s
 from gluepy.core.graph import Spec
 from gluepy.core.state import RUNNING, State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError
-from gluepy.exec.boundary import task_error
+from gluepy.exec.boundary import is_worth_retrying, task_error
 from gluepy.exec.port import (
     FINISHED,
     Abandoned,
@@ -54,9 +55,9 @@ class Engine:
     """Drives one run to its end. All that it needs is handed in; it reads no settings and finds nothing by itself.
 
     `targets` are what the graph's specs run, `pool` where a `def run` without a pool of its own goes; `stop_asked` says
-    whether somebody elsewhere wants the run to be cancelled. `drive` runs it, `stop` ends it early. Afterwards `errors`
-    has the `TaskError` of each task that failed in this session. What an `each` asks is run by `here`, an executor of
-    this process (None: by `executor` too).
+    whether somebody elsewhere wants the run to be cancelled; a `patient` engine knows no time-outs of tasks. What an
+    `each` asks is run by `here`, an executor of this process. `drive` runs it all, `stop` ends it early. Afterwards
+    `errors` has the `TaskError` of each task that failed in this session.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Engine:
         pool: str = "thread",
         timeout_s: float | None = None,
         stop_asked: Callable[[], bool] | None = None,
+        patient: bool = False,
     ) -> None:
         self.run = run
         self.state = state
@@ -86,6 +88,7 @@ class Engine:
         self._pool = pool
         self._timeout_s = timeout_s
         self._stop_asked = stop_asked
+        self._patient = patient
         self._pid = os.getpid()
         self._second, self._second_text = -1, ""
         self._seq = state.seq
@@ -133,15 +136,20 @@ class Engine:
                     await self._log.durable()
                     await anyio.lowlevel.checkpoint()  # in a scope that is cancelled already nothing starts
                     self._tasks.start_soon(self._keep_time)
+                    if self._stop_asked is not None:
+                        self._tasks.start_soon(self._listen, self._stop_asked)
                     self._advance()
                     await self._over.wait()
-                except anyio.get_cancelled_exc_class():
-                    self.stop(s.EndRun("cancelled"))
-                    with anyio.CancelScope(shield=True):
-                        await self._over.wait()
-                    raise
                 except LogBroken as error:
                     self._give_up(error)
+                except Exception:
+                    raise
+                except BaseException:  # cancellation; under trio also Ctrl-C, which comes to whatever task runs
+                    if hasattr(self, "_scheduler"):
+                        self.stop(s.EndRun("cancelled"))
+                        with anyio.CancelScope(shield=True):
+                            await self._over.wait()
+                    raise
                 finally:
                     self._close()
         finally:
@@ -223,7 +231,7 @@ class Engine:
         executor, pool, queued_s = self._executor_of(spec).name, spec.pool or self._pool, round(start.queued_s, 6)
         header = self._header("info")
         self._put(e.TaskStarted(*header, task, number, limit, executor, pool, _HOST, self._pid, queued_s))
-        params = graph.params(node) if spec.params else _NONE
+        params = deepcopy(graph.params(node)) if spec.params else _NONE  # what one attempt does to them stays with it
         self._work.append((node, Attempt(self.run, spec, task, number, limit, params, pool, self._targets[index])))
 
     def _stop_task(self, node: int) -> None:
@@ -297,7 +305,7 @@ class Engine:
     def _begin(self, slot: _Slot, node: int, attempt: Attempt) -> None:
         slot.begin(node, attempt, self._clock.now())
         self._busy[node] = slot
-        if attempt.spec.timeout_s is not None:
+        if attempt.spec.timeout_s is not None and not self._patient:
             deadline = slot.began + attempt.spec.timeout_s
             heapq.heappush(self._deadlines, (deadline, node, attempt.number))
             self._set_alarm(deadline)
@@ -308,8 +316,10 @@ class Engine:
         slot.attempt = None
         del self._busy[node]
         timeout_s = attempt.spec.timeout_s
-        if timeout_s is not None and duration_s > timeout_s:  # it overran, and nobody could interrupt it
-            outcome = _timed_out(timeout_s, outcome)
+        if (
+            timeout_s is not None and duration_s > timeout_s and not self._patient
+        ):  # it overran, and nobody could interrupt it
+            outcome = _timed_out(attempt, outcome)
         events = self._events(node, attempt, outcome, round(duration_s, 6), False)
         for event in events:
             self._store(event)
@@ -324,7 +334,7 @@ class Engine:
             return
         try:
             if slot.late and attempt.spec.timeout_s is not None:
-                outcome = _timed_out(attempt.spec.timeout_s, None)
+                outcome = _timed_out(attempt, None, slot.abandoned)
                 for event in self._events(node, attempt, outcome, duration_s, slot.abandoned):
                     self._put(event)
             else:
@@ -358,12 +368,14 @@ class Engine:
         executor, pool = self._executor_of(attempt.spec).name, attempt.pool
         worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
         if outcome.status == "finished":
-            return [*ended, e.TaskFinished(*header, executor, pool, duration_s, worker, pid, host, cpu_s, rss)]
+            where = (worker, pid or self._pid, host or _HOST)
+            limit = attempt.max_attempts
+            return [*ended, e.TaskFinished(*header, executor, pool, duration_s, *where, cpu_s, rss, limit)]
         if outcome.status == "skipped":
             return [e.TaskSkipped(*header, "skip", outcome.error_message, duration_s)]
         reason = outcome.reason or "exception"
         delay_s = self._scheduler.retry_delay(node, reason, outcome.retryable, self.run.run_id)
-        log = attempt.log if self.run.capture else None
+        log = self._log_of(attempt)
         type, message, stack = outcome.error_type, outcome.error_message, outcome.error_stack or None
         limit = attempt.max_attempts
         if delay_s is not None:
@@ -385,6 +397,12 @@ class Engine:
         header = (*self._header("error"), attempt.task, attempt.number)
         end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
         return [e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log))]
+
+    def _log_of(self, attempt: Attempt) -> str | None:
+        """The attempt's log file, relative to the record, if anything was written to it."""
+        run = self.run
+        there = run.capture and run.record is not None and os.path.exists(os.path.join(run.record, attempt.log))
+        return attempt.log if there else None
 
     def _emit(self, slot: _Slot, attempt: Attempt) -> Emit:
         """What the executor may tell while the attempt runs, and, of an abandoned one, when it has really ended."""
@@ -443,10 +461,14 @@ class Engine:
             if self._timeout_s is not None and now >= self._began + self._timeout_s:
                 self._timeout_s = None
                 self._scheduler.stop(s.EndRun("failed", "timeout"))
-            if self._stop_asked is not None and self._stop_asked():
-                self._stop_asked = None
-                self._scheduler.stop(s.EndRun("cancelled"))
             self._advance()
+
+    async def _listen(self, stop_asked: Callable[[], bool]) -> None:
+        # Not by the run's clock: whoever asks is outside.
+        with self._listening:
+            while not stop_asked():
+                await anyio.sleep(_ASK_S)  # noqa: ASYNC110  # another process writes a file
+            self.stop(s.EndRun("cancelled"))
 
     def _next_alarm(self) -> float:
         if self._look_again:
@@ -456,8 +478,6 @@ class Engine:
             at = min(at, self._deadlines[0][0])
         if self._timeout_s is not None:
             at = min(at, self._began + self._timeout_s)
-        if self._stop_asked is not None:
-            at = min(at, self._clock.now() + _ASK_S)
         return at
 
     def _set_alarm(self, at: float) -> None:
@@ -541,6 +561,7 @@ class Engine:
             self._idle.pop().wake()
         if self._alarm is not None:
             self._alarm.cancel()
+        self._listening.cancel()
 
     def _stopped(self, error: BaseException) -> RunStopped:
         if isinstance(error, ExecutorBroken):
@@ -583,15 +604,19 @@ class _Slot:
             self._awake.set()
 
 
-def _timed_out(timeout_s: float, outcome: Outcome | None) -> Outcome:
+def _timed_out(attempt: Attempt, outcome: Outcome | None, abandoned: bool = False) -> Outcome:
     where = (
         {name: getattr(outcome, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if outcome else {}
     )
+    message = f"it took longer than its timeout_s of {attempt.spec.timeout_s:g} s"
+    if abandoned:
+        message += "; a thread cannot be stopped, so it goes on (pool = 'process' can be)"
     return Outcome(
         status="failed",
         reason="timeout",
         error_type="TimeoutError",
-        error_message=f"it took longer than its timeout_s of {timeout_s:g} s",
-        exception=TimeoutError(f"longer than {timeout_s:g} s"),
+        error_message=message,
+        retryable=is_worth_retrying(attempt, TimeoutError),
+        exception=TimeoutError(message),
         **where,
     )

@@ -30,7 +30,7 @@ def atomic(target: UPath) -> Iterator[Path]:
             _must_exist(draft, target)
             target.fs.put(str(draft), target.path, recursive=draft.is_dir())
         return
-    final = Path(str(target))
+    final = Path(target.path)
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(f".{final.stem[:100]}.{secrets.token_hex(4)}{final.suffix}")
     try:
@@ -53,7 +53,7 @@ def local(path: UPath) -> Path:
     """A local file or folder with the contents of `path`: itself where it is local, else a copy in a temporary folder
     that lives as long as the process."""
     if _is_local(path):
-        return Path(str(path))
+        return Path(path.path)
     copy = Path(tempfile.mkdtemp(prefix="gluepy-")) / path.name
     path.fs.get(path.path, str(copy), recursive=path.is_dir())
     return copy

@@ -75,23 +75,31 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
     known = [*graph.index, *dict.fromkeys(label for labels in coming.values() for label in labels)]
 
     def nodes_of(name: str) -> list[int]:
+        label = name.partition("[")[0]  # an instance that an `each` will add has its id only then
         nodes = graph.names(name)
-        nodes += [node for node, labels in coming.items() if name in labels]
+        nodes += [node for node, labels in coming.items() if label in labels]
         if not nodes:
             raise UnknownTask(name, dag, known)
         return nodes
 
     chosen = set(graph.tasks())
+    parts = {node: set(labels) for node, labels in coming.items()}
     if names:
         chosen = {node for name in names for node in nodes_of(name)}
-    if from_task is not None:
-        chosen &= graph.descendants(nodes_of(from_task))
-    if to_task is not None:
-        chosen &= graph.ancestors(nodes_of(to_task))
+    for name, after in ((from_task, True), (to_task, False)):
+        if name is not None:
+            nodes = nodes_of(name)
+            chosen &= graph.descendants(nodes) if after else graph.ancestors(nodes)
+            for node, labels in coming.items():
+                if name in labels:
+                    parts[node] &= graph.labels_along(node, name, after=after)
     if not chosen:
         raise OptionError("from_task and to_task", "nothing lies between them", f"see `gluepy graph {dag}`")
-    origins = frozenset() if names else frozenset(chosen & set(coming))
-    return Selection(frozenset(chosen), frozenset(names), origins)
+    if names:
+        return Selection(frozenset(chosen), labels=frozenset(names), ids=frozenset(names))
+    return Selection(
+        frozenset(chosen), parts={node: frozenset(labels) for node, labels in parts.items() if node in chosen}
+    )
 
 
 def make_executor(option: Any, settings: Settings) -> Executor:
@@ -138,6 +146,7 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if timeout_s is not None and not (is_number and timeout_s > 0):
         raise OptionError("timeout_s", f"{timeout_s!r} is no time", "give seconds, more than 0")
+    _check_kinds(options)
     for name, allowed in (("pool", ("thread", "process")), ("on_failure", ("drain", "continue", "cancel"))):
         value: Any = options.get(name)
         if value is not None and value not in allowed:
@@ -146,19 +155,12 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
     if params is not None:
         try:
             if not isinstance(params, Mapping):
-    _check_kinds(options)
                 raise ValueError(f"params is {type(params).__name__}, not a mapping")
             as_json(params, "params")
         except ValueError as error:
             raise OptionError("params", str(error), "give a mapping of names to JSON values") from None
 
 
-def check_concurrency(concurrency: Any) -> None:
-    """Raises `OptionError` unless `concurrency` is None or a whole number above 0."""
-    if concurrency is not None and (
-        not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
-    ):
-        raise OptionError("concurrency", f"{concurrency!r} is no number of tasks", "give a whole number, 1 or more")
 def _check_kinds(options: Mapping[str, Any]) -> None:
     for name in ("run_id", "from_task", "to_task"):
         text = options.get(name)
@@ -183,3 +185,9 @@ def _named(value: object) -> str:
     return getattr(value, "__name__", None) or repr(value)
 
 
+def check_concurrency(concurrency: Any) -> None:
+    """Raises `OptionError` unless `concurrency` is None or a whole number above 0."""
+    if concurrency is not None and (
+        not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
+    ):
+        raise OptionError("concurrency", f"{concurrency!r} is no number of tasks", "give a whole number, 1 or more")

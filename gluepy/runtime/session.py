@@ -104,7 +104,7 @@ class Session:
         self.run = RunInfo(
             run_id=run_id,
             dag=self.compiled.label,
-            path=f"{settings.storage_root.rstrip('/')}/runs/{run_id}",
+            path=settings.run_files(run_id),
             storage=settings.storage_root,
             record=str(self.record.path),
             context=self.context,
@@ -208,6 +208,7 @@ class Session:
                     pool=self.pool,
                     timeout_s=self.options.get("timeout_s"),
                     stop_asked=self.record.stop_asked,
+                    patient=self.debug,
                 )
                 before = enumerate(self.state.status) if self.plan else ()
                 finished = {node for node, status in before if status == FINISHED}
@@ -366,7 +367,7 @@ def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) 
     from upath import UPath  # brings fsspec; new runs do without it
 
     gone = set()
-    files = UPath(f"{settings.storage_root.rstrip('/')}/runs/{record.run_id}")
+    files = UPath(settings.run_files(record.run_id))
     for node in state.graph.tasks():
         target = compiled.targets[state.graph.spec_of[node]]
         if state.status[node] != FINISHED or not (isinstance(target, type) and issubclass(target, Task)):

@@ -134,24 +134,17 @@ async def test_errors_of_bad_tasks_are_raised_in_one_group(run: Run) -> None:
     assert len(caught.value.exceptions) == len(misdeeds)
 
 
-async def test_stray_cancellation_in_a_loop_task_is_a_failure(run: Run, anyio_backend_name: str) -> None:
-    if anyio_backend_name != "asyncio":
-        pytest.skip("asyncio's cancellation is nothing that trio knows")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has none that a task could raise
+async def test_stray_cancellation_in_a_loop_task_is_a_failure(run: Run) -> None:
     result, _ = await run(chosen("loop", b.raises_cancelled)(id="bad"), LoopBeside, on_failure="continue")
     assert failure(result).error_type == "asyncio.exceptions.CancelledError"
     assert result.tasks["loopbeside"].status == "finished"
 
 
-async def test_what_is_no_exception_passes_through_the_loop_and_the_log_says_that_the_run_stopped(
-    run: Run, settings: Settings
-) -> None:
-    with pytest.raises(BaseExceptionGroup) as caught:
-        await run(chosen("loop", b.raises_something_weird)(id="bad"), run_id="run")
-    assert caught.group_contains(b.Weird)
-    assert [type(event).__name__ for event in events_of(settings.runs_root / "run")][-2:] == [
-        "TaskCancelled",
-        "RunFailed",
-    ]
+async def test_what_is_no_exception_fails_the_task_on_the_loop_too(run: Run) -> None:
+    result, _ = await run(chosen("loop", b.raises_something_weird)(id="bad"), LoopBeside, on_failure="continue")
+    assert failure(result).error_type.endswith("Weird")
+    assert result.tasks["loopbeside"].status == "finished"
 
 
 # Deaths

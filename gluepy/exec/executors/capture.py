@@ -30,6 +30,7 @@ class AttemptOutput:
     def __init__(self, file: Path | None, emit: Callable[[Emission], None]) -> None:
         self._path, self._emit = file, emit
         self._file: io.FileIO | None = None
+        self._closed = False
         self._partial: dict[str, list[str]] = {}
         self._length: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -56,6 +57,7 @@ class AttemptOutput:
         with self._lock:
             for stream in list(self._partial):
                 self._line(stream, self._joined(stream, ""))
+            self._closed = True
             if self._file is not None:
                 self._file.close()
                 self._file = None
@@ -69,9 +71,14 @@ class AttemptOutput:
     def _line(self, stream: str, line: str) -> None:
         if self._path is not None:
             try:
+                data = line.encode("utf-8", "replace") + b"\n"
+                if self._closed:  # an abandoned thread goes on: its file must not stay open for good
+                    with io.FileIO(self._path, "a") as file:
+                        file.write(data)
+                    return
                 if self._file is None:
                     self._file = io.FileIO(self._path, "a")
-                self._file.write(line.encode("utf-8", "replace") + b"\n")
+                self._file.write(data)
             except OSError:  # a full disk stops the run at its next event; output alone must not fail a task
                 self._path = None
         self._emit(Output(stream, line))

@@ -82,8 +82,8 @@ class LocalExecutor(Executor):
                 outcome = await self._threads.run(
                     lambda: execute(attempt, inner), lambda: emit(Abandoned()), lambda: emit(Released())
                 )
-            if output is not None and outcome.error_stack:
-                output.write("log", outcome.error_stack)
+            if output is not None and outcome.status == "failed":
+                output.write("log", outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}")
             return outcome
         finally:
             if output is not None:

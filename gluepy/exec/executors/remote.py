@@ -6,6 +6,7 @@ only between processes of one machine, and only if it survives pickling there an
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 from collections.abc import Callable
@@ -27,6 +28,8 @@ _encoder = msgspec.msgpack.Encoder()
 _emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
 _Message = tuple[Spec, str, int, int, dict[str, Any], str]
 _KNOWN_RUNS = 8
+_CHAIN = 8  # causes of causes
+_LARGEST = 1 << 20  # bytes of a pickled exception
 _scopes: dict[int, tuple[bytes, RunScope]] = {}  # by the identity of the bytes, which a worker keeps
 
 
@@ -75,14 +78,22 @@ def emission_of(message: bytes) -> Emission:
 
 def outcome_of(body: bytes) -> Outcome:
     """The outcome in what `run_message` returned."""
-    outcome, error = msgspec.msgpack.decode(body, type=tuple[Outcome, bytes])
-    if not error:
-        return outcome
+    outcome, chain = msgspec.msgpack.decode(body, type=tuple[Outcome, list[bytes]])
+    exception: BaseException | None = None
     try:
-        exception: Any = pickle.loads(error)  # noqa: S301  # written by our own worker, on this machine
-    except Exception:
-        return outcome  # its class cannot be had here
-    return msgspec.structs.replace(outcome, exception=exception)
+        for data in reversed(chain):
+            error = _Unpickler(io.BytesIO(data)).load()
+            error.__cause__ = exception
+            exception = error
+    except Exception:  # a class cannot be had here
+        return outcome
+    return msgspec.structs.replace(outcome, exception=exception) if chain else outcome
+
+
+class _Unpickler(pickle.Unpickler):  # what it reads was written by our own worker, on this machine
+    def find_class(self, module: str, name: str) -> Any:
+        # a worker knows the driver's main script by the name that multiprocessing gives it
+        return super().find_class("__main__" if module == "__mp_main__" else module, name)
 
 
 def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
@@ -130,14 +141,19 @@ def _log_to_stderr() -> None:
         root.setLevel(logging.INFO)
 
 
-def _pickled(error: BaseException | None) -> bytes:
-    if error is None or isinstance(error, SystemExit):
-        return b""
-    traceback, error.__traceback__ = error.__traceback__, None
-    try:
-        data = pickle.dumps(error)
-        return data if isinstance(pickle.loads(data), type(error)) and len(data) < 1 << 20 else b""  # noqa: S301
-    except Exception:
-        return b""
-    finally:
-        error.__traceback__ = traceback
+def _pickled(error: BaseException | None) -> list[bytes]:
+    """`error` and its causes, the outermost first, as far as they survive pickling there and back."""
+    chain: list[bytes] = []
+    while error is not None and not isinstance(error, SystemExit) and len(chain) < _CHAIN:
+        traceback, error.__traceback__ = error.__traceback__, None
+        try:
+            data = pickle.dumps(error)
+            if not isinstance(pickle.loads(data), type(error)) or len(data) > _LARGEST:  # noqa: S301
+                break
+            chain.append(data)
+        except Exception:
+            break
+        finally:
+            error.__traceback__ = traceback
+        error = error.__cause__
+    return chain
