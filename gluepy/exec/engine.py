@@ -88,6 +88,7 @@ class Engine:
         self._pool = pool
         self._timeout_s = timeout_s
         self._stop_asked = stop_asked
+        self._listening = anyio.CancelScope()
         self._patient = patient
         self._pid = os.getpid()
         self._second, self._second_text = -1, ""
