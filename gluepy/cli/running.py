@@ -112,7 +112,8 @@ def carry_out(
     explain: Callable[[ResumePlan], Sequence[str]] = lambda plan: (),
 ) -> Ending | int:
     """Drive the run that `start` starts to its end, with progress as `call` wants it; what `explain` says comes before
-    it. `own` is stdout, where it is kept for results. Returns the exit code where a signal came before anything began."""
+    it. `own` is stdout, where it is kept for results. Returns the exit code where a signal came before anything
+    began."""
     with ExitStack() as stack:
         events = None
         if call.events is not None:

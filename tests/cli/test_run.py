@@ -439,3 +439,31 @@ def test_broken_sink_leaves_stdout_alone(shop: Console) -> None:
     assert done.returncode == 0
     assert json.loads(done.stdout)["status"] == "finished"
     assert "no sink today" in done.stderr
+
+
+def test_stdout_has_results_only_whoever_writes_there(shop: Console) -> None:
+    shop.write(
+        "loud.py",
+        """
+        import os, sys, threading
+        from gluepy import DAG, Task
+        print("while imported")
+        held = sys.__stdout__
+        class Loud(Task):
+            def run(self):
+                os.write(1, b"by descriptor\\n")
+                os.system("echo by a child")
+                thread = threading.Thread(target=print, args=("by a thread",))
+                thread.start()
+                thread.join()
+                held.write("by the stream\\n")
+                print("by print")
+        class LoudDAG(DAG): tasks = (Loud,)
+        """,
+    )
+    done = shop("run", "loud.py", "--progress", "none")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["run"]
+    told = {"while imported", "by descriptor", "by a child", "by a thread", "by the stream"}
+    assert told <= set(done.stderr.splitlines())
+    assert "by print" in shop("logs", "latest").stdout
