@@ -89,7 +89,7 @@ class CommandLine(TyperGroup):
             let_go(sys.stdout)
             raise typer.Exit(BROKEN_PIPE) from None
         except Exception as error:
-            expected = (GluepyError, RunError, OSError, typer.Exit, typer.Abort, _ClickError)
+            expected = (GluepyError, RunError, typer.Exit, typer.Abort, _ClickError)
             if ctx.invoked_subcommand in self.commands or isinstance(error, expected):
                 raise
             from gluepy.traces import user_stack

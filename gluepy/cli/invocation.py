@@ -43,7 +43,13 @@ class Invocation:
     @property
     def where(self) -> Path:
         """The folder from which the project is looked for, upwards."""
-        return Path(self.folder) if self.folder is not None else Path.cwd()
+        if self.folder is not None:
+            return Path(self.folder)
+        try:
+            return Path.cwd()
+        except FileNotFoundError:
+            mend = "go to another one, or name a project with --project DIR"
+            raise OptionError("the current folder", "it does not exist any more", mend) from None
 
     def project(self) -> Path | None:
         """The project's folder, None without one. Raises `UsageError` where --project names no project."""
@@ -129,7 +135,7 @@ def own_stdout() -> Iterator[IO[bytes]]:
     own = os.dup(1)
     os.dup2(2, 1)
     # A stream of its own: what captures or logs must be able to tell it from stderr.
-    strays = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    strays = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     stdout, sys.stdout = sys.stdout, strays
     try:
         with os.fdopen(own, "wb", buffering=0, closefd=False) as file:

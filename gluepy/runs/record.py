@@ -22,6 +22,8 @@ _ASKED_S = 0.05  # how long somebody who asks `is_held` may keep a driver waitin
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
+_BESIDE = re.compile(r"durations|index\.sqlite.*")  # what gluepy keeps beside the runs; SQLite adds endings
+
 
 def new_run_id(wall: float | None = None) -> str:
     """A new UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then randomness, so that ids sort by time."""
@@ -50,6 +52,8 @@ class Record:
             raise OptionError("run_id", f"{run_id!r} cannot name a folder", "use letters, digits, '-', '_' and '.'")
         if run_id == "latest":
             raise OptionError("run_id", "'latest' means the newest run", "give another")
+        if _BESIDE.fullmatch(run_id):
+            raise OptionError("run_id", f"{run_id!r} is the name of a file beside the runs", "give another")
         record = cls(root, run_id)
         try:
             root.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,10 @@ def make_executor(option: Any, settings: Settings) -> Executor:
     """The executor that `option` means: one, its class, the class's dotted path or entry point. Raises `UsageError`."""
     found = option
     if isinstance(option, str):
-        found = import_object(option, entry_points="gluepy.executors", named_by="EXECUTOR_BACKEND")
+        from_setting = option == settings.EXECUTOR_BACKEND
+        source = settings.sources.get("EXECUTOR_BACKEND", "") if from_setting else "option executor"
+        named_by = f"the {source}" if source.startswith("option ") else "EXECUTOR_BACKEND"
+        found = import_object(option, entry_points="gluepy.executors", named_by=named_by)
     if isinstance(found, Executor):
         return found
     if isinstance(found, type) and issubclass(found, Executor):
@@ -118,13 +121,14 @@ def make_executor(option: Any, settings: Settings) -> Executor:
     )
 
 
-def make_sinks(options: Sequence[Sink | str]) -> list[Sink]:
-    """The sinks that `options` mean. Raises `UsageError`."""
+def make_sinks(options: Sequence[Sink | str], settings: Settings) -> list[Sink]:
+    """The sinks that SINKS and then `options` mean. Raises `UsageError`."""
     sinks: list[Sink] = []
-    for option in options:
+    named = [*((sink, "SINKS") for sink in settings.SINKS), *((option, "the option sinks") for option in options)]
+    for option, named_by in named:
         sink: Any = option
         if isinstance(option, str):
-            sink = import_object(option, entry_points="gluepy.sinks", named_by="SINKS")
+            sink = import_object(option, entry_points="gluepy.sinks", named_by=named_by)
         if isinstance(sink, type):
             sink = sink()
         if not callable(sink):

@@ -77,7 +77,7 @@ def choose(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -
         check_processes(compiled, pool)
         if options.get("executor") is not None:
             executor = make_executor(options["executor"], settings)
-    return Choice(debug, pool, executor, make_sinks([*settings.SINKS, *(options.get("sinks") or ())]))
+    return Choice(debug, pool, executor, make_sinks(options.get("sinks") or (), settings))
 
 
 @dataclass

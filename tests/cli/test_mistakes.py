@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from console_calls import Console
 
@@ -42,7 +44,10 @@ from console_calls import Console
         (("run", "train", "--dry-run", "--events", "-"), "--events: with --dry-run there are none"),
         (("run", "train", "--events", "no/where"), "--events: cannot write 'no/where': No such file or directory"),
         (("run", "train", "--run-id", "../up"), "--run-id: '../up' cannot name a folder"),
-        (("run", "train", "--executor", "flows.Nope"), "module 'flows' has no 'Nope'"),
+        (("run", "train", "--run-id", "durations"), "--run-id: 'durations' is the name of a file beside the runs"),
+        (("run", "train", "--run-id", "index.sqlite-wal"), "is the name of a file beside the runs; give another"),
+        (("run", "train", "--run-id", "latest"), "--run-id: 'latest' means the newest run"),
+        (("run", "train", "--executor", "flows.Nope"), "module 'flows' has no 'Nope'; the option executor names it"),
         (("run", "train", "--executor", "LocalExecuter"), "it is neither a dotted path"),
         (("run", "nowhere.py:TrainDAG"), "there is no such file"),
         (("run", "flows/dags.py:Train"), "has no DAG 'Train'; did you mean 'TrainDAG'?"),
@@ -131,6 +136,13 @@ def test_near_miss_of_a_setting_is_one_warning_without_source(shop: Console) -> 
     ]
     assert "settings.py defines" not in shop("logs", "latest").stdout
     assert shop("run", "read", "-q").stderr.count("warning") == 0
+
+
+def test_folder_that_is_gone_is_named(shop: Console) -> None:
+    command = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m gluepy list"
+    done = shop("-c", command, program=("bash",))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: the current folder: it does not exist any more; go to")
 
 
 def test_syntax_error_in_settings_is_no_traceback_of_ours(shop: Console) -> None:

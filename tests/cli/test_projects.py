@@ -154,3 +154,23 @@ def test_project_command_runs_dags_of_the_project_that_was_named(shop: Console, 
     done = shop("-C", str(shop.folder), "runit", cwd=away)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["finished"]), done.stderr
     assert len(shop.runs) == 1
+
+
+def test_system_error_in_a_projects_command_is_its_own(shop: Console) -> None:
+    shop.write(
+        "flows/commands.py",
+        """
+        import typer
+        app = typer.Typer()
+
+        @app.command()
+        def read() -> None:
+            open("nowhere.txt")
+        """,
+    )
+    done = shop("read")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert f'{shop.folder}/flows/commands.py", line' in lines[1]
+    assert lines[-1] == "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.txt'"

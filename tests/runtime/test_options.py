@@ -15,7 +15,7 @@ from steps import Boom, Go, LoopStep, Notes, Region, Score, Step, dag_of, status
 
 from gluepy import DAG, Task, each, parallel
 from gluepy.core.events import RunStarted, TaskSkipped, TaskStarted
-from gluepy.errors import ContextError, DagError, OptionError, RunLocked, UnknownDag, UnknownTask
+from gluepy.errors import ContextError, DagError, ImportFailed, OptionError, RunLocked, UnknownDag, UnknownTask
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor
 from gluepy.runtime import Runtime
@@ -172,6 +172,13 @@ async def test_executor_is_an_instance_a_class_or_its_dotted_path(go: Go, option
         result = await runtime.run_dag(dag_of(Step(id="a")), executor=option)
     (started,) = (event for event in events_of(result) if isinstance(event, TaskStarted))
     assert started.executor == "ScriptedExecutor"
+
+
+async def test_what_names_a_module_that_is_missing_is_told(go: Go) -> None:
+    for options in ({"executor": "nowhere.Executor"}, {"sinks": ["nowhere.Sink"]}):
+        ((name, _),) = options.items()
+        with pytest.raises(ImportFailed, match=f"the option {name} names it"):
+            await go(Step(id="a"), **options)
 
 
 async def test_executor_of_the_settings_is_the_default(go: Go) -> None:
