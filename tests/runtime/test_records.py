@@ -258,3 +258,10 @@ async def test_log_of_a_torn_line_goes_on_on_a_new_one(tmp_path: Path) -> None:
     async with FileLog(file) as log:
         log.append(b"{}\n")
     assert file.read_bytes() == b'{"event":"run.st\n{}\n'
+
+
+async def test_line_that_is_written_in_pieces_is_whole_in_the_end(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:100]))
+    result = await go(LoopStep(id="a"))
+    assert len(events_of(result)) == 4

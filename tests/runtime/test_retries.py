@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from steps import Go, Step, dag_of
 
-from gluepy import Retry, Task, parallel
+from gluepy import Retry, Task, each, parallel
 from gluepy.clock import parse_rfc3339
 from gluepy.core.events import Event, TaskFailed, TaskRetrying, TaskStarted
 from gluepy.runtime import RunResult
@@ -151,3 +152,32 @@ async def test_wall_clock_that_jumps_by_a_day_does_not_change_the_wait(go: Go) -
         await settle()
         assert len(executor.started) == 2
         assert (await run.result()).status == "finished"
+
+
+async def test_thousand_hours_of_waiting_cost_no_time(go: Go) -> None:
+    class Patient(Step):
+        label = "fetch"
+        retries = Retry(attempts=11, wait_s=360_000, factor=1, max_wait_s=360_000, jitter=0)
+
+    began = time.monotonic()
+    result, _, clock = await run(go, Patient, failed())
+    assert clock.now() == 3_600_000
+    assert result.tasks["fetch"].attempts == 11
+    assert time.monotonic() - began < 5
+
+
+async def test_asking_an_each_is_tried_again_only_for_what_its_task_names(go: Go) -> None:
+    class Region(Task):
+        region: str
+        retries = Retry(attempts=3, wait_s=0, on=(ConnectionError,))
+
+        def run(self) -> None:
+            pass
+
+    def ask(error: Exception) -> list[str]:
+        raise error
+
+    result = await go(parallel(each(Region, region=lambda: ask(ConnectionResetError()))))
+    assert result.tasks["each-region"].attempts == 3
+    result = await go(parallel(each(Region, region=lambda: ask(LookupError()))))
+    assert result.tasks["each-region"].attempts == 1
