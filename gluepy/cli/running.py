@@ -32,7 +32,7 @@ from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
 from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, Runtime, Streaming, select
-from gluepy.runtime.checks import check_processes
+from gluepy.runtime.checks import check_processes, check_storage
 from gluepy.runtime.options import make_executor
 from gluepy.sinks.consume import Sink
 from gluepy.sinks.jsonlines import JsonLines
@@ -360,6 +360,7 @@ def _plain(value: Any) -> Any:
 def _dry_run(call: RunCall, settings: Settings, options: RunOptions) -> int:
     """All that a run does before its first task, and what it would then do."""
     compiled = compile_dag(find_dag(call.label, settings), settings.LIMITS)
+    check_storage(settings)
     pool = call.pool or settings.POOL
     if not call.debug:
         check_processes(compiled, pool)

@@ -6,9 +6,12 @@ import hashlib
 import sys
 from pathlib import Path
 
-from gluepy.errors import DagError
+from gluepy.conf.schema import Settings
+from gluepy.errors import DagError, SettingsError
 from gluepy.exec.dag import Compiled
 from gluepy.exec.task import Task
+
+_ALWAYS_THERE = ("file", "local", "memory")
 
 
 def check_processes(compiled: Compiled, pool: str) -> None:
@@ -24,6 +27,27 @@ def check_processes(compiled: Compiled, pool: str) -> None:
         if target.__module__ == "__main__" and (file is None or not Path(file).is_file()):
             why = "a class defined in a notebook, on stdin or by -c cannot go to a worker process"
             raise DagError(place, why, mend)
+
+
+def check_storage(settings: Settings) -> None:
+    """Raises `SettingsError` where STORAGE_ROOT is a URL that nothing installed can open."""
+    protocols, scheme, _ = settings.STORAGE_ROOT.partition("://")
+    if not scheme:
+        return
+    source = settings.sources.get("STORAGE_ROOT", "")
+    for protocol in protocols.split("::"):
+        if protocol in _ALWAYS_THERE:
+            continue
+        from fsspec import get_filesystem_class  # type: ignore[import-untyped]
+
+        try:
+            get_filesystem_class(protocol)
+        except ValueError:
+            mend = "give a folder, or a URL that fsspec knows, such as s3://bucket/folder"
+            raise SettingsError("STORAGE_ROOT", source, f"there is no storage {protocol!r}", mend) from None
+        except ImportError as error:
+            why = f"what opens {protocol}:// is not installed ({error})"
+            raise SettingsError("STORAGE_ROOT", source, why, "install it, or give a folder") from None
 
 
 def code_version(compiled: Compiled, project: str | None) -> str:

@@ -35,7 +35,7 @@ from gluepy.exec.task import Task
 from gluepy.runs.durations import learn_durations, read_durations
 from gluepy.runs.log import FileLog, LogReader
 from gluepy.runs.record import Record, new_run_id
-from gluepy.runtime.checks import check_processes, code_version
+from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.options import make_executor, make_sinks, select
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
@@ -69,6 +69,7 @@ class Choice(NamedTuple):
 
 def choose(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -> Choice:
     """Make what they name. Raises `UsageError`, also for a task that cannot run where they want it."""
+    check_storage(settings)
     debug, pool = bool(options.get("debug")), options.get("pool") or settings.POOL
     executor: Executor | None = None
     if debug:

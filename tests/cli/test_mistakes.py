@@ -89,6 +89,24 @@ def test_wrong_setting_is_one_line(env: dict[str, str], expected: str, shop: Con
         assert expected in line
 
 
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [
+        ("foo://bucket", "(environment GLUEPY_STORAGE_ROOT): there is no storage 'foo'; give a folder, or a URL that"),
+        ("s3://bucket", "what opens s3:// is not installed (Install s3fs"),
+    ],
+)
+def test_storage_that_cannot_be_opened_is_told_before_anything_runs(storage: str, expected: str, shop: Console) -> None:
+    shop.write("s3fs.py", "raise ImportError('it is not there')\n")
+    for words in (("run", "train"), ("run", "train", "--dry-run")):
+        done = shop(*words, GLUEPY_STORAGE_ROOT=storage)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: STORAGE_ROOT (")
+        assert expected in line
+        assert shop.runs == []
+
+
 def test_label_without_a_project_says_where_one_was_looked_for(gluepy: Console) -> None:
     for words in (("run", "train"), ("graph", "train"), ("list",), ("startmodule", "prices"), ("-C", ".", "list")):
         done = gluepy(*words)
