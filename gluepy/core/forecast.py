@@ -57,11 +57,9 @@ def forecast(
                     heapq.heappush(running, (now + duration_s(node), node))
                 case SkipTask():
                     scheduler.observe(e.TaskSkipped(*header(command.node), command.reason), now)
-                case BlockTask():
-                    scheduler.observe(e.TaskBlocked(*header(command.node), []), now)
                 case EndRun():
                     ended = True
-                case CancelTask() | StopTask():
+                case BlockTask() | CancelTask() | StopTask():
                     raise AssertionError("nothing fails and nobody cancels in a forecast")
         if running and not ended:
             now, node = heapq.heappop(running)

@@ -68,12 +68,11 @@ def changes(before: Graph, after: Graph) -> list[str]:
 
 def _runs_again(graph: Graph, node: int, again: set[int]) -> str:
     todo = [before for before in graph.after[node] if before in again]
-    while todo:
+    while True:  # a join runs again only where a task before it does
         before = todo.pop()
         if graph.ids[before] is not None:
             return graph.id(before)
         todo.extend(other for other in graph.after[before] if other in again)
-    return "a task before it"
 
 
 def _edges(graph: Graph, without: set[str]) -> set[tuple[str, str]]:
