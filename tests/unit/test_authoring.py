@@ -17,7 +17,7 @@ from gluepy.core.graph import Graph, Tree, compact
 from gluepy.core.policy import Retry
 from gluepy.errors import DagError, NoRunContext
 from gluepy.exec import DAG, Skip, Task, each, parallel
-from gluepy.exec.dag import Expander, as_json, compile_dag
+from gluepy.exec.dag import Expander, as_json, check_label, compile_dag
 from gluepy.exec.task import retry_of, spec_of
 
 
@@ -605,6 +605,13 @@ def test_a_dag_needs_a_label_and_tasks() -> None:
         with pytest.raises(DagError, match="DAG Sample") as caught:
             compile_dag(type("Sample", (DAG,), attributes))
         assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["a:b", "train.py", "-train"])
+def test_a_label_that_a_command_line_would_take_for_something_else_is_refused(label: str) -> None:
+    with pytest.raises(DagError, match="they mean a class, a file and an option"):
+        check_label(type("Sample", (DAG,), {"label": label}))
+    check_label(type("Sample", (DAG,), {"label": "train-1.pyx"}))
 
 
 def test_a_dag_whose_module_is_gone_still_says_what_is_missing() -> None:

@@ -141,11 +141,10 @@ def test_an_each_without_values_and_without_anything_that_finds_them_is_refused(
 
 
 def test_a_dependency_through_several_joins_is_one() -> None:
-    ask_nothing = Each(Seq(()), ("x",), rows=rows(3))
-    graph = graph_of(Seq((Par((A, B)), Par((ask_nothing, C, ask(P))), Par((D, Leaf(0, id="z"))))))
+    graph = graph_of(Seq((Par((A, B)), Par((C, D)))))
+    graph.after[graph.index["c"]] = (0, 2, 2)
     found = list(graph.task_edges())
-    assert len(found) == len(set(found))
-    assert (graph.index["a"], graph.index["d"]) in found
+    assert sorted(found) == [(0, 3), (0, 4), (1, 3), (1, 4)]
 
 
 def test_names_are_ids_or_labels() -> None:
@@ -218,6 +217,18 @@ def test_what_an_empty_branch_adds_waits_for_what_asked_only_once() -> None:
 def test_the_labels_that_an_each_will_add_are_known_before() -> None:
     graph = graph_of(ask(Seq((P, Par((Q, Each(A, ("y",), rows=rows(1))))))))
     assert graph.labels_of(0) == {"p", "q", "a"}
+
+
+def test_the_part_of_a_chain_from_or_up_to_a_label_is_known_before() -> None:
+    graph = graph_of(ask(Seq((P, Par((Q, Seq((A, B)))), Each(C, ("y",), rows=rows(1)), D))))
+    node = graph.index["each-p"]
+    assert graph.labels_along(node, "p", after=True) == {"p", "q", "a", "b", "c", "d"}
+    assert graph.labels_along(node, "a", after=True) == {"a", "b", "c", "d"}
+    assert graph.labels_along(node, "b", after=False) == {"p", "a", "b"}
+    assert graph.labels_along(node, "c", after=False) == {"p", "q", "a", "b", "c"}
+    assert graph.labels_along(node, "nothing", after=True) == set()
+    graph.expand(node, rows(1))
+    assert graph.labels_along(node, "p", after=True) == set()
 
 
 def test_a_clash_is_told_and_leaves_the_graph_as_it_was() -> None:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
 import pytest
 
 from gluepy.core import events as e
 from gluepy.core import scheduler as s
+from gluepy.core.forecast import forecast
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
 from gluepy.core.policy import OnFailure, Retry, Trigger
 from gluepy.core.state import STATUS, State
@@ -713,6 +715,63 @@ def test_what_an_each_finds_is_selected_by_label_or_by_what_asked(selection: s.S
     bench = Bench(ASK[:2], Each(Leaf(0), ("x",), expander=1), selection=selection)
     bench.go()
     assert bench.expand("each-t", [[1]])[0] == f"t[x=1]{': ' + told if told else ''}"
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [
+        (s.Selection(frozenset({1}), ids=frozenset({"t[x=1]"})), ["t[x=1]", "t[x=2]: skipped, unselected"]),
+        (s.Selection(frozenset({1}), parts={0: frozenset({"t"})}), ["t[x=1]", "t[x=2]"]),
+        (
+            s.Selection(frozenset({1}), parts={5: frozenset({"t"})}),
+            ["t[x=1]: skipped, unselected", "t[x=2]: skipped, unselected"],
+        ),
+    ],
+)
+def test_single_instances_and_parts_of_a_chain_can_be_selected(selection: s.Selection, told: list[str]) -> None:
+    bench = Bench(ASK, Seq((Each(Leaf(0), ("x",), expander=1), Leaf(2))), selection=selection)
+    node = bench.node("each-t")
+    bench.restart(selection=msgspec.structs.replace(selection, nodes=frozenset({node})))
+    bench.go()
+    assert sorted(line for line in bench.expand("each-t", [[1], [2]]) if line.startswith("t[")) == told
+
+
+@pytest.mark.parametrize("trigger", ["all_success", "none_failed", "all_done", "one_failed"])
+@pytest.mark.parametrize("ended", ["finished", "skipped", "failed"])
+def test_what_an_each_finds_is_judged_by_what_came_before_the_each(trigger: Trigger, ended: str) -> None:
+    specs = (A, task("t", params=("x",), trigger=trigger), task("each-t", expands=True, trigger=trigger))
+    bench = Bench(specs, Seq((Leaf(0), Each(Leaf(1), ("x",), expander=2))), on_failure="continue")
+    bench.go()
+    told = {"finished": bench.finish, "skipped": bench.skip, "failed": bench.fail}[ended]("a")
+    if TABLE[trigger, ended] != "starts":
+        assert told[0].startswith(f"each-t: {TABLE[trigger, ended]}")
+    else:
+        assert told == ["each-t"]
+        assert bench.expand("each-t", [[1]]) == ["t[x=1]"]
+
+
+# ---- forecasts
+
+
+def test_a_forecast_is_how_long_the_run_would_take() -> None:
+    seconds = [1.0, 2.0, 3.0, 4.0]
+    bench = Bench.mapping((A, ()), (B, (0,)), (C, (0,)), (D, (1, 2)))
+    foreseen = forecast(bench.graph, lambda node: seconds[node], concurrency=2)
+    assert (foreseen.makespan_s, foreseen.critical_path_s, foreseen.work_s) == (8.0, 8.0, 10.0)
+    assert foreseen.starts == {"a": 0.0, "b": 1.0, "c": 1.0, "d": 4.0}
+    assert forecast(bench.graph, lambda node: seconds[node], concurrency=1).makespan_s == 10.0
+
+
+def test_a_forecast_heeds_limits_and_selections_and_what_would_be_skipped() -> None:
+    gpu = [task(label, uses={"gpu": 1}) for label in "abc"]
+    graph = Bench.parallel(*gpu, limits=s.Limits({"gpu": 1})).graph
+    assert forecast(graph, lambda node: 2.0, concurrency=9, limits={"gpu": 1}).makespan_s == 6.0
+    one = forecast(graph, lambda node: 2.0, concurrency=9, limits={"gpu": 1}, selection=s.Selection(frozenset({1})))
+    assert (one.makespan_s, one.starts) == (2.0, {"b": 0.0})
+    failed = Bench.sequence(A, task("b", trigger="one_failed")).graph
+    assert forecast(failed, lambda node: 1.0, concurrency=1).starts == {"a": 0.0}
+    ask = Bench(ASK, Seq((Each(Leaf(0), ("x",), expander=1), Leaf(2)))).graph
+    assert forecast(ask, lambda node: 1.0, concurrency=1).starts == {"each-t": 0.0, "d": 1.0}
 
 
 # ---- another session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from gluepy.core import events as e
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
 from gluepy.core.resume import changes, resets
 from gluepy.core.state import PENDING, STATUS, State
+from gluepy.core.timeline import Bar, timeline, with_more_slots
 
 SPECS = (
     *(Spec(cls=f"m:{label}", label=label) for label in "abc"),
@@ -302,3 +304,107 @@ def test_how_a_dag_has_changed_is_told_in_words() -> None:
     told = changes(graph, Graph(tree(Seq((*many, Leaf(0), Leaf(1), ASK)))))
     names = ", ".join(f"n{number:02}" for number in range(10))
     assert told == [f"added: {names} and 2 more", "removed: c"]
+
+
+# ---- timelines
+
+
+def at(seconds: float) -> str:
+    return (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
+
+
+def told(*lines: tuple[float, int, type[Any], tuple[Any, ...]]) -> tuple[list[e.Event], State]:
+    """Events at these seconds of these sessions, and their state."""
+    events: list[e.Event] = []
+    opening: tuple[Any, ...] = (
+        1,
+        "0",
+        "host",
+        1,
+        tree(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK))).record(),
+        "digest",
+        "code",
+        {},
+    )
+    for seq, (seconds, session, kind, facts) in enumerate(lines, start=1):
+        more = opening if kind is e.RunStarted else (*opening, []) if kind is e.RunResumed else ()
+        events.append(kind(seq, session, at(seconds), "info", "r", "dag", *more, *facts))
+    return events, State.of(events)
+
+
+def starting(task: str, attempt: int = 1, queued_s: float = 0.0) -> tuple[Any, ...]:
+    return e.TaskStarted, (task, attempt, 3, "x", "thread", "host", 1, queued_s)
+
+
+def ending(task: str, attempt: int = 1) -> tuple[Any, ...]:
+    return e.TaskFinished, (task, attempt, "x", "thread", 1.0)
+
+
+def test_a_timeline_has_the_attempts_and_the_path_that_the_run_waited_for() -> None:
+    events, state = told(
+        (0.0, 1, e.RunStarted, ()),
+        (0.0, 1, *starting("a")),
+        (2.0, 1, *ending("a")),
+        (2.0, 1, *starting("b")),
+        (2.5, 1, *starting("c", queued_s=0.5)),
+        (3.0, 1, *ending("b")),
+        (4.0, 1, e.TaskRetrying, ("c", 1, 3, "x", "thread", 1.5, 0.0, "exception", "E", "m")),
+        (4.0, 1, e.TaskMetric, ("c", 1, "m", 1.0)),
+        (4.0, 1, *starting("c", 2)),
+        # the driver died, and another one came a day later
+        (86400.0, 2, e.RunResumed, ()),
+        (86400.0, 2, e.TaskReset, ("c", 2, "it was interrupted")),
+        (86400.0, 2, *starting("c", 3)),
+        (86403.0, 2, *ending("c", 3)),
+        (86403.0, 2, *ending("c", 3)),
+        (86403.0, 2, *starting("each-t")),
+        (86404.0, 2, e.TaskExpanded, ("each-t", 1, [["x"]])),
+        (86404.0, 2, *ending("each-t")),
+        (86404.0, 2, *starting("t[x=x]")),
+        (86405.0, 2, e.TaskProgress, ("t[x=x]", 1, 1.0, 2.0)),
+    )
+    line = timeline(events, state)
+    assert line.bars == [
+        Bar("a", 1, 0.0, 2.0, 0.0, "finished"),
+        Bar("b", 1, 2.0, 3.0, 0.0, "finished"),
+        Bar("c", 1, 2.5, 4.0, 0.5, "failed"),
+        Bar("c", 2, 4.0, 9.0, 0.0, "running"),
+        Bar("c", 3, 4.0, 7.0, 0.0, "finished"),
+        Bar("each-t", 1, 7.0, 8.0, 0.0, "finished"),
+        Bar("t[x=x]", 1, 8.0, 9.0, 0.0, "running"),
+    ]
+    assert (line.length_s, line.waiting_s, line.working_s) == (9.0, 0.5, 2 + 1 + 1.5 + 5 + 3 + 1 + 1)
+    assert line.critical_path == ["a", "c", "each-t", "t[x=x]"]
+
+
+def test_a_run_that_has_not_begun_has_no_path() -> None:
+    events, state = told((0.0, 1, e.RunStarted, ()))
+    line = timeline(events, state)
+    assert (line.bars, line.critical_path, line.length_s) == ([], [], 0.0)
+
+
+def test_an_end_without_a_start_is_no_bar() -> None:
+    events, state = told((0.0, 1, e.RunStarted, ()), (1.0, 1, e.TaskSkipped, ("a", 0, "unselected")))
+    assert timeline(events, state).bars == []
+
+
+def test_the_predecessors_on_the_path_are_seen_through_joins() -> None:
+    story = Story(Seq((Par((Leaf(0), Leaf(1))), Par((Leaf(2), Leaf(3, fixed={"x": 1}))))))
+    header = ("info", "r", "dag")
+    events: list[e.Event] = []
+    for seconds, task in ((0.0, "a"), (1.0, "b"), (2.0, "c")):
+        kind, facts = starting(task)
+        events.append(kind(1, 1, at(seconds), *header, *facts))
+        kind, facts = ending(task)
+        events.append(kind(1, 1, at(seconds + 1), *header, *facts))
+    story.state.graph.after[story.state.graph.index["c"]] = (0, 2)  # a, and a again behind the join
+    assert timeline(events, story.state).critical_path == ["b", "c"]
+
+
+def test_more_slots_would_bring_what_a_forecast_says() -> None:
+    story = Story(Par((Leaf(0), Leaf(1), Leaf(2))))
+    for task in "ab":
+        story.finishes(task, duration_s=4.0)
+    story.fails("c")
+    simulated = with_more_slots(story.state, 1, {})
+    assert [simulated(slots).makespan_s for slots in (0, 1, 2)] == [8.0, 8.0, 4.0]
