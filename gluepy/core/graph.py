@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -163,8 +164,12 @@ class Graph:
         return self.specs[self.spec_of[node]]
 
     def params(self, node: int) -> dict[str, JSON]:
-        """The parameters of a task node by name."""
-        return dict(zip(self.spec(node).params, self.values[node], strict=True))
+        """The parameters of a task node by name, for the caller to keep: nobody else sees what becomes of them."""
+        params = dict(zip(self.spec(node).params, self.values[node], strict=True))
+        for name, value in params.items():
+            if isinstance(value, (list, dict)):
+                params[name] = deepcopy(value)
+        return params
 
     def expand(self, node: int, rows: Sequence[Sequence[JSON]]) -> range:
         """Add the tasks that the `each` of `node` makes of `rows`, for which there is no `clash`; returns them."""

@@ -14,7 +14,6 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -232,7 +231,7 @@ class Engine:
         executor, pool, queued_s = self._executor_of(spec).name, spec.pool or self._pool, round(start.queued_s, 6)
         header = self._header("info")
         self._put(e.TaskStarted(*header, task, number, limit, executor, pool, _HOST, self._pid, queued_s))
-        params = deepcopy(graph.params(node)) if spec.params else _NONE  # what one attempt does to them stays with it
+        params = graph.params(node) if spec.params else _NONE
         self._work.append((node, Attempt(self.run, spec, task, number, limit, params, pool, self._targets[index])))
 
     def _stop_task(self, node: int) -> None:
@@ -467,8 +466,8 @@ class Engine:
     async def _listen(self, stop_asked: Callable[[], bool]) -> None:
         # Not by the run's clock: whoever asks is outside.
         with self._listening:
-            while not stop_asked():
-                await anyio.sleep(_ASK_S)  # noqa: ASYNC110  # another process writes a file
+            while not stop_asked():  # noqa: ASYNC110  # another process leaves a file
+                await anyio.sleep(_ASK_S)
             self.stop(s.EndRun("cancelled"))
 
     def _next_alarm(self) -> float:

@@ -250,3 +250,21 @@ async def test_barriers_between_wide_groups_compile_and_run_in_seconds(go: Go) -
     result = await go(*groups)
     assert len(result.tasks) == 2 * wide
     assert result.duration_s < 20
+
+
+class Greedy(Task):
+    seen: list[int]
+    retries = Retry(attempts=2, wait_s=0)
+
+    def run(self) -> None:
+        self.seen.append(1)
+        self.context.known.append(1)
+        assert (len(self.seen), len(self.context.known)) == (1, 0)
+        raise ValueError("again")
+
+
+async def test_what_an_attempt_does_to_its_parameters_and_context_stays_with_it(go: Go) -> None:
+    result = await go(Greedy(seen=[]), params={"known": []}, check=False)
+    (task,) = result.tasks.values()
+    assert task.attempts == 2
+    assert task.error is not None and task.error.type == "ValueError"
