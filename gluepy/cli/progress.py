@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
@@ -41,6 +41,7 @@ MODES = ("auto", "live", "plain", "none")
 _WORD = 9  # columns of the word that begins a line: "cancelled"
 _METRICS = 4  # metrics shown behind a finished task
 _NAME = 48  # columns for a running task's id
+_LONGEST_ID = 200  # columns of an id in a line of its own
 
 
 class View(Protocol):
@@ -121,7 +122,7 @@ class Plain:
                     lines += [f"{self._time(event)}  {line}\n" for line in _headlines(event)]
                 case e.TaskStarted():
                     again = f"  attempt {event.attempt} of {event.max_attempts}" if event.attempt > 1 else ""
-                    lines.append(self._line(event, "started", f"{printable(event.task)}{again}"))
+                    lines.append(self._line(event, "started", f"{_told(event.task)}{again}"))
                 case e.TaskMetric():
                     _keep_metric(self._metrics, event)
                 case _:
@@ -161,7 +162,7 @@ class _Running:
     __slots__ = ("attempt", "begun", "done", "last", "limit", "name", "total")
 
     def __init__(self, event: e.TaskStarted, begun: float) -> None:
-        self.name = printable(event.task)
+        self.name = _told(event.task)
         self.attempt, self.limit = event.attempt, event.max_attempts
         self.begun = begun
         self.done = self.total = 0.0
@@ -183,7 +184,8 @@ class Live:
         from rich.style import Style
 
         self._segment = Segment
-        self._styles = {name: Style.parse(style) for name, style in {**STYLE_OF, "dim": "dim", "bold": "bold"}.items()}
+        styles = {**STYLE_OF, "dim": "dim", "bold": "bold"} if wants_colour(sys.stderr) else {}
+        self._styles = defaultdict(Style.null, {name: Style.parse(style) for name, style in styles.items()})
         self._console: Console = Console(stderr=True, markup=False, highlight=False, emoji=False)
         self._running: dict[str, _Running] = {}
         self._metrics: dict[str, list[str]] = {}
@@ -321,27 +323,32 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
     match event:
         case e.TaskFinished():
             measured = f"  {', '.join(metrics.pop(event.task))}" if event.task in metrics else ""
-            return "finished", f"{printable(event.task)}  {duration(event.duration_s)}{measured}"
+            return "finished", f"{_told(event.task)}  {duration(event.duration_s)}{measured}"
         case e.TaskFailed():
             tries = f" (attempt {event.attempt} of {event.max_attempts})" if event.max_attempts > 1 else ""
             what = f"{_error(event)}{tries}"
-            return "failed", f"{printable(event.task)}  {duration(event.duration_s)}  {what}"
+            return "failed", f"{_told(event.task)}  {duration(event.duration_s)}  {what}"
         case e.TaskRetrying():
             tries = f"attempt {event.attempt} of {event.max_attempts} failed"
             again = f"; again in {duration(event.delay_s)}"
-            return "retrying", f"{printable(event.task)}  {tries}: {_error(event)}{again}"
+            return "retrying", f"{_told(event.task)}  {tries}: {_error(event)}{again}"
         case e.TaskSkipped(reason="unselected"):
             return None
         case e.TaskSkipped():
             why = {"skip": first_line(event.why), "upstream": "what it depends on was skipped"}
             text = why.get(event.reason, "its trigger was not met")
-            return "skipped", printable(event.task) + (f"  {text}" if text else "")
+            return "skipped", _told(event.task) + (f"  {text}" if text else "")
         case e.TaskBlocked():
-            return "blocked", f"{printable(event.task)}  by {', '.join(map(printable, event.blocked_by))}"
+            return "blocked", f"{_told(event.task)}  by {', '.join(map(_told, event.blocked_by))}"
         case e.TaskCancelled():
             left = "  (its thread could not be stopped)" if event.abandoned else ""
-            return "cancelled", f"{printable(event.task)}{left}"
+            return "cancelled", f"{_told(event.task)}{left}"
     return None
+
+
+def _told(task: str) -> str:
+    """A task's id, fit for a line: parameters may be of any length."""
+    return fit(printable(task), _LONGEST_ID)
 
 
 def _age_s(event: e.Event) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from console_calls import Console
+from console_calls import Console, Terminal
 
 SLASHED = "fit[region=CNTRL/STORE [SUP] 🎉]"
 
@@ -467,3 +469,28 @@ def test_stdout_has_results_only_whoever_writes_there(shop: Console) -> None:
     told = {"while imported", "by descriptor", "by a child", "by a thread", "by the stream"}
     assert told <= set(done.stderr.splitlines())
     assert "by print" in shop("logs", "latest").stdout
+
+
+def test_live_display_has_no_attributes_with_no_color(shop: Console, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal("run", "train", NO_COLOR="1")
+    screen.wait_for("finished")
+    assert screen.wait() == 0
+    assert not re.search(r"\x1b\[[0-9;]*[1-9][0-9;]*m", screen.text)
+
+
+def test_long_id_is_cut_in_progress(shop: Console) -> None:
+    shop.write(
+        "long.py",
+        """
+        from gluepy import DAG, Task
+        class Wide(Task):
+            text: str
+            def run(self): pass
+        class LongDAG(DAG): tasks = (Wide(text="x" * 5000),)
+        """,
+    )
+    done = shop("run", "long.py", "--progress", "plain")
+    assert done.returncode == 0
+    lines = [line for line in done.stderr.splitlines() if "wide[text=xxx" in line]
+    assert len(lines) == 2
+    assert all("xxx…" in line and len(line) < 250 for line in lines)

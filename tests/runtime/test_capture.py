@@ -239,3 +239,16 @@ async def test_output_is_never_in_the_event_log(go: Go) -> None:
     result, lines = await lines_of(go, Chatters(word="x"))
     assert len(lines) == 200
     assert b"task.output" not in (result.path / "events.jsonl").read_bytes()
+
+
+class AsksItsStream(Task):
+    """Asks what only the stream itself has."""
+
+    def run(self) -> None:
+        print(sys.stdout.strange)  # type: ignore[attr-defined]
+
+
+async def test_captured_stream_has_what_the_original_has(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "strange", "and so on", raising=False)
+    _, lines = await lines_of(go, AsksItsStream, capture=True)
+    assert [event.line for event in lines] == ["and so on"]

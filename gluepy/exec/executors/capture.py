@@ -146,6 +146,11 @@ class _Proxy(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "_original":  # not set yet
+            raise AttributeError(name)
+        return getattr(self._original, name)  # `name`, `reconfigure` and whatever else a stream of its kind has
+
     @property
     def buffer(self) -> Any:
         """Bytes go through `write` too, so that they are captured."""
