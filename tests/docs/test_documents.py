@@ -1,8 +1,8 @@
 """Every command and program in README and docs works, run from the texts themselves.
 
-A fenced block that begins with a comment such as `# pipeline.py` is a file. An `sh` block is run, in order, in one folder
-for each document; one marked `sh fails` must fail. Only the first two commands of the README are left out: they install,
-and run these tests.
+A fenced block that begins with a comment such as `# pipeline.py` is a file. An `sh` block is run, in order, in one
+folder for each document; one marked `sh fails` must fail. Only the first two commands of the README are left out: they
+install, and run these tests.
 """
 
 import os
