@@ -717,9 +717,7 @@ async def test_lines_of_a_worker_that_dies_or_is_killed_are_not_lost() -> None:
         with pytest.raises(WorkerLost):
             await call(pool, "import os\nos.write(1, b'line\\n' * 5000 + b'end')\nos._exit(1)", heard)
         assert heard.stdout == ["line"] * 5000 + ["end"]
-        async with calling(
-            pool, "import os; os.write(1, b'1\\nhalf')" + STAY, cancelled
-        ):
+        async with calling(pool, "import os; os.write(1, b'1\\nhalf')" + STAY, cancelled):
             await cancelled.numbers(1)
     assert cancelled.stdout == ["1", "half"]
 

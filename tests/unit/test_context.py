@@ -7,7 +7,6 @@ import datetime as dt
 import json
 import pickle
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -221,10 +220,8 @@ def test_a_megabyte_of_parameters_works(load: Load) -> None:
     values = {f"group{group}": {f"name{name}": f"value {name}" for name in range(500)} for group in range(90)}
     text = json.dumps(values)
     assert len(text) > 1_000_000
-    start = time.perf_counter()
     assert load(text) == values
     assert load(**values) == values
-    assert time.perf_counter() - start < 15
 
 
 # ---- the model
