@@ -245,7 +245,8 @@ class AsksItsStream(Task):
     """Asks what only the stream itself has."""
 
     def run(self) -> None:
-        print(sys.stdout.strange)  # type: ignore[attr-defined]
+        stream: Any = sys.stdout
+        print(stream.strange)
 
 
 async def test_captured_stream_has_what_the_original_has(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
