@@ -499,7 +499,7 @@ def damage(log: list[bytes], rng: random.Random) -> bytes:
             case 2:
                 log[at] = log[at][: rng.randrange(len(log[at]) + 1)]
             case 3:
-                cut = rng.randrange(len(log[at]))
+                cut = rng.randrange(len(log[at]) + 1)
                 log[at] = log[at][:cut] + b"\x00" * rng.choice((1, 512)) + log[at][cut + rng.choice((0, 5)) :]
             case 4:
                 log.insert(at, bytes(rng.randrange(256) for _ in range(rng.randrange(60))) + b"\n")
