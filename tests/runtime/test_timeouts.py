@@ -14,6 +14,7 @@ from gluepy import Retry, Task, parallel
 from gluepy.core.events import RunFailed, TaskFailed, TaskRetrying
 from gluepy.core.scheduler import GRACE_S
 from gluepy.errors import RunError
+from gluepy.exec.port import Abandoned, Attempt, Emit, Outcome, Released
 from gluepy.runtime import RunTimedOut
 from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, assert_events, events_of, settle, until
 from gluepy.testing import Step as Ends
@@ -184,6 +185,25 @@ async def test_retry_of_abandoned_work_waits_at_most_the_grace_time(go: Go) -> N
         assert len(executor.started) == 2
         result = await run.result()
     assert result.status == "finished"
+
+
+async def test_work_that_is_left_behind_and_ends_while_its_call_is_stopped_frees_its_slot_at_once(go: Go) -> None:
+    class EndsJustThen(ScriptedExecutor):
+        async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+            try:
+                return await super().run(attempt, emit)
+            except anyio.get_cancelled_exc_class():
+                emit(Abandoned())
+                emit(Released())
+                raise
+
+    clock = VirtualClock()
+    executor = EndsJustThen({"slow": HELD}, clock=clock)
+    dag = dag_of(parallel((Slow(id="slow"), Step(id="z")), Step(id="next")))
+    async with clock.autojump(), go.runtime(executor=executor, clock=clock) as runtime:
+        result = await runtime.run_dag(dag, check=False, concurrency=1, on_failure="continue")
+    assert statuses(result) == {"slow": "failed", "z": "blocked", "next": "finished"}
+    assert result.duration_s == 5
 
 
 async def test_run_does_not_wait_for_ever_for_a_slot_that_abandoned_work_holds(go: Go) -> None:
