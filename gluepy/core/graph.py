@@ -225,19 +225,23 @@ class Graph:
         """`nodes` and everything after them, joins included."""
         return self._closure(nodes, self.before)
 
+    def tasks_before(self, node: int) -> list[int]:
+        """The tasks that `node` directly depends on, seen through joins."""
+        found, seen, todo = [], set(), list(self.after[node])
+        while todo:
+            other = todo.pop()
+            if other in seen:
+                continue
+            seen.add(other)
+            if self.ids[other] is None:
+                todo.extend(self.after[other])
+            else:
+                found.append(other)
+        return found
+
     def task_edges(self) -> Iterator[tuple[int, int]]:
         """Every dependency between two tasks, seen through joins, as (before, after)."""
-        for node in self.tasks():
-            seen, todo = set(), list(self.after[node])
-            while todo:
-                other = todo.pop()
-                if other in seen:
-                    continue
-                seen.add(other)
-                if self.ids[other] is None:
-                    todo.extend(self.after[other])
-                else:
-                    yield other, node
+        return ((before, node) for node in self.tasks() for before in self.tasks_before(node))
 
     def longest_paths(self, weight: Callable[[int], float], since: int = 0, known: Sequence[float] = ()) -> list[float]:
         """For every node from `since` on, the weight of the heaviest path from it to an end, its own included.

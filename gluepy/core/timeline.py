@@ -105,28 +105,13 @@ def _critical_path(state: State, bars: Sequence[Bar]) -> list[str]:
     node = graph.index[max(last.values(), key=lambda bar: bar.ended_s).task]
     path = [graph.id(node)]
     while True:
-        befores = [graph.id(before) for before in _tasks_before(state, node)]
+        befores = [graph.id(before) for before in graph.tasks_before(node)]
         ended = [last[task] for task in befores if task in last]
         if not ended:
             return path[::-1]
         latest = max(ended, key=lambda bar: bar.ended_s)
         node = graph.index[latest.task]
         path.append(latest.task)
-
-
-def _tasks_before(state: State, node: int) -> list[int]:
-    graph = state.graph
-    found, seen, todo = [], set(), list(graph.after[node])
-    while todo:
-        before = todo.pop()
-        if before in seen:
-            continue
-        seen.add(before)
-        if graph.ids[before] is None:
-            todo.extend(graph.after[before])
-        else:
-            found.append(before)
-    return found
 
 
 _ENDS = {
