@@ -136,6 +136,9 @@ class _Proxy(io.TextIOBase):
     def flush(self) -> None:
         self._original.flush()
 
+    def close(self) -> None:
+        """Do nothing: others print here too, also when the proxy itself is collected."""
+
     def isatty(self) -> bool:
         scope = current_scope()
         return (scope is None or scope.output is None) and self._original.isatty()
