@@ -221,6 +221,14 @@ async def test_writing_to_descriptor_1_harms_nobody_and_is_captured_from_a_proce
     assert "binary" in capfd.readouterr().out
 
 
+async def test_task_that_closes_stdout_closes_it_for_nobody(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result, lines = await run((chosen("thread", b.closes_stdout)(id="bad"), Beside))
+    assert result.status == "finished"
+    assert [line.line for line in lines] == ["beside"]
+    print("the driver goes on")
+    assert capsys.readouterr().out == "the driver goes on\n"
+
+
 async def test_process_that_closes_its_stdout_ends_well_and_its_worker_is_replaced(run: Run) -> None:
     result, lines = await run((chosen("process", b.closes_stdout)(id="bad"), Beside), pool="process", concurrency=1)
     assert result.status == "finished"
