@@ -220,6 +220,30 @@ async def test_commit_waits_for_the_disk_and_flushes_once_for_all_that_wait(path
         assert disk.flushed == 2  # there was nothing to flush
 
 
+async def threads_end() -> None:
+    await until(lambda: not any(thread.name == "gluepy-log" for thread in threading.enumerate()))
+
+
+async def test_who_only_waits_for_what_is_being_flushed_costs_no_flush(path: Path, disk: Disk) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def flush() -> None:
+        begun.set()
+        gate.wait(20)
+
+    disk.flush = flush
+    async with FileLog(path, "commit") as log:
+        log.append(lines(1)[0])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.durable)
+            await until(begun.is_set)
+            tasks.start_soon(log.durable)
+            await until(lambda: len(log._waiters) == 2)
+            gate.set()
+    await threads_end()
+    assert disk.flushed == 1
+
+
 @pytest.mark.parametrize("sync", ["batch", "none"])
 async def test_only_commit_waits(path: Path, disk: Disk, sync: Sync) -> None:
     gate = threading.Event()
@@ -267,6 +291,18 @@ async def test_a_failed_flush_breaks_a_commit_and_is_never_tried_again(path: Pat
     assert read(path) == [1]
 
 
+async def test_a_failed_flush_is_not_tried_again_by_who_has_not_heard_of_it(path: Path, disk: Disk) -> None:
+    disk.flush = broken_disk
+    async with FileLog(path, "commit") as log:
+        log.append(lines(1)[0])
+        with pytest.raises(LogBroken):
+            await log.durable()
+        log._written += 1
+        log._due.set()  # as if it came at the same moment
+        await threads_end()
+    assert disk.flushed == 1
+
+
 async def test_a_failed_flush_behind_breaks_the_next_append(path: Path, disk: Disk) -> None:
     disk.flush = broken_disk
     async with FileLog(path) as log:
@@ -308,7 +344,7 @@ async def test_a_closed_log_leaves_no_thread_and_no_descriptor(path: Path) -> No
         async with FileLog(path, sync) as log:
             log.append(lines(1)[0])
             await log.durable()
-    await until(lambda: not any(thread.name == "gluepy-log" for thread in threading.enumerate()))
+    await threads_end()
     assert set(os.listdir("/proc/self/fd")) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -300,6 +301,9 @@ def test_asking_whether_a_run_is_held_keeps_no_driver_from_it(tmp_path: Path) ->
     record = started(tmp_path, "run")
     with record.lock():
         pass
+    with (record.path / "run.lock").open() as asked:
+        fcntl.flock(asked, fcntl.LOCK_SH)  # as somebody who asks at the same moment
+        assert not record.is_held()
     with drivers(1) as (driver,):
         driver.say(str(tmp_path))
         while not record.is_held():

@@ -260,6 +260,14 @@ def test_a_task_drained_behind_a_failure_and_something_else_names_the_failure_be
     assert bench.fail("b") == ["d: blocked by c b", "a: blocked by c b", "run failed"]
 
 
+def test_a_task_whose_own_predecessor_failed_names_that_one_when_the_run_ends() -> None:
+    e_, f_ = task("e"), task("f")
+    bench = Bench.mapping((A, ()), (e_, (0,)), (f_, (1,)), (B, ()), (C, ()), (D, (3, 4)), concurrency=2)
+    assert bench.go() == ["a", "b"]
+    assert bench.fail("a") == ["e: blocked by a", "f: blocked by a"]
+    assert bench.fail("b") == ["c: blocked by a b", "d: blocked by b", "run failed"]
+
+
 def test_continue_starts_what_does_not_depend_on_the_failure() -> None:
     bench = Bench.parallel(A, B, concurrency=1, on_failure="continue")
     bench.go()
@@ -599,6 +607,15 @@ def test_a_run_gives_up_when_threads_that_cannot_be_stopped_hold_all_it_needs() 
     assert bench.go() == ["b: blocked by a", "c: blocked by a", "run failed"]
 
 
+def test_a_run_that_gives_up_names_the_threads_first() -> None:
+    bench = Bench.parallel(A, B, C, concurrency=1, on_failure="continue")
+    bench.go()
+    bench.fail("a")
+    bench.fail("b", abandoned=True)
+    bench.now = s.GRACE_S
+    assert bench.go() == ["c: blocked by b a", "run failed"]
+
+
 def test_a_run_waits_for_a_limit_that_another_run_holds_whatever_threads_it_has_abandoned() -> None:
     limits = s.Limits({"gpu": 1})
     other = Bench.sequence(task("g", uses={"gpu": 1}), limits=limits)
@@ -857,6 +874,21 @@ def test_a_restored_run_knows_what_blocked_a_task_that_was_drained() -> None:
     bench.state.blocked_by[2] = ["gone"]
     bench.restart()
     assert bench.go()[0] == "d: blocked by c"
+
+
+def test_a_restored_run_knows_which_failures_lie_behind_an_each() -> None:
+    specs = (*ASK[:2], task("d", trigger="all_done"), A, B, C)
+    root = Par((Seq((Par((Seq((Each(Leaf(0), ("x",), expander=1), Leaf(2))), Leaf(3))), Leaf(4))), Leaf(5)))
+    bench = Bench(specs, root)
+    node = bench.node("each-t")
+    bench.state.apply(e.TaskExpanded(*bench.about(node), [[1]]))
+    bench.state.apply(e.TaskFinished(*bench.about(node), "x", "thread", 1.0))
+    bench.state.apply(e.TaskFailed(*bench.about(bench.node("t[x=1]")), 1, "x", "thread", 1.0, "exception", "E", "m"))
+    bench.state.apply(e.TaskFinished(*bench.about(bench.node("d")), "x", "thread", 1.0))
+    bench.restart()
+    assert bench.go() == ["a", "c"]
+    assert bench.fail("c") == []  # from now on only what has a failure behind it starts
+    assert bench.finish("a") == ["b"]
 
 
 def test_what_was_left_out_before_hands_on_a_failure_of_this_session() -> None:
