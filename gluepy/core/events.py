@@ -273,4 +273,6 @@ def recordable(text: object) -> str:
 def json_schema() -> dict[str, JSON]:
     """The JSON Schema of one line, generated from the types above; it is shipped as `core/events.schema.json`."""
     schema = msgspec.json.schema(Event)
+    for kind in schema["$defs"].values():  # Python 3.13 and later indent docstrings otherwise than those before
+        kind["description"] = " ".join(kind["description"].split())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gluepy event", **schema}
