@@ -165,6 +165,12 @@ def test_parameters_come_from_the_task_or_from_the_each_around_it() -> None:
     assert [graph.params(node) for node in graph.tasks()] == [{"x": 0, "y": "fixed"}, {"x": 1, "y": "fixed"}]
 
 
+def test_parameters_are_the_callers_to_change() -> None:
+    graph = graph_of(Leaf(4, fixed={"x": [{"a": [1]}]}))
+    graph.params(0)["x"][0]["a"].append(2)
+    assert graph.params(0) == {"x": [{"a": [1]}]}
+
+
 def test_ancestors_and_descendants_see_through_joins() -> None:
     graph = graph_of(Seq((Par((A, B)), Par((C, D)))))
     assert graph.ancestors([graph.index["c"]]) == {0, 1, 2, 3}
