@@ -1090,11 +1090,12 @@ async def test_leaving_the_pool_while_cancelled_still_waits() -> None:
         assert psutil.Process().children(recursive=True) == []
 
 
-async def test_a_call_that_ends_while_the_pool_is_left_is_not_waited_for_in_vain() -> None:
-    replies = []
+async def test_a_call_that_ends_while_the_pool_is_left_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+    replies, gate = [], tmp_path / "gate"
 
     async def busy(pool: WorkerPool) -> None:
-        replies.append(await call(pool, "print(1, flush=True); result = b'the end'", heard))
+        until_gate = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.001)\n"
+        replies.append(await call(pool, until_gate + "print(1, flush=True); result = b'the end'", heard))
 
     heard = Heard()
     with anyio.fail_after(10):
@@ -1104,6 +1105,7 @@ async def test_a_call_that_ends_while_the_pool_is_left_is_not_waited_for_in_vain
                 group.start_soon(busy, pool)
                 while pool._idle:
                     await anyio.lowlevel.checkpoint()
+                gate.touch()
                 wait_for_reply(pool, b"the end")
             assert psutil.Process().children(recursive=True) == []
     assert [reply.body for reply in replies] == [b"the end"]
