@@ -15,7 +15,8 @@ from console_calls import Console, Terminal, until
 
 PIPE = """
     import os, subprocess, sys, time
-    from pathlib import Path
+    from contextlib import closing
+from pathlib import Path
     from gluepy import DAG, Task, each
 
     class Load(Task):
@@ -123,7 +124,7 @@ def test_index_is_thrown_away_at_will(pipe: Console) -> None:
     assert pipe("runs").stdout == before
     index.write_bytes(b"no database" * 1000)
     assert pipe("runs").stdout == before
-    with sqlite3.connect(index) as db:
+    with closing(sqlite3.connect(index)) as db, db:
         assert db.execute("SELECT run_id FROM runs").fetchall() == [("first",)]
     log = pipe.folder / ".gluepy/runs/broken/events.jsonl"
     log.parent.mkdir()
