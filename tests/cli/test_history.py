@@ -16,8 +16,7 @@ from console_calls import Console, Terminal, until
 
 PIPE = """
     import os, subprocess, sys, time
-    from contextlib import closing
-from pathlib import Path
+    from pathlib import Path
     from gluepy import DAG, Task, each
 
     class Load(Task):
