@@ -266,8 +266,8 @@ class Engine:
             while not self._over.is_set():
                 with anyio.CancelScope(shield=True) as slot.scope:
                     await self._work_on(slot)
-                if slot.attempt is not None:
-                    self._interrupted(slot, slot.attempt)
+                if slot.attempt is not None and self._broken is None:
+                    await self._conclude(slot, self._interrupted(slot, slot.attempt))
         except BaseException as error:
             self._give_up(error)
             if not isinstance(error, Exception):
@@ -287,17 +287,24 @@ class Engine:
             else:
                 executor = self._executor_of(attempt.spec)
                 outcome = await executor.run(attempt, self._emit(slot, attempt))
-            events = self._settle(slot, attempt, outcome)
-            if self._commits:  # what depends on it starts after it is safe
-                self._flush()
-                await self._log.durable()
-            now = self._clock.now()
-            for event in events:
-                self._scheduler.observe(event, now)
-            self._advance(taken=1)
-            if now - self._breath > _BREATH_S:
+            await self._conclude(slot, self._settle(slot, attempt, outcome))
+            if self._clock.now() - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
+
+    async def _conclude(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> None:
+        """Go on from how the slot's attempt ended, once that is safe."""
+        if self._commits:
+            self._flush()
+            with anyio.CancelScope(shield=True):  # a stop that came too late must not leave the end unheard
+                await self._log.durable()
+        now = self._clock.now()
+        for event in events:
+            self._scheduler.observe(event, now)
+        slot.ending = None
+        if slot.released:
+            self._scheduler.release(slot.node, events[-1].attempt)
+        self._advance(taken=1)
 
     def _executor_of(self, spec: Spec) -> Executor:
         return self._here if spec.expands else self._executor
@@ -313,39 +320,29 @@ class Engine:
     def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> list[e.TaskEvent]:
         """The attempt has ended by itself: store how."""
         node, duration_s = slot.node, self._clock.now() - slot.began
-        slot.attempt = None
+        slot.attempt, slot.ending = None, attempt
         del self._busy[node]
         timeout_s = attempt.spec.timeout_s
-        if (
-            timeout_s is not None and duration_s > timeout_s and not self._patient
-        ):  # it overran, and nobody could interrupt it
-            outcome = _timed_out(attempt, outcome)
+        if timeout_s is not None and duration_s > timeout_s and not self._patient:
+            outcome = _timed_out(attempt, outcome)  # it overran, and nobody could interrupt it
         events = self._events(node, attempt, outcome, round(duration_s, 6), False)
         for event in events:
             self._store(event)
         return events
 
-    def _interrupted(self, slot: _Slot, attempt: Attempt) -> None:
-        """The attempt was stopped: at its deadline, or because the run is."""
+    def _interrupted(self, slot: _Slot, attempt: Attempt) -> list[e.TaskEvent]:
+        """The attempt was stopped, at its deadline or because the run is: store that."""
         node, duration_s = slot.node, round(self._clock.now() - slot.began, 6)
-        slot.attempt = None
+        slot.attempt, slot.ending = None, attempt
         del self._busy[node]
-        if self._broken is not None:
-            return
-        try:
-            if slot.late and attempt.spec.timeout_s is not None:
-                outcome = _timed_out(attempt, None, slot.abandoned)
-                for event in self._events(node, attempt, outcome, duration_s, slot.abandoned):
-                    self._put(event)
-            else:
-                header = self._header("warning")
-                self._put(e.TaskCancelled(*header, attempt.task, attempt.number, duration_s, slot.abandoned))
-        except LogBroken as error:
-            self._give_up(error)
-            return
-        if slot.released:
-            self._scheduler.release(node, attempt.number)
-        self._advance(taken=1)
+        if slot.late:
+            events = self._events(node, attempt, _timed_out(attempt, None, slot.abandoned), duration_s, slot.abandoned)
+        else:
+            header = self._header("warning")
+            events = [e.TaskCancelled(*header, attempt.task, attempt.number, duration_s, slot.abandoned)]
+        for event in events:
+            self._store(event)
+        return events
 
     def _events(
         self, node: int, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool
@@ -409,7 +406,7 @@ class Engine:
 
         def emit(emission: Emission) -> None:
             if isinstance(emission, Released):
-                slot.released = slot.attempt is attempt
+                slot.released = attempt is slot.attempt or attempt is slot.ending
                 self._scheduler.release(self._graph.index[attempt.task], attempt.number)
                 self._advance()
                 return
@@ -574,11 +571,12 @@ class Engine:
 class _Slot:
     """One long-lived task that runs attempts, and what it is at."""
 
-    __slots__ = ("_awake", "abandoned", "attempt", "began", "late", "node", "released", "scope")
+    __slots__ = ("_awake", "abandoned", "attempt", "began", "ending", "late", "node", "released", "scope")
 
     def __init__(self) -> None:
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.attempt: Attempt | None = None
+        self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
         self.node = -1
         self.began = 0.0
         self.late = self.abandoned = self.released = False

@@ -11,11 +11,12 @@ import pytest
 from steps import WAITERS, Go, Notes, ProcessWaits, Step, ThreadWaits, Waits, dag_of, statuses
 
 from gluepy import Retry, Task, parallel
+from gluepy.conf.schema import Settings
 from gluepy.core.events import RunFailed, TaskFailed, TaskRetrying
 from gluepy.core.scheduler import GRACE_S
 from gluepy.errors import RunError
-from gluepy.exec.port import Abandoned, Attempt, Emit, Outcome, Released
-from gluepy.runtime import RunTimedOut
+from gluepy.exec.port import FINISHED, Abandoned, Attempt, Emit, Executor, Outcome, Released
+from gluepy.runtime import Runtime, RunTimedOut
 from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, assert_events, events_of, settle, until
 from gluepy.testing import Step as Ends
 
@@ -255,3 +256,24 @@ async def test_run_beyond_its_timeout_leaves_nothing_running(go: Go, notes: Note
     else:
         assert notes.of("end") == []
         assert not psutil.Process().children(recursive=True)
+
+
+class Deaf(Executor):
+    """Does not hear that it is to stop."""
+
+    async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+        if attempt.task == "late":
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class():
+                pass
+        return FINISHED
+
+
+async def test_end_that_a_stop_overtakes_is_not_lost_while_it_is_made_durable(settings: Settings) -> None:
+    durable = settings.model_copy(update={"EVENT_SYNC": "commit"})
+    with anyio.fail_after(20):
+        async with Runtime(durable, executor=Deaf()) as runtime:
+            result = await runtime.run_dag(dag_of(LoopLate(id="late"), Waits(id="next")), check=False)
+    assert statuses(result) == {"late": "failed", "next": "blocked"}
+    assert failure(result, "late").reason == "timeout"
