@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol, Self
@@ -81,6 +80,7 @@ class FileLog:
         self._written = 0  # appended lines, and below how many of them are flushed
         self._flushed = 0
         self._due = threading.Event()
+        self._hurry = threading.Event()  # somebody waits for the flush: no time for company
         self._closing = False
         self._flusher: threading.Thread | None = None
         self._waiters: list[tuple[int, anyio.Event]] = []
@@ -105,6 +105,7 @@ class FileLog:
                     await self._flush()
         finally:
             self._closing = True
+            self._hurry.set()
             self._due.set()
             file, self._file = self._file, -1
             os.close(file)  # the flusher has a descriptor of its own
@@ -144,6 +145,7 @@ class FileLog:
                 raise self._refusal() from error
         done = anyio.Event()
         self._waiters.append((self._written, done))
+        self._hurry.set()
         self._due.set()
         await done.wait()
         if self._broken is not None:
@@ -179,10 +181,11 @@ class FileLog:
         flushed = 0
         while error is None:
             self._due.wait()
-            if self.sync == "batch" and not self._waiters and not self._closing:
-                time.sleep(_BATCH_S)
+            if self.sync == "batch":
+                self._hurry.wait(_BATCH_S)
             if self._closing:
                 break
+            self._hurry.clear()
             self._due.clear()
             upto = self._written
             if upto == flushed:
