@@ -101,6 +101,8 @@ class Tree(msgspec.Struct, frozen=True):
 
 def compact(value: JSON) -> str:
     """A parameter's value as it stands in an id: compact JSON, strings bare unless they would read as another value."""
+    if type(value) is int:
+        return str(value)
     if isinstance(value, str):
         try:
             msgspec.json.decode(value)

@@ -147,7 +147,7 @@ def as_json(value: Any, what: str) -> JSON:
 
 
 def _plain(value: Any, what: str) -> JSON:
-    if value is None or isinstance(value, bool) or type(value) is int:
+    if value is None or type(value) in (int, bool):
         return value
     if isinstance(value, str):
         return _text(value, what)
@@ -174,7 +174,7 @@ class _Compiler:
         self.place = f"DAG {dag.__qualname__} ({dag.__module__})"
         self.specs: list[Spec] = []
         self.targets: list[type[Task] | Expander] = []
-        self._known: dict[type[Task], int] = {}
+        self._known: dict[type[Task], tuple[int, dict[str, Any]]] = {}  # its spec, and its parameters' defaults
 
     def fail(self, problem: str, mend: str = "") -> DagError:
         return DagError(self.place, problem, mend)
@@ -219,34 +219,38 @@ class _Compiler:
                 f"{_short(item)} is not a task",
                 "use a Task class, its name, an instance, parallel(…), each(…) or a sequence",
             )
-        spec = self.spec(task)
+        spec, defaults = self._known.get(task) or self.learn(task)
         id, own = (None, {}) if isinstance(item, type) else (item._id, item._given)
-        fixed = {**{name: value for name, value in defaults_of(task) if name not in given}, **own}
+        fixed = {}
         for name in task._parameters:
-            if name not in fixed and name not in given:
+            if name in own:
+                value = own[name]
+            elif name in given:
+                continue
+            elif name in defaults:
+                value = defaults[name]
+            else:
                 around = f" (the each around it gives {', '.join(sorted(given))})" if given else ""
                 raise self.fail(
                     f"{task.__qualname__} needs a value for its parameter {name!r}{around}",
                     f"write {task.__qualname__}({name}=…) or each({task.__qualname__}, {name}=[…])",
                 )
-        try:
-            fixed = {
-                name: as_json(fixed[name], f"{task.__qualname__}.{name}") for name in task._parameters if name in fixed
-            }
-        except ValueError as error:
-            raise self.fail(str(error), "parameters are JSON values; put anything else in a file") from None
+            try:
+                fixed[name] = as_json(value, f"{task.__qualname__}.{name}")
+            except ValueError as error:
+                mend = "parameters are JSON values; put anything else in a file"
+                raise self.fail(str(error), mend) from None
         if id is not None and (not isinstance(id, str) or not id or recordable(id) != id):
             raise self.fail(f"{task.__qualname__} has the id {id!r}", "an id is a string with at least one character")
         return Leaf(spec, fixed, id)
 
-    def spec(self, task: type[Task]) -> int:
-        if task not in self._known:
-            try:
-                spec = spec_of(task)
-            except DagError as error:
-                raise DagError(f"{self.place}, {error.place}", error.problem, error.mend) from None
-            self._known[task] = self.append(spec, task)
-        return self._known[task]
+    def learn(self, task: type[Task]) -> tuple[int, dict[str, Any]]:
+        try:
+            spec = spec_of(task)
+        except DagError as error:
+            raise DagError(f"{self.place}, {error.place}", error.problem, error.mend) from None
+        known = self._known[task] = self.append(spec, task), dict(defaults_of(task))
+        return known
 
     def append(self, spec: Spec, target: type[Task] | Expander) -> int:
         self.specs.append(spec)
@@ -310,30 +314,40 @@ class _Compiler:
         return Each(item, tuple(columns), expander=self.append(spec, expander))
 
     def mapping(self, tasks: Mapping[Any, Any]) -> Element:
-        leaves, wanted = [], []
-        for key, after in tasks.items():
-            if isinstance(key, (Branches, Fan, tuple)):
+        known: dict[int, tuple[Leaf, tuple[int, str]]] = {}  # by the item's identity: most stand in several places
+
+        def look(item: Any) -> tuple[Leaf, tuple[int, str]]:
+            found = known.get(id(item))
+            if found is None:
+                leaf = self.leaf(item)
+                found = known[id(item)] = leaf, self.key(leaf)
+            return found
+
+        leaves, keys = [], []
+        for item in tasks:
+            if isinstance(item, (Branches, Fan, tuple)):
                 raise self.fail(
                     "a mapping's task cannot be parallel, each or a sequence", "use tasks, or write a sequence"
                 )
-            leaves.append(self.leaf(key))
-            wanted.append(
-                [self.leaf(dep) for dep in (after if isinstance(after, (tuple, list, set, frozenset)) else (after,))]
-            )
-        keys = [self.key(leaf) for leaf in leaves]
+            leaf, key = look(item)
+            leaves.append(leaf)
+            keys.append(key)
         positions = {key: position for position, key in enumerate(keys)}
         if len(positions) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise self.fail(f"{self.name(twice)} stands twice", "give one an id of its own")
         after_of: list[list[int]] = []
-        for key, deps in zip(keys, wanted, strict=True):
-            for dep in deps:
-                if self.key(dep) not in positions:
+        for task, after in zip(keys, tasks.values(), strict=True):
+            places: dict[int, None] = {}
+            for item in after if isinstance(after, (tuple, list, set, frozenset)) else (after,):
+                leaf, key = look(item)
+                if key not in positions:
                     raise self.fail(
-                        f"{self.name(key)} depends on {self.name(self.key(dep))}, which is not in the mapping",
-                        f"add {self.specs[dep.spec].cls.rpartition(':')[2]}: ()",
+                        f"{self.name(task)} depends on {self.name(key)}, which is not in the mapping",
+                        f"add {self.specs[leaf.spec].cls.rpartition(':')[2]}: ()",
                     )
-            after_of.append(list(dict.fromkeys(positions[self.key(dep)] for dep in deps)))
+                places[positions[key]] = None
+            after_of.append(list(places))
         order = self.topological(after_of, keys)
         place = {old: new for new, old in enumerate(order)}
         return Deps(
