@@ -4,6 +4,16 @@
 the way: a plain and slow model, which looks only at how tasks ended, says what each task should do, and the scheduler
 must do just that. The world also knows what an engine knows of an attempt: threads that cannot be stopped, workers that
 are lost, cancellation that comes too late.
+
+Checked in every world, at every command or event, none of it on a share of them only:
+
+- what starts is what the model would start first: all before it has ended, its trigger and the selection let it, a slot
+  and its limits are free (`check_start`); and when nothing starts, nothing could (`check_nothing_can_start`);
+- the attempts that run or cannot be stopped are never more than `concurrency`, nor do they take more than limits have,
+  over all runs of the world (`start`);
+- skips and blocks have the reason and the causes that the model gives (`check_skip`, `check_causes`);
+- the live state, the graph with what an `each` added included, is the fold over the decoded lines so far (`audit`);
+- as long as a run has not ended something will happen (`free_one`), and at its end each task has ended once (`end`).
 """
 
 from __future__ import annotations
@@ -12,7 +22,7 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gluepy.clock import parse_rfc3339, rfc3339
@@ -38,6 +48,7 @@ from gluepy.core.state import (
 EPOCH = 1_700_000_000.0
 ENDED = (FINISHED, SKIPPED, FAILED, CANCELLED, BLOCKED)
 CAPACITY = {"gpu": 1, "disk": 3}
+BAD, LEFT = 1, 2  # what a task hands on to those after it, in the model: it went wrong, it was skipped
 
 
 class RandomTree:
@@ -241,10 +252,12 @@ class Run:
         self.spent: Counter[tuple[str, bool]] = Counter()  # attempts: the task's own failures, and lost workers
         self.threads: set[tuple[int, int]] = set()
         self.due: dict[int, float] = {}
-        self.terminal: Counter[int] = Counter()
+        self.terminal: Counter[int] = Counter()  # how often each task ended in this session
+        self.settled: set[int] = set()  # had ended before it, and do not run again
         self.draining = self.closing = self.ended = self.look = False
         self.stopping: s.EndRun | None = None
         self.verdicts: dict[int, str] | None = None
+        self.order: list[int] | None = None  # every node after what it depends on, for the graph as it is
         self.paths: list[float] = []
         world.runs.append(self)
 
@@ -253,7 +266,7 @@ class Run:
         rng = self.world.rng
         nodes = frozenset(node for node in self.graph.tasks() if rng.random() < 0.6)
         asks = [node for node in self.graph.tasks() if self.graph.expandable(node)]
-        labels = {label for node in asks for label in self.graph.labels_of(node) if rng.random() < 0.3}
+        labels = {label for node in asks for label in sorted(self.graph.labels_of(node)) if rng.random() < 0.3}
         origins = frozenset(node for node in asks if node in nodes and rng.random() < 0.5)
         self.selection = s.Selection(nodes, frozenset(labels), origins)
 
@@ -279,7 +292,7 @@ class Run:
         self.shift = parse_rfc3339(last.timestamp) + gap_s - self.world.now
         facts: tuple[Any, ...] = (e.SCHEMA_VERSION, "0", "host", 1, self.tree.record(), "digest", "code", {}, [])
         self.record(e.RunResumed(*self.header(), *facts))
-        self.graph = self.state.graph
+        self.graph, self.order = self.state.graph, None
         finished = {node for node in self.graph.tasks() if self.state.status[node] == FINISHED}
         causes = resets(self.state, {})
         assert sorted(causes) == sorted(again(self.state))
@@ -289,6 +302,7 @@ class Run:
                 self.record(e.TaskFailed(*self.about(node), *lost))
             self.record(e.TaskReset(*self.about(node), cause))
         self.terminal.clear()
+        self.settled = {node for node in self.graph.tasks() if self.state.status[node] in ENDED}
         self.done = finished - set(causes)
         for node, failure in self.state.error.items():
             if isinstance(failure, e.TaskRetrying) and self.state.status[node] == RETRYING:
@@ -473,8 +487,8 @@ class Run:
             assert end.status == ("failed" if bad else "finished"), (end, failed)
         for node in self.graph.tasks():
             assert self.state.status[node] in ENDED, f"{self.graph.id(node)} has not ended"
-            if self.session == 1:
-                assert self.terminal[node] == 1, f"{self.graph.id(node)} ended {self.terminal[node]} times"
+            times = self.terminal[node] + (node in self.settled)
+            assert times == 1, f"{self.graph.id(node)} ended {times} times"
         counts = self.state.counts()
         header = self.header()
         match end.status:
@@ -503,8 +517,10 @@ class Run:
         if node < 0 or self.graph.ids[node] is None:
             return
         match event:
-            case e.TaskStarted() | e.TaskProgress() | e.TaskMetric() | e.TaskExpanded():
+            case e.TaskStarted() | e.TaskProgress() | e.TaskMetric():
                 pass
+            case e.TaskExpanded():
+                self.order = None
             case e.TaskRetrying():
                 self.begun.add(node)
                 self.landed(node)
@@ -539,7 +555,9 @@ class Run:
 
     def verdict(self, node: int) -> str:
         """What the model says about a task that has not ended."""
-        return self.judged()[node]
+        verdicts = self.judged()
+        assert node in verdicts, f"{self.graph.id(node)} has ended already: {STATUS[self.state.status[node]]}"
+        return verdicts[node]
 
     def judged(self) -> dict[int, str]:
         """For each task that has not ended: "wait", "start", "drained", "block", or why to skip it."""
@@ -549,50 +567,55 @@ class Run:
 
     def judge(self) -> dict[int, str]:
         graph, status, why = self.graph, self.state.status, self.state.why
-        flags: dict[int, frozenset[str]] = {}  # what a node hands on; absent: it has not ended
-        after: dict[int, frozenset[str]] = {}  # what lies somewhere before
-        came: dict[int, frozenset[str]] = {}  # what was handed to a node
+        if self.order is None:
+            self.order = in_order(graph)
+            self.paths = graph.longest_paths(lambda node: 1.0)
+        hands: list[int | None] = [None] * len(graph)  # what a node hands on; None: it has not ended
+        past = [0] * len(graph)  # whether a failure lies somewhere before a node, itself included
+        came = [0] * len(graph)  # what was handed to a node
         verdicts: dict[int, str] = {}
-        self.paths = graph.longest_paths(lambda node: 1.0)
-        for node in in_order(graph):
+        for node in self.order:
             befores = graph.after[node]
-            open_ = any(before not in flags for before in befores)
-            got = frozenset().union(*[flags.get(before, ()) for before in befores])
-            past = frozenset().union(*[after.get(before, ()) for before in befores])
+            got = before = 0
+            open_ = False
+            for other in befores:
+                handed = hands[other]
+                if handed is None:
+                    open_ = True
+                else:
+                    got |= handed
+                before |= past[other]
             if graph.origin.get(node) in befores:  # as if it had always stood where its `each` stands
                 got |= came[graph.origin[node]]
-            after[node], came[node] = past, got
+            past[node], came[node] = before, got
+            state = status[node]
             if graph.ids[node] is None:
-                if not open_:
-                    flags[node] = got
-                continue
-            if status[node] in (FAILED, BLOCKED, CANCELLED):
-                flags[node] = frozenset(("F",))
-                after[node] = past | {"F"}
-            elif status[node] == SKIPPED and why[node] == "unselected":
-                if not open_:
-                    flags[node] = got & {"F"}
-            elif status[node] == SKIPPED:
-                flags[node] = frozenset(("S",))
-            elif status[node] == FINISHED:
-                flags[node] = frozenset()
+                hands[node] = None if open_ else got
+            elif state in (FAILED, BLOCKED, CANCELLED):
+                hands[node] = past[node] = BAD
+            elif state == SKIPPED and why[node] == "unselected":
+                hands[node] = None if open_ else got & BAD
+            elif state == SKIPPED:
+                hands[node] = LEFT
+            elif state == FINISHED:
+                hands[node] = 0
             else:
                 verdicts[node] = "wait" if open_ else self.trigger(node, got)
-                if verdicts[node] == "start" and status[node] == RETRYING and not self.draining:
+                if verdicts[node] == "start" and state == RETRYING and not self.draining:
                     self.begun.add(node)
-                if verdicts[node] == "start" and self.draining and node not in self.begun and "F" not in past:
+                if verdicts[node] == "start" and self.draining and node not in self.begun and not before:
                     verdicts[node] = "drained"
         return verdicts
 
-    def trigger(self, node: int, got: Iterable[str]) -> str:
+    def trigger(self, node: int, got: int) -> str:
         if self.selection is not None and not self.selected(node, self.selection):
             return "unselected"
         trigger = self.graph.spec(node).trigger
-        if "F" in got and trigger in ("all_success", "none_failed"):
+        if got & BAD and trigger in ("all_success", "none_failed"):
             return "block"
-        if "S" in got and trigger == "all_success":
+        if got & LEFT and trigger == "all_success":
             return "upstream"
-        return "trigger" if trigger == "one_failed" and "F" not in got else "start"
+        return "trigger" if trigger == "one_failed" and not got & BAD else "start"
 
     def selected(self, node: int, selection: s.Selection) -> bool:
         origin = self.graph.origin.get(node)

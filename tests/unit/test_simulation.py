@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,10 +14,12 @@ import pytest
 from simulation import World
 
 from gluepy.core import scheduler
+from gluepy.core.events import Event, TaskFailed
 from gluepy.core.graph import Graph
-from gluepy.core.scheduler import Scheduler
+from gluepy.core.scheduler import Command, EndRun, Scheduler, SkipTask
+from gluepy.core.state import State
 
-WORLDS = int(os.environ.get("GLUEPY_SIMULATIONS", "300"))
+WORLDS = int(os.environ.get("GLUEPY_SIMULATIONS", "3000"))
 EXHAUSTIVE = int(os.environ.get("GLUEPY_SIMULATIONS_EXHAUSTIVE", "100000"))
 CHUNK = 1000
 
@@ -27,17 +32,26 @@ def play(seed: int) -> World:
         raise
 
 
-def resume_somewhere(world: World, seed: int) -> None:
-    """Cut the log of the first run anywhere and go on from there, once with bad luck and once with good."""
+def resume_twice(world: World, seed: int) -> None:
+    """Cut the log of the first run anywhere and go on from there with bad luck; do that again, with good luck."""
     run = world.runs[0]
     for unkind in (True, False):
         cut = random.Random(seed + unkind).randint(1, len(run.lines))
         try:
-            again = World(seed).resume(run, cut, unkind)
+            run = World(seed).resume(run, cut, unkind)
         except Exception as error:
-            error.add_note(f"World({seed}).resume(World({seed}).play().runs[0], {cut}, {unkind})")
+            error.add_note(f"World({seed}).play(), resumed at {cut}, {unkind=}")
             raise
-        assert unkind or again.state.run == "finished", (seed, cut)
+    assert run.state.run == "finished", seed
+
+
+def logs(seeds: Iterable[int]) -> str:
+    """A digest of all the logs of these worlds."""
+    digest = hashlib.sha256()
+    for seed in seeds:
+        for run in play(seed).runs:
+            digest.update(b"".join(run.lines))
+    return digest.hexdigest()
 
 
 def test_simulated_runs_keep_every_rule_to_their_end() -> None:
@@ -46,20 +60,32 @@ def test_simulated_runs_keep_every_rule_to_their_end() -> None:
 
 
 def test_a_run_goes_on_from_wherever_its_log_was_cut() -> None:
-    for seed in range(WORLDS):
-        resume_somewhere(play(seed), seed)
+    for seed in range(WORLDS // 3):
+        resume_twice(play(seed), seed)
 
 
 def test_a_run_goes_on_from_every_event_of_its_log() -> None:
-    for seed in range(WORLDS // 30):
+    for seed in range(WORLDS // 100):
         world = play(seed)
         for cut in range(1, len(world.runs[0].lines) + 1):
             assert World(seed).resume(world.runs[0], cut, unkind=False).state.run == "finished", (seed, cut)
 
 
 def test_the_same_seed_gives_the_same_log() -> None:
-    for seed in range(WORLDS // 3):
+    for seed in range(WORLDS // 30):
         assert [run.lines for run in play(seed).runs] == [run.lines for run in play(seed).runs], seed
+
+
+def test_the_same_seed_gives_the_same_log_whatever_the_hashes_of_strings_are() -> None:
+    here = logs(range(WORLDS // 30))
+    for hash_seed in ("1", "2"):
+        told = f"from test_simulation import logs; print(logs(range({WORLDS // 30})))"
+        path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
+        there = subprocess.run(
+            [sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True
+        )
+        assert there.stdout.strip() == here
 
 
 def test_simulated_runs_meet_everything_that_can_happen() -> None:
@@ -81,8 +107,9 @@ def test_simulated_runs_meet_everything_that_can_happen() -> None:
 def test_many_simulated_runs_keep_every_rule(first: int) -> None:
     for seed in range(first, min(first + CHUNK, EXHAUSTIVE)):
         world = play(seed)
-        if seed % 10 == 0:
-            resume_somewhere(world, seed)
+        if seed % 3 == 0:
+            resume_twice(world, seed)
+        if seed % 100 == 0:
             assert [run.lines for run in play(seed).runs] == [run.lines for run in world.runs], seed
 
 
@@ -179,7 +206,63 @@ def finished_tasks_that_run_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("simulation.resets", lambda state, forced: dict.fromkeys(state.graph.tasks(), "again"))
 
 
+def one_task_too_many(patch: pytest.MonkeyPatch) -> None:
+    init = Scheduler.__init__
+
+    def __init__(self: Scheduler, state: State, *, concurrency: int, **rest: Any) -> None:
+        init(self, state, concurrency=concurrency + 1, **rest)
+
+    patch.setattr(Scheduler, "__init__", __init__)
+
+
+def dependency_that_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    restore = Scheduler._restore
+
+    def _restore(self: Scheduler, now: float) -> None:
+        self._waiting = [max(1, count - 1) if count > 2 else count for count in self._waiting]
+        restore(self, now)
+
+    patch.setattr(Scheduler, "_restore", _restore)
+
+
+def selection_that_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "_is_selected", lambda self, node: True)
+
+
+def skip_that_is_not_handed_on(patch: pytest.MonkeyPatch) -> None:
+    hands_on = Scheduler._hands_on
+    patch.setattr(Scheduler, "_hands_on", lambda self, node: hands_on(self, node) & ~2)
+
+
+def task_that_ends_twice(patch: pytest.MonkeyPatch) -> None:
+    end = Scheduler._end
+
+    def _end(self: Scheduler, how: EndRun) -> Command:
+        self._commands.extend(SkipTask(node, "unselected") for node in list(self.graph.tasks())[:1])
+        return end(self, how)
+
+    patch.setattr(Scheduler, "_end", _end)
+
+
+def state_that_knows_more_than_the_log(patch: pytest.MonkeyPatch) -> None:
+    observe = Scheduler.observe
+
+    def _observe(self: Scheduler, event: Event, now: float) -> int:
+        node = observe(self, event, now)
+        if isinstance(event, TaskFailed):
+            self.state.failures[node] = self.state.failures.get(node, 0) + 1
+        return node
+
+    patch.setattr(Scheduler, "observe", _observe)
+
+
 PLANTED = (
+    one_task_too_many,
+    dependency_that_is_dropped,
+    selection_that_is_ignored,
+    skip_that_is_not_handed_on,
+    task_that_ends_twice,
+    state_that_knows_more_than_the_log,
     each_that_hides_what_came_before_it,
     barrier_that_an_empty_branch_opens,
     retry_that_starves_behind_others,
@@ -201,4 +284,4 @@ def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], mon
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         for seed in range(WORLDS):
-            resume_somewhere(play(seed), seed)
+            resume_twice(play(seed), seed)
