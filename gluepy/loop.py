@@ -6,7 +6,46 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 from anyio.lowlevel import current_token
+
+
+class Signal:
+    """One task waits for it, once; another sets it, in the same event loop. `signals()` makes them."""
+
+    __slots__ = ("_event", "_future")
+
+    def __init__(self, future: Any, event: anyio.Event | None) -> None:
+        self._future, self._event = future, event
+
+    async def wait(self) -> None:
+        """Return once it is set. Cancelling is as with any wait."""
+        if self._event is not None:
+            await self._event.wait()
+        else:
+            await self._future
+
+    def set(self) -> None:
+        """Let the waiting task go on. Idempotent."""
+        if self._event is not None:
+            self._event.set()
+        elif not self._future.done():
+            self._future.set_result(None)
+
+    def is_set(self) -> bool:
+        """Whether `set` was called, before the wait was cancelled if it was."""
+        if self._event is not None:
+            return self._event.is_set()
+        return self._future.done() and not self._future.cancelled()
+
+
+def signals() -> Callable[[], Signal]:
+    """What makes signals for the running event loop. On asyncio a signal is a future: it costs a tenth of an
+    `anyio.Event`, which has to find out the loop each time."""
+    future = getattr(current_token().native_token, "create_future", None)
+    if future is None:
+        return lambda: Signal(None, anyio.Event())
+    return lambda: Signal(future(), None)
 
 
 class Doorbell:

@@ -15,6 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, assert_never
 
 import anyio
@@ -32,7 +33,6 @@ from gluepy.exec.port import (
     Abandoned,
     Attempt,
     Emission,
-    Emit,
     Executor,
     Metric,
     Outcome,
@@ -41,6 +41,7 @@ from gluepy.exec.port import (
     Released,
     RunInfo,
 )
+from gluepy.loop import Signal, signals
 from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
 
@@ -96,7 +97,8 @@ class Engine:
         self._unpublished: list[e.Event] = []
         self._session = state.session
         self._began = 0.0
-        self._work: deque[tuple[int, Attempt]] = deque()  # node and attempt
+        self._kinds: list[tuple[Spec, Any, Executor, str]] = []  # of each spec: what it runs, where, and its pool
+        self._work: deque[tuple[int, Executor, Attempt]] = deque()  # attempts of nodes that no slot has taken up yet
         self._idle: list[_Slot] = []
         self._busy: dict[int, _Slot] = {}
         self._coming = 0  # slots that were called and have not looked for work yet
@@ -104,7 +106,8 @@ class Engine:
         self._alarm_at = math.inf
         self._alarm: anyio.CancelScope | None = None
         self._look_again = False
-        self._over = anyio.Event()
+        self._is_over, self._over = False, anyio.Event()
+        self._signal = signals()
         self._broken: BaseException | None = None
         self._tasks: TaskGroup | None = None
         self._breath = 0.0
@@ -130,6 +133,10 @@ class Engine:
                 try:
                     self._open(opening, resets)
                     self._flush()
+                    self._kinds = [
+                        (spec, target, self._executor_of(spec), spec.pool or self._pool)
+                        for spec, target in zip(self._graph.specs, self._targets, strict=True)
+                    ]
                     self._scheduler = decide(self._clock.now(), self._clock.wall())
                     if self._stop_first is not None:
                         self._scheduler.stop(self._stop_first)
@@ -161,7 +168,7 @@ class Engine:
         """Stop what runs, cancel what waits, and end as `end` says. Idempotent; from the event loop only."""
         if not hasattr(self, "_scheduler"):
             self._stop_first = end
-        elif not self._over.is_set():
+        elif not self._is_over:
             self._scheduler.stop(end)
             self._advance()
 
@@ -193,8 +200,9 @@ class Engine:
 
     def _advance(self, taken: int = 0) -> None:
         """Carry out what the scheduler wants now; `taken` slots are about to look for work themselves."""
+        now = self._clock.now()
         try:
-            while (command := self._scheduler.next(self._clock.now())) is not None:
+            while (command := self._scheduler.next(now)) is not None:
                 match command:
                     case s.Start():
                         self._start(command)
@@ -216,23 +224,17 @@ class Engine:
             self._give_up(error)
             return
         self._set_alarm(self._scheduler.next_wake())
-        for _ in range(len(self._work) - taken - self._coming):
-            self._coming += 1
-            if self._idle:
-                self._idle.pop().wake()
-            else:
-                assert self._tasks is not None
-                self._tasks.start_soon(self._serve, _Slot())
+        if len(self._work) > taken:
+            self._call_slot()
 
     def _start(self, start: s.Start) -> None:
-        node, number, graph = start.node, start.attempt, self._graph
-        index = graph.spec_of[node]
-        spec, task, limit = graph.specs[index], graph.id(node), self._scheduler.max_attempts(node)
-        executor, pool, queued_s = self._executor_of(spec).name, spec.pool or self._pool, round(start.queued_s, 6)
-        header = self._header("info")
-        self._put(e.TaskStarted(*header, task, number, limit, executor, pool, _HOST, self._pid, queued_s))
-        params = graph.params(node) if spec.params else _NONE
-        self._work.append((node, Attempt(self.run, spec, task, number, limit, params, pool, self._targets[index])))
+        node, number = start.node, start.attempt
+        spec, target, executor, pool = self._kinds[self._graph.spec_of[node]]
+        task, limit = self._graph.id(node), self._scheduler.max_attempts(node)
+        where = (executor.name, pool, _HOST, self._pid, round(start.queued_s, 6))
+        self._put(e.TaskStarted(*self._header("info"), task, number, limit, *where))
+        params = self._graph.params(node) if spec.params else _NONE
+        self._work.append((node, executor, Attempt(self.run, spec, task, number, limit, params, pool, target)))
 
     def _stop_task(self, node: int) -> None:
         if (slot := self._busy.get(node)) is not None:
@@ -256,48 +258,71 @@ class Engine:
                 self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
             case "cancelled":
                 self._put(e.RunCancelled(*header, duration_s, counts, dropped))
+        self._is_over = True
         self._over.set()
 
     # Slots: where attempts run.
 
+    def _call_slot(self) -> None:
+        """See to it that a slot looks for work. One is called at a time, and calls the next while work is left: tasks
+        that never wait are all run by the first."""
+        if self._coming:
+            return
+        self._coming = 1
+        if self._idle:
+            self._idle.pop().awake.set()
+        else:
+            assert self._tasks is not None
+            self._tasks.start_soon(self._serve, _Slot(self._signal()))
+
     async def _serve(self, slot: _Slot) -> None:
-        self._coming -= 1
+        self._coming = 0
         try:
-            while not self._over.is_set():
+            while not self._is_over:
+                slot.stopped = False
                 with anyio.CancelScope(shield=True) as slot.scope:
                     await self._work_on(slot)
                 if slot.attempt is not None and self._broken is None:
-                    await self._conclude(slot, self._interrupted(slot, slot.attempt))
+                    events = self._interrupted(slot, slot.attempt)
+                    if self._commits:
+                        await self._make_durable()
+                    self._conclude(slot, events)
         except BaseException as error:
             self._give_up(error)
             if not isinstance(error, Exception):
                 raise
 
     async def _work_on(self, slot: _Slot) -> None:
-        while not (slot.scope.cancel_called or self._over.is_set()):
+        while not (slot.stopped or self._is_over):
             if not self._work:
                 self._idle.append(slot)
-                await slot.sleep()
-                self._coming -= 1
+                slot.awake = self._signal()
+                await slot.awake.wait()
+                self._coming = 0
                 continue
-            node, attempt = self._work.popleft()
+            node, executor, attempt = self._work.popleft()
+            if self._work:
+                self._call_slot()
             self._begin(slot, node, attempt)
             if attempt.spec.expands and node in self.state.rows:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
-                executor = self._executor_of(attempt.spec)
-                outcome = await executor.run(attempt, self._emit(slot, attempt))
-            await self._conclude(slot, self._settle(slot, attempt, outcome))
-            if self._clock.now() - self._breath > _BREATH_S:
+                outcome = await executor.run(attempt, partial(self._hear, slot, attempt))
+            events = self._settle(slot, attempt, outcome)
+            if self._commits:
+                await self._make_durable()
+            now = self._conclude(slot, events)
+            if now - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
 
-    async def _conclude(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> None:
-        """Go on from how the slot's attempt ended, once that is safe."""
-        if self._commits:
-            self._flush()
-            with anyio.CancelScope(shield=True):  # a stop that came too late must not leave the end unheard
-                await self._log.durable()
+    async def _make_durable(self) -> None:
+        self._flush()
+        with anyio.CancelScope(shield=True):  # a stop that came too late must not leave the end unheard
+            await self._log.durable()
+
+    def _conclude(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> float:
+        """Go on from how the slot's attempt ended, as `events` have stored it; returns the present time."""
         now = self._clock.now()
         for event in events:
             self._scheduler.observe(event, now)
@@ -305,6 +330,7 @@ class Engine:
         if slot.released:
             self._scheduler.release(slot.node, events[-1].attempt)
         self._advance(taken=1)
+        return now
 
     def _executor_of(self, spec: Spec) -> Executor:
         return self._here if spec.expands else self._executor
@@ -317,7 +343,7 @@ class Engine:
             heapq.heappush(self._deadlines, (deadline, node, attempt.number))
             self._set_alarm(deadline)
 
-    def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> list[e.TaskEvent]:
+    def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> Sequence[e.TaskEvent]:
         """The attempt has ended by itself: store how."""
         node, duration_s = slot.node, self._clock.now() - slot.began
         slot.attempt, slot.ending = None, attempt
@@ -330,8 +356,9 @@ class Engine:
             self._store(event)
         return events
 
-    def _interrupted(self, slot: _Slot, attempt: Attempt) -> list[e.TaskEvent]:
+    def _interrupted(self, slot: _Slot, attempt: Attempt) -> Sequence[e.TaskEvent]:
         """The attempt was stopped, at its deadline or because the run is: store that."""
+        events: Sequence[e.TaskEvent]
         node, duration_s = slot.node, round(self._clock.now() - slot.began, 6)
         slot.attempt, slot.ending = None, attempt
         del self._busy[node]
@@ -339,19 +366,21 @@ class Engine:
             events = self._events(node, attempt, _timed_out(attempt, None, slot.abandoned), duration_s, slot.abandoned)
         else:
             header = self._header("warning")
-            events = [e.TaskCancelled(*header, attempt.task, attempt.number, duration_s, slot.abandoned)]
+            events = (e.TaskCancelled(*header, attempt.task, attempt.number, duration_s, slot.abandoned),)
         for event in events:
             self._store(event)
         return events
 
     def _events(
         self, node: int, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool
-    ) -> list[e.TaskEvent]:
+    ) -> Sequence[e.TaskEvent]:
         """How the attempt ended, as events."""
-        ended: list[e.TaskEvent] = []
-        if outcome.status == "finished" and attempt.spec.expands:
-            clash = self._graph.clash(node, outcome.value) if self._graph.expandable(node) else None
-            if clash is not None:
+        found: tuple[e.TaskEvent, ...] = ()
+        if outcome.status == "finished" and attempt.spec.expands and self._graph.expandable(node):
+            clash = self._graph.clash(node, outcome.value)
+            if clash is None:
+                found = (e.TaskExpanded(*self._header("info"), attempt.task, attempt.number, outcome.value),)
+            else:
                 outcome = Outcome(
                     status="failed",
                     reason="exception",
@@ -359,22 +388,19 @@ class Engine:
                     error_message=str(clash),
                     exception=clash,
                 )
-            elif self._graph.expandable(node):
-                ended.append(e.TaskExpanded(*self._header("info"), attempt.task, attempt.number, outcome.value))
-        header = (*self._header("info", len(ended)), attempt.task, attempt.number)
-        executor, pool = self._executor_of(attempt.spec).name, attempt.pool
+        header = (*self._header("info", len(found)), attempt.task, attempt.number)
+        _, _, ran_by, pool = self._kinds[self._graph.spec_of[node]]
+        executor, limit = ran_by.name, attempt.max_attempts
         worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
         if outcome.status == "finished":
-            where = (worker, pid or self._pid, host or _HOST)
-            limit = attempt.max_attempts
-            return [*ended, e.TaskFinished(*header, executor, pool, duration_s, *where, cpu_s, rss, limit)]
+            where = (worker, pid or self._pid, host or _HOST, cpu_s, rss)
+            return (*found, e.TaskFinished(*header, executor, pool, duration_s, *where, limit))
         if outcome.status == "skipped":
-            return [e.TaskSkipped(*header, "skip", outcome.error_message, duration_s)]
+            return (e.TaskSkipped(*header, "skip", outcome.error_message, duration_s),)
         reason = outcome.reason or "exception"
         delay_s = self._scheduler.retry_delay(node, reason, outcome.retryable, self.run.run_id)
         log = self._log_of(attempt)
         type, message, stack = outcome.error_type, outcome.error_message, outcome.error_stack or None
-        limit = attempt.max_attempts
         if delay_s is not None:
             header = (*self._header("warning"), attempt.task, attempt.number)
             facts: tuple[Any, ...] = (
@@ -388,12 +414,12 @@ class Engine:
                 message,
                 stack,
             )
-            return [e.TaskRetrying(*header, *(*facts, worker, pid, host, cpu_s, rss, abandoned, log))]
+            return (e.TaskRetrying(*header, *(*facts, worker, pid, host, cpu_s, rss, abandoned, log)),)
         file = os.path.join(self.run.record, log) if log and self.run.record else ""
         self.errors[node] = task_error(attempt.number, attempt.task, outcome, file)
         header = (*self._header("error"), attempt.task, attempt.number)
         end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
-        return [e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log))]
+        return (e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log)),)
 
     def _log_of(self, attempt: Attempt) -> str | None:
         """The attempt's log file, relative to the record, if anything was written to it."""
@@ -401,34 +427,30 @@ class Engine:
         there = run.capture and run.record is not None and os.path.exists(os.path.join(run.record, attempt.log))
         return attempt.log if there else None
 
-    def _emit(self, slot: _Slot, attempt: Attempt) -> Emit:
-        """What the executor may tell while the attempt runs, and, of an abandoned one, when it has really ended."""
-
-        def emit(emission: Emission) -> None:
-            if isinstance(emission, Released):
-                slot.released = attempt is slot.attempt or attempt is slot.ending
-                self._scheduler.release(self._graph.index[attempt.task], attempt.number)
-                self._advance()
-                return
-            if slot.attempt is not attempt or self._broken is not None:
-                return  # late: the attempt has ended already
-            match emission:
-                case Output():
-                    if self._feed.live:
-                        header = self._header("info", -1)
-                        self._feed.output(
-                            e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
-                        )
-                case Progress():
-                    self._tell(e.TaskProgress, attempt, emission.done, emission.total)
-                case Metric():
-                    self._tell(e.TaskMetric, attempt, emission.name, emission.value)
-                case Abandoned():
-                    slot.abandoned = True
-                case _:
-                    assert_never(emission)
-
-        return emit
+    def _hear(self, slot: _Slot, attempt: Attempt, emission: Emission) -> None:
+        """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended."""
+        if isinstance(emission, Released):
+            slot.released = attempt is slot.attempt or attempt is slot.ending
+            self._scheduler.release(self._graph.index[attempt.task], attempt.number)
+            self._advance()
+            return
+        if slot.attempt is not attempt or self._broken is not None:
+            return  # late: the attempt has ended already
+        match emission:
+            case Output():
+                if self._feed.live:
+                    header = self._header("info", -1)
+                    self._feed.output(
+                        e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
+                    )
+            case Progress():
+                self._tell(e.TaskProgress, attempt, emission.done, emission.total)
+            case Metric():
+                self._tell(e.TaskMetric, attempt, emission.name, emission.value)
+            case Abandoned():
+                slot.abandoned = True
+            case _:
+                assert_never(emission)
 
     def _tell(self, kind: Callable[..., e.TaskEvent], attempt: Attempt, *facts: object) -> None:
         try:
@@ -536,7 +558,7 @@ class Engine:
         if self._broken is not None:
             return
         if not isinstance(error, LogBroken):
-            if self._over.is_set():
+            if self._is_over:
                 return
             try:
                 self._scheduler.stop(s.EndRun("failed", "stopped"))
@@ -547,6 +569,7 @@ class Engine:
             except LogBroken:
                 pass
         self._broken = error
+        self._is_over = True
         self._over.set()
         self._close()
 
@@ -554,8 +577,7 @@ class Engine:
         for slot in list(self._busy.values()):
             slot.stop()
         while self._idle:
-            self._coming += 1
-            self._idle.pop().wake()
+            self._idle.pop().awake.set()
         if self._alarm is not None:
             self._alarm.cancel()
         self._listening.cancel()
@@ -571,16 +593,16 @@ class Engine:
 class _Slot:
     """One long-lived task that runs attempts, and what it is at."""
 
-    __slots__ = ("_awake", "abandoned", "attempt", "began", "ending", "late", "node", "released", "scope")
+    __slots__ = ("abandoned", "attempt", "awake", "began", "ending", "late", "node", "released", "scope", "stopped")
 
-    def __init__(self) -> None:
+    def __init__(self, awake: Signal) -> None:
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.attempt: Attempt | None = None
         self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
         self.node = -1
         self.began = 0.0
-        self.late = self.abandoned = self.released = False
-        self._awake: anyio.Event | None = None
+        self.late = self.abandoned = self.released = self.stopped = False
+        self.awake = awake  # what it waits for when there is no work
 
     def begin(self, node: int, attempt: Attempt, now: float) -> None:
         """Take `attempt` up."""
@@ -589,17 +611,8 @@ class _Slot:
 
     def stop(self) -> None:
         """Interrupt the attempt."""
+        self.stopped = True
         self.scope.cancel()
-
-    async def sleep(self) -> None:
-        """Wait for `wake`."""
-        self._awake = anyio.Event()
-        await self._awake.wait()
-
-    def wake(self) -> None:
-        """End `sleep`."""
-        if self._awake is not None:
-            self._awake.set()
 
 
 def _timed_out(attempt: Attempt, outcome: Outcome | None, abandoned: bool = False) -> Outcome:
