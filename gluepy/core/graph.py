@@ -167,7 +167,7 @@ class Graph:
 
     def params(self, node: int) -> dict[str, JSON]:
         """The parameters of a task node by name, for the caller to keep: nobody else sees what becomes of them."""
-        params = dict(zip(self.spec(node).params, self.values[node], strict=True))
+        params = dict(zip(self.specs[self.spec_of[node]].params, self.values[node], strict=True))
         for name, value in params.items():
             if isinstance(value, (list, dict)):
                 params[name] = deepcopy(value)

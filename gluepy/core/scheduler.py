@@ -166,6 +166,7 @@ class Scheduler:
         self.held: dict[int, tuple[int, float]] = {}  # node -> (abandoned attempt, when to wait for it no longer)
         self._limits = limits if limits is not None else Limits({})
         self._uses = [shared + tuple(spec.uses.items()) for spec in self.graph.specs]
+        self._eager = [spec.trigger != "one_failed" for spec in self.graph.specs]  # starts when all went well
         self._selection = selection
         self._weight = weight
         self._starved = starved
@@ -195,7 +196,7 @@ class Scheduler:
                 pass  # `next` has counted it already
             case e.TaskFinished():
                 self._free(node)
-                self._resolve(node, self._hands_on(node), now)
+                self._resolve(node, self._flags[node] & _AFTERMATH, now)
             case e.TaskFailed():
                 self._leave(node, event.attempt, event.abandoned, now)
                 self._fail(node, now)
@@ -233,10 +234,8 @@ class Scheduler:
         """
         if self._commands:
             return self._commands.popleft()
-        if self._ended:
-            return None
-        if self._stopping:
-            return None if self.running else self._end(self._stopping)
+        if self._stopping or self._ended:
+            return self._end(self._stopping) if self._stopping and not (self.running or self._ended) else None
         while self._delayed and self._delayed[0][0] <= now:
             _, node = heapq.heappop(self._delayed)
             if node not in self.held:
@@ -245,9 +244,11 @@ class Scheduler:
                 heapq.heappush(self._delayed, (self.held[node][1], node))
             else:
                 return self._take_over(node)
-        start = self._start(now)
-        if start or self.running or self._delayed:
-            return start
+        if len(self.running) + len(self.held) < self.concurrency and (node := self._pick()) >= 0:
+            self.running.add(node)
+            return Start(node, self.state.attempt[node] + 1, now - self._ready_at[node])
+        if self.running or self._delayed:
+            return None
         if any(self._heaps.values()):
             if not self._is_stuck() or now < self._patience_ends():
                 return None
@@ -282,7 +283,7 @@ class Scheduler:
         """How many attempts the task has; those that lost workers cost it, and those before a reset, come on top."""
         state = self.state
         spent = state.losses.get(node, 0) + state.earlier.get(node, 0) if state.losses or state.earlier else 0
-        return self.graph.spec(node).retry.attempts + spent
+        return self.graph.specs[self.graph.spec_of[node]].retry.attempts + spent
 
     def stop(self, end: EndRun) -> None:
         """Stop the run: what runs is stopped, what waits is cancelled, then `end` is recorded."""
@@ -341,11 +342,11 @@ class Scheduler:
     def _resolve(self, node: int, flags: int, now: float) -> None:
         """The node has ended: tell those that wait for it, and through joins those behind, until nothing follows."""
         todo = [(node, flags)]
-        origin = self.graph.origin
+        ids, before, origin, waiting = self.graph.ids, self.graph.before, self.graph.origin, self._waiting
         while todo:
             node, flags = todo.pop()
             causes = self._causes.get(node) if flags & _FAILED else None
-            for after in self.graph.before[node]:
+            for after in before[node]:
                 if flags:
                     self._flags[after] |= flags
                 if origin and origin.get(after) == node:
@@ -353,9 +354,9 @@ class Scheduler:
                 if causes:
                     known = self._causes.get(after, ())
                     self._causes[after] = tuple(dict.fromkeys((*known, *causes)))[:_CAUSES] if known else causes
-                self._waiting[after] -= 1
-                if not self._waiting[after]:
-                    if self.graph.ids[after] is None:
+                waiting[after] -= 1
+                if not waiting[after]:
+                    if ids[after] is None:
                         todo.append((after, self._flags[after]))
                     elif after in self._passed:
                         todo.append((after, self._hands_on(after)))
@@ -379,12 +380,12 @@ class Scheduler:
 
     def _judge(self, node: int, now: float) -> None:
         """All that the task waited for has ended: does it start?"""
-        status = self.state.status[node]
+        status, flags = self.state.status[node], self._flags[node]
         if status not in (PENDING, RETRYING) or self._stopping or self._ended:
             return  # it has ended already, by what a log says; or it ends with the run
-        flags = self._flags[node]
-        trigger = self.graph.spec(node).trigger
-        if not flags and trigger != "one_failed" and self._is_smooth and status == PENDING:
+        spec = self.graph.spec_of[node]
+        trigger = self.graph.specs[spec].trigger
+        if self._is_smooth and not flags and self._eager[spec] and status == PENDING:
             self._queue(node, now)
         elif not self._is_selected(node):
             self._commands.append(SkipTask(node, "unselected"))
@@ -424,15 +425,13 @@ class Scheduler:
     def _queue(self, node: int, now: float) -> None:
         self._ready_at[node] = now
         uses = self._uses[self.graph.spec_of[node]]
-        key = (int((_TOP - self._paths[node]) * 1000) << 32) | node
         heap = self._heaps.get(uses)
         if heap is None:
             heap = self._heaps[uses] = []
-        heapq.heappush(heap, key)
+        heapq.heappush(heap, (int((_TOP - self._paths[node]) * 1000) << 32) | node)
 
-    def _start(self, now: float) -> Start | None:
-        if len(self.running) + len(self.held) >= self.concurrency:
-            return None
+    def _pick(self) -> int:
+        """The ready task that is to start, with what it uses taken; -1 where there is none."""
         best: list[int] | None = None
         starved = False
         for uses, heap in self._heaps.items():
@@ -444,13 +443,12 @@ class Scheduler:
         if best is None:
             if starved:
                 self._limits.wait(self._starved)
-            return None
+            return -1
         node = heapq.heappop(best) & _NODE
         uses = self._uses[self.graph.spec_of[node]]
         if uses:
             self._limits.take(uses)
-        self.running.add(node)
-        return Start(node, self.state.attempt[node] + 1, now - self._ready_at[node])
+        return node
 
     def _take_over(self, node: int) -> Start:
         """A retry that has waited long enough gets the slot, and the limits, that its abandoned attempt holds."""
@@ -475,8 +473,10 @@ class Scheduler:
 
     def _free(self, node: int) -> None:
         if node in self.running:
-            self.running.discard(node)
-            self._give(node)
+            self.running.remove(node)
+            uses = self._uses[self.graph.spec_of[node]]
+            if uses:
+                self._limits.give(uses)
 
     def _give(self, node: int) -> None:
         uses = self._uses[self.graph.spec_of[node]]

@@ -53,7 +53,8 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
 
 
 async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
-    """`execute` for an `async def run`. The caller enters the scope: this is to run in a context of its own."""
+    """`execute` for an `async def run`. It is to run in a context of its own: it enters `scope`, and never leaves it."""
+    enter_scope(scope)
     try:
         target = resolve(attempt, scope)
         if isinstance(target, Expander):

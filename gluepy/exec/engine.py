@@ -91,6 +91,7 @@ class Engine:
         self._listening = anyio.CancelScope()
         self._patient = patient
         self._pid = os.getpid()
+        self._run_id, self._dag = run.run_id, run.dag
         self._second, self._second_text = -1, ""
         self._seq = state.seq
         self._lines: list[bytes] = []  # stored, and written with the next `_flush`
@@ -228,12 +229,12 @@ class Engine:
             self._call_slot()
 
     def _start(self, start: s.Start) -> None:
-        node, number = start.node, start.attempt
-        spec, target, executor, pool = self._kinds[self._graph.spec_of[node]]
-        task, limit = self._graph.id(node), self._scheduler.max_attempts(node)
-        where = (executor.name, pool, _HOST, self._pid, round(start.queued_s, 6))
-        self._put(e.TaskStarted(*self._header("info"), task, number, limit, *where))
-        params = self._graph.params(node) if spec.params else _NONE
+        node, number, graph = start.node, start.attempt, self._graph
+        spec, target, executor, pool = self._kinds[graph.spec_of[node]]
+        task, limit, queued_s = graph.id(node), self._scheduler.max_attempts(node), round(start.queued_s, 6)
+        header = self._header("info")
+        self._put(e.TaskStarted(*header, task, number, limit, executor.name, pool, _HOST, self._pid, queued_s))
+        params = graph.params(node) if spec.params else _NONE
         self._work.append((node, executor, Attempt(self.run, spec, task, number, limit, params, pool, target)))
 
     def _stop_task(self, node: int) -> None:
@@ -394,7 +395,8 @@ class Engine:
         worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
         if outcome.status == "finished":
             where = (worker, pid or self._pid, host or _HOST, cpu_s, rss)
-            return (*found, e.TaskFinished(*header, executor, pool, duration_s, *where, limit))
+            finished = e.TaskFinished(*header, executor, pool, duration_s, *where, limit)
+            return (*found, finished)
         if outcome.status == "skipped":
             return (e.TaskSkipped(*header, "skip", outcome.error_message, duration_s),)
         reason = outcome.reason or "exception"
@@ -520,7 +522,7 @@ class Engine:
             self._second = second
             self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
         timestamp = f"{self._second_text}{int((wall - second) * 1e6):06d}Z"
-        return self._seq + 1 + ahead, self._session, timestamp, level, self.run.run_id, self.run.dag
+        return self._seq + 1 + ahead, self._session, timestamp, level, self._run_id, self._dag
 
     def _about(self, node: int, level: str = "info") -> tuple[int, int, str, str, str, str, str, int]:
         return (*self._header(level), self._graph.id(node), self.state.attempt[node])

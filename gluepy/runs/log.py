@@ -118,14 +118,15 @@ class FileLog:
             raise self._refusal()
         try:
             self._write(line)
-            if self.sync == "batch" and self._flusher is None:
-                self._start()
+            self._written += 1
+            if self.sync == "batch":
+                if self._flusher is None:
+                    self._start()
+                if not self._due.is_set():
+                    self._due.set()
         except OSError as error:
             self._break(error)
             raise self._refusal() from error
-        self._written += 1
-        if self.sync == "batch" and not self._due.is_set():
-            self._due.set()
 
     async def durable(self) -> None:
         """Under "commit", wait until all that was appended is flushed; else only look whether the log is broken."""

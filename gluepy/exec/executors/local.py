@@ -6,6 +6,7 @@ import contextvars
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,7 @@ from gluepy.exec.boundary import execute, execute_async, failed, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
 from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Outcome, Output, Released, RunInfo
-from gluepy.exec.scope import RunScope, Scope, enter_scope
+from gluepy.exec.scope import RunScope, Scope
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
@@ -63,31 +64,31 @@ class LocalExecutor(Executor):
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """Carry out `attempt` where its `pool` says."""
-        scope = self._scope(attempt.run)
-        send = self._from_any_thread(emit)
-        output = None
-        if attempt.run.capture and not self._inline:
-            record = attempt.run.record
-            output = AttemptOutput(Path(record, attempt.log) if record else None, send)
+        scope = self._scopes.get(attempt.run.run_id)
+        if scope is None or scope.run is not attempt.run:
+            scope = self._enter_run(attempt.run)
+        if not attempt.run.capture or self._inline:
+            return await self._run(attempt, emit, scope, None)
+        record = attempt.run.record
+        output = AttemptOutput(Path(record, attempt.log) if record else None, partial(self._send, emit))
         try:
-            if attempt.pool == "loop":
-                inner = Scope(scope, attempt, send, output)
-                outcome = await _InContext(execute_async(attempt, inner), inner)
-            elif self._inline:
-                outcome = execute(attempt, Scope(scope, attempt, send, None))
-            elif attempt.pool == "process":
-                outcome = await self._in_process(attempt, emit, output)
-            else:
-                inner = Scope(scope, attempt, self._from_worker_thread(emit), output)
-                outcome = await self._threads.run(
-                    lambda: execute(attempt, inner), lambda: emit(Abandoned()), lambda: emit(Released())
-                )
-            if output is not None and outcome.status == "failed":
+            outcome = await self._run(attempt, emit, scope, output)
+            if outcome.status == "failed":
                 output.write("log", outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}")
             return outcome
         finally:
-            if output is not None:
-                output.close()
+            output.close()
+
+    async def _run(self, attempt: Attempt, emit: Emit, scope: RunScope, output: AttemptOutput | None) -> Outcome:
+        if attempt.pool == "loop":
+            return await _in_context(execute_async(attempt, Scope(scope, attempt, partial(self._send, emit), output)))
+        if self._inline:
+            return execute(attempt, Scope(scope, attempt, partial(self._send, emit), None))
+        if attempt.pool == "process":
+            return await self._in_process(attempt, emit, output)
+        inner = Scope(scope, attempt, partial(self._threads.ring, emit), output)
+        work = partial(execute, attempt, inner)
+        return await self._threads.run(work, partial(emit, Abandoned()), partial(emit, Released()))
 
     async def _in_process(self, attempt: Attempt, emit: Emit, output: AttemptOutput | None) -> Outcome:
         from gluepy.exec.executors import remote  # and `processes`: only runs with process tasks pay for them
@@ -163,53 +164,47 @@ class LocalExecutor(Executor):
             task_status.started(pool)
             await self._closing.wait()
 
-    def _scope(self, run: RunInfo) -> RunScope:
-        scope = self._scopes.get(run.run_id)
-        if scope is None or scope.run is not run:
-            self._messages.pop(run.run_id, None)  # a run that was resumed may have other parameters
-            while len(self._scopes) >= _KNOWN_RUNS:
-                oldest = next(iter(self._scopes))
-                del self._scopes[oldest]
-                self._messages.pop(oldest, None)
-            scope = self._scopes[run.run_id] = run_scope(run)
+    def _enter_run(self, run: RunInfo) -> RunScope:
+        self._messages.pop(run.run_id, None)  # a run that was resumed may have other parameters
+        while len(self._scopes) >= _KNOWN_RUNS:
+            oldest = next(iter(self._scopes))
+            del self._scopes[oldest]
+            self._messages.pop(oldest, None)
+        scope = self._scopes[run.run_id] = run_scope(run)
         return scope
 
-    def _from_any_thread(self, emit: Emit) -> Callable[[Emission], None]:
-        loop_thread, ring = self._thread, self._threads.ring
+    def _send(self, emit: Emit, emission: Emission) -> None:
+        """Hand `emission` on from whatever thread this is."""
+        if threading.get_ident() == self._thread:
+            emit(emission)
+        else:
+            self._threads.ring(emit, emission)
 
-        def send(emission: Emission) -> None:
-            if threading.get_ident() == loop_thread:
-                emit(emission)
-            else:
-                ring(emit, emission)
 
-        return send
-
-    def _from_worker_thread(self, emit: Emit) -> Callable[[Emission], None]:
-        ring = self._threads.ring
-        return lambda emission: ring(emit, emission)
+async def _in_context(coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
+    """Await `coroutine` in a context of its own, so that context variables that a task sets stay with it."""
+    context = contextvars.copy_context()
+    try:
+        waits_for = context.run(coroutine.send, None)
+    except StopIteration as stop:  # it never waited
+        outcome: Outcome = stop.value
+        return outcome
+    return await _InContext(context, coroutine, waits_for)
 
 
 class _InContext:
-    """Awaits a coroutine in a context of its own, so that context variables that a task sets stay with it.
+    """The rest of a coroutine that has waited once, as PEP 380 defines `yield from`, each step inside the context."""
 
-    As PEP 380 defines `yield from`, with each step taken inside the context.
-    """
+    __slots__ = ("_context", "_coroutine", "_waits_for")
 
-    __slots__ = ("_context", "_coroutine")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Outcome], scope: Scope) -> None:
-        self._coroutine = coroutine
-        self._context = contextvars.copy_context()
-        self._context.run(enter_scope, scope)
+    def __init__(self, context: contextvars.Context, coroutine: Coroutine[Any, Any, Outcome], waits_for: Any) -> None:
+        self._context, self._coroutine, self._waits_for = context, coroutine, waits_for
 
     def __await__(self) -> Generator[Any, Any, Outcome]:
-        run, coroutine = self._context.run, self._coroutine
-        step: Callable[..., Any] = coroutine.send
-        argument: Any = None
+        run, coroutine, waits_for = self._context.run, self._coroutine, self._waits_for
+        step: Callable[..., Any]
         try:
             while True:
-                waits_for = run(step, argument)
                 try:
                     argument = yield waits_for
                     step = coroutine.send
@@ -219,6 +214,7 @@ class _InContext:
                 except BaseException as error:
                     argument = error
                     step = coroutine.throw
+                waits_for = run(step, argument)
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome

@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, Self, TypeVar
 
-import anyio
-
-from gluepy.loop import Doorbell
+from gluepy.loop import Doorbell, Signal, signals
 
 T = TypeVar("T")
 
@@ -20,11 +18,11 @@ class Job(Generic[T]):
 
     __slots__ = ("abandoned", "claim", "context", "done", "error", "result", "work")
 
-    def __init__(self, work: Callable[[], T]) -> None:
+    def __init__(self, work: Callable[[], T], done: Signal) -> None:
         self.work = work
+        self.done = done
         self.context = contextvars.copy_context()
         self.claim = [True]
-        self.done: anyio.Event = anyio.Event()
         self.result: T | None = None
         self.error: BaseException | None = None
         self.abandoned: Callable[[], None] | None = None
@@ -42,9 +40,10 @@ class Threads:
         self._threads = 0
         self._busy = 0
         self._doorbell: Doorbell | None = None
+        self._signal: Callable[[], Signal] | None = None
 
     async def __aenter__(self) -> Self:
-        self._doorbell = Doorbell()
+        self._doorbell, self._signal = Doorbell(), signals()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -63,7 +62,8 @@ class Threads:
         When the call is cancelled before a thread has begun, the work never begins. Else `abandon()` is called, the
         cancellation passes, and `release()` is called when the work has ended.
         """
-        job: Job[T] = Job(work)
+        assert self._signal is not None
+        job: Job[T] = Job(work, self._signal())
         self._busy += 1
         if self._busy > self._threads:
             self._threads += 1
