@@ -115,6 +115,8 @@ def task_id(label: str, names: Sequence[str], values: Sequence[JSON]) -> str:
     """The id of a task: `trainregion[region=eu,fold=3]`."""
     if not names:
         return label
+    if len(names) == 1:
+        return f"{label}[{names[0]}={compact(values[0])}]"
     return f"{label}[{','.join([f'{name}={compact(value)}' for name, value in zip(names, values, strict=True)])}]"
 
 
@@ -251,12 +253,17 @@ class Graph:
         `known` are the results for the nodes before `since`. An `each` not yet expanded counts one row.
         """
         paths = [*known, *[0.0] * (len(self.ids) - since)]
+        ids, before, unknown = self.ids, self.before, self._open
         for node in self._backwards(since):
-            heaviest = max((paths[after] for after in self.before[node]), default=0.0)
-            if self.ids[node] is not None:
+            leads = before[node]
+            if len(leads) == 1:  # as most do
+                heaviest = paths[leads[0]]
+            else:
+                heaviest = max([paths[after] for after in leads], default=0.0)
+            if ids[node] is not None:
                 heaviest += weight(node)
-                if node in self._open:
-                    heaviest += self._depth(self._open[node][0].item)
+                if unknown and node in unknown:
+                    heaviest += self._depth(unknown[node][0].item)
             paths[node] = heaviest
         return paths
 
@@ -289,15 +296,20 @@ class Graph:
         self, each: Each, rows: Sequence[Sequence[JSON]], after: Sequence[int], bindings: Mapping[str, JSON]
     ) -> list[int]:
         tails: list[int] = []
+        item, names = each.item, each.names
         for row in rows:
-            tails.extend(self._add(each.item, after, {**bindings, **dict(zip(each.names, row, strict=True))}))
+            bound = {**bindings, **dict(zip(names, row, strict=True))}
+            if type(item) is Leaf:
+                tails.append(self._leaf(item, after, bound))
+            else:
+                tails.extend(self._add(item, after, bound))
         return _once(tails)
 
     def _leaf(self, leaf: Leaf, after: Sequence[int], bindings: Mapping[str, JSON]) -> int:
         spec = self.specs[leaf.spec]
-        fixed = leaf.fixed
-        values = tuple([fixed[name] if name in fixed else bindings[name] for name in spec.params])
-        return self._node(leaf.id or task_id(spec.label, spec.params, values), leaf.spec, values, after)
+        names, fixed = spec.params, leaf.fixed
+        values = tuple([fixed[name] if name in fixed else bindings[name] for name in names]) if names else ()
+        return self._node(leaf.id or task_id(spec.label, names, values), leaf.spec, values, after)
 
     def _expander(self, each: Each, after: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
         if each.expander is None:
@@ -330,14 +342,15 @@ class Graph:
 
     def _link(self, befores: Iterable[int], node: int) -> None:
         alone = (node,)  # shared by all that only lead here: a million tails are one tuple
+        before = self.before
         for other in befores:
-            leads = self.before[other]
+            leads = before[other]
             if not leads:
-                self.before[other] = alone
+                before[other] = alone
             elif isinstance(leads, list):
                 leads.append(node)
             else:
-                self.before[other] = [*leads, node]
+                before[other] = [*leads, node]
 
     def _cut(self, first: int, node: int) -> None:
         for id in self.ids[first:]:
@@ -363,12 +376,14 @@ class Graph:
 
     def _backwards(self, since: int) -> Iterator[int]:
         """Every node from `since` on after all that depends on it; what an `each` added comes before that `each`."""
+        if since or not self.origin:
+            yield from range(len(self.ids) - 1, since - 1, -1)
+            return
         added: dict[int, list[int]] = {}
-        if not since:
-            for node, origin in self.origin.items():
-                added.setdefault(origin, []).append(node)
+        for node, origin in self.origin.items():
+            added.setdefault(origin, []).append(node)
         for node in range(len(self.ids) - 1, since - 1, -1):
-            if since or node not in self.origin:
+            if node not in self.origin:
                 yield from reversed(added.get(node, ()))
                 yield node
 

@@ -259,7 +259,7 @@ class Scheduler:
 
     def next_wake(self) -> float:
         """When `next` may have something to say without any event; infinity where it never will."""
-        if self._ended or self._stopping:
+        if self._ended or self._stopping or not (self._delayed or self.held):
             return math.inf
         if self._delayed:
             return self._delayed[0][0]

@@ -73,8 +73,9 @@ class State:
     def counts(self) -> dict[str, int]:
         """The number of tasks by status, without the statuses that no task has."""
         counts = dict.fromkeys(STATUS, 0)
-        for node in self.graph.tasks():
-            counts[STATUS[self.status[node]]] += 1
+        for code, status in enumerate(STATUS):
+            counts[status] = self.status.count(code)
+        counts["pending"] -= self.graph.ids.count(None)  # joins are pending for ever
         return {status: count for status, count in counts.items() if count}
 
     def apply(self, event: Event) -> int:

@@ -102,7 +102,7 @@ class Engine:
         self._work: deque[tuple[int, Executor, Attempt]] = deque()  # attempts of nodes that no slot has taken up yet
         self._idle: list[_Slot] = []
         self._busy: dict[int, _Slot] = {}
-        self._coming = 0  # slots that were called and have not looked for work yet
+        self._coming = False  # whether a slot was called that has not looked for work yet
         self._deadlines: list[tuple[float, int, int]] = []
         self._alarm_at = math.inf
         self._alarm: anyio.CancelScope | None = None
@@ -224,14 +224,15 @@ class Engine:
         except LogBroken as error:
             self._give_up(error)
             return
-        self._set_alarm(self._scheduler.next_wake())
-        if len(self._work) > taken:
+        if (wake := self._scheduler.next_wake()) < self._alarm_at:
+            self._set_alarm(wake)
+        if not self._coming and len(self._work) > taken:
             self._call_slot()
 
     def _start(self, start: s.Start) -> None:
         node, number, graph = start.node, start.attempt, self._graph
         spec, target, executor, pool = self._kinds[graph.spec_of[node]]
-        task, limit, queued_s = graph.id(node), self._scheduler.max_attempts(node), round(start.queued_s, 6)
+        task, limit, queued_s = graph.id(node), self._scheduler.max_attempts(node), _rounded(start.queued_s)
         header = self._header("info")
         self._put(e.TaskStarted(*header, task, number, limit, executor.name, pool, _HOST, self._pid, queued_s))
         params = graph.params(node) if spec.params else _NONE
@@ -248,7 +249,7 @@ class Engine:
 
     def _end(self, end: s.EndRun) -> None:
         header = self._header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
-        duration_s = round(self._clock.now() - self._began, 6)
+        duration_s = _rounded(self._clock.now() - self._began)
         counts = self.state.counts()
         dropped = self._feed.dropped or None
         match end.status:
@@ -265,11 +266,9 @@ class Engine:
     # Slots: where attempts run.
 
     def _call_slot(self) -> None:
-        """See to it that a slot looks for work. One is called at a time, and calls the next while work is left: tasks
-        that never wait are all run by the first."""
-        if self._coming:
-            return
-        self._coming = 1
+        """Have a slot look for work. One is called at a time, and calls the next while work is left: tasks that never
+        wait are all run by the first."""
+        self._coming = True
         if self._idle:
             self._idle.pop().awake.set()
         else:
@@ -277,7 +276,7 @@ class Engine:
             self._tasks.start_soon(self._serve, _Slot(self._signal()))
 
     async def _serve(self, slot: _Slot) -> None:
-        self._coming = 0
+        self._coming = False
         try:
             while not self._is_over:
                 slot.stopped = False
@@ -299,10 +298,10 @@ class Engine:
                 self._idle.append(slot)
                 slot.awake = self._signal()
                 await slot.awake.wait()
-                self._coming = 0
+                self._coming = False
                 continue
             node, executor, attempt = self._work.popleft()
-            if self._work:
+            if self._work and not self._coming:
                 self._call_slot()
             self._begin(slot, node, attempt)
             if attempt.spec.expands and node in self.state.rows:
@@ -352,7 +351,7 @@ class Engine:
         timeout_s = attempt.spec.timeout_s
         if timeout_s is not None and duration_s > timeout_s and not self._patient:
             outcome = _timed_out(attempt, outcome)  # it overran, and nobody could interrupt it
-        events = self._events(node, attempt, outcome, round(duration_s, 6), False)
+        events = self._events(node, attempt, outcome, _rounded(duration_s), False)
         for event in events:
             self._store(event)
         return events
@@ -360,7 +359,7 @@ class Engine:
     def _interrupted(self, slot: _Slot, attempt: Attempt) -> Sequence[e.TaskEvent]:
         """The attempt was stopped, at its deadline or because the run is: store that."""
         events: Sequence[e.TaskEvent]
-        node, duration_s = slot.node, round(self._clock.now() - slot.began, 6)
+        node, duration_s = slot.node, _rounded(self._clock.now() - slot.began)
         slot.attempt, slot.ending = None, attempt
         del self._busy[node]
         if slot.late:
@@ -410,7 +409,7 @@ class Engine:
                 executor,
                 pool,
                 duration_s,
-                round(delay_s, 6),
+                _rounded(delay_s),
                 reason,
                 type,
                 message,
@@ -521,7 +520,7 @@ class Engine:
         if second != self._second:
             self._second = second
             self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-        timestamp = f"{self._second_text}{int((wall - second) * 1e6):06d}Z"
+        timestamp = "%s%06dZ" % (self._second_text, (wall - second) * 1e6)  # the quickest way there is
         return self._seq + 1 + ahead, self._session, timestamp, level, self._run_id, self._dag
 
     def _about(self, node: int, level: str = "info") -> tuple[int, int, str, str, str, str, str, int]:
@@ -615,6 +614,10 @@ class _Slot:
         """Interrupt the attempt."""
         self.stopped = True
         self.scope.cancel()
+
+
+def _rounded(seconds: float) -> float:
+    return int(seconds * 1e6) / 1e6  # microseconds; a quarter of what round() takes
 
 
 def _timed_out(attempt: Attempt, outcome: Outcome | None, abandoned: bool = False) -> Outcome:

@@ -54,17 +54,22 @@ def learn_durations(root: Path, dag: str, state: State, since: set[int]) -> None
     """Remember how long the tasks that finished took, but for those that had before this session (`since`)."""
     graph = state.graph
     known = read_durations(root, dag)
-    new = [node for node in graph.tasks() if state.status[node] == FINISHED and node not in since]
-    if not new:
+    by_spec: list[list[float]] = [[] for _ in graph.specs]
+    for node, status in enumerate(state.status):
+        if status == FINISHED and node not in since:
+            duration_s = state.duration_s[node]
+            by_spec[graph.spec_of[node]].append(duration_s)
+            if duration_s >= _WORTH_S:
+                durations = known.tasks.setdefault(graph.id(node), [])
+                durations.append(duration_s)
+                del durations[:-_KEPT]
+    if not any(by_spec):
         return
     known.runs += 1
     by_label: dict[str, list[float]] = {}
-    for node in new:
-        by_label.setdefault(graph.spec(node).label, []).append(state.duration_s[node])
-        if state.duration_s[node] >= _WORTH_S:
-            durations = known.tasks.setdefault(graph.id(node), [])
-            durations.append(state.duration_s[node])
-            del durations[:-_KEPT]
+    for spec, seconds in zip(graph.specs, by_spec, strict=True):
+        if seconds:
+            by_label.setdefault(spec.label, []).extend(seconds)
     for label, seconds in by_label.items():
         durations = known.labels.setdefault(label, [])
         durations.append(statistics.median(seconds))

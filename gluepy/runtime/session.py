@@ -282,13 +282,11 @@ class Session:
         if not medians:
             return lambda node: 1.0
         graph, typical = self.state.graph, statistics.median(medians.values())
+        by_spec = [medians.get(spec.label, typical) for spec in graph.specs]
+        if not known.tasks:
+            return lambda node: by_spec[graph.spec_of[node]]
         tasks = {task: statistics.median(durations) for task, durations in known.tasks.items()}
-
-        def weight(node: int) -> float:
-            found = tasks.get(graph.id(node))
-            return found if found is not None else medians.get(graph.spec(node).label, typical)
-
-        return weight
+        return lambda node: tasks.get(graph.id(node)) or by_spec[graph.spec_of[node]]
 
     def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
         options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}
