@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
+
+_CALM = 5  # turns of an event loop
+_settling: set[asyncio.Task[object] | None] = set()  # they wait for one another
 
 
 async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
@@ -20,6 +24,22 @@ async def until(condition: Callable[[], object], within_s: float = 20.0) -> None
 
 async def settle() -> None:
     """Return when every other task of the event loop waits for something. Work in threads and processes is not seen."""
-    for _ in range(20):  # on asyncio the look below is repeated only after 0.1 s, and this mostly saves the second one
-        await anyio.lowlevel.checkpoint()
-    await anyio.wait_all_tasks_blocked()
+    try:
+        here = asyncio.current_task()
+    except RuntimeError:  # it is not asyncio
+        await anyio.wait_all_tasks_blocked()
+        return
+    _settling.add(here)
+    try:
+        calm = 0  # what a callback has set off shows only in the turns after it
+        while calm < _CALM:
+            await anyio.lowlevel.checkpoint()
+            calm = calm + 1 if all(map(_waits, asyncio.all_tasks())) else 0
+    finally:
+        _settling.discard(here)
+
+
+def _waits(task: asyncio.Task[object]) -> bool:
+    # As `anyio.wait_all_tasks_blocked` looks at it, which however looks again only after 0.1 s.
+    waits_for = getattr(task, "_fut_waiter", None)
+    return task in _settling or (waits_for is not None and not waits_for.done())
