@@ -79,12 +79,12 @@ class Record:
 
         Raises `UnknownRun` where none or several have it.
         """
-        names = sorted(run_names(root), key=lambda name: _age(root, name))
+        names = list(run_names(root))
         if run == "latest" and names:
-            return cls(root, names[-1])
+            return cls(root, max(names, key=lambda name: _age(root, name)))
         matches = [run] if run in names else [name for name in names if name.endswith(run)]
         if len(matches) != 1 or not run:
-            raise UnknownRun(run, matches, str(root))
+            raise UnknownRun(run, sorted(matches, key=lambda name: _age(root, name)), str(root))
         return cls(root, matches[0])
 
     @classmethod
