@@ -121,6 +121,7 @@ async def test_held_attempts_wait_for_their_release_and_stay_open(go: Go) -> Non
     executor = ScriptedExecutor({"a": HELD, "b": HELD})
     dag = dag_of(parallel(Step(id="a"), (Step(id="b"), Step(id="c"))))
     async with go.runtime(executor=executor) as runtime, runtime.stream_dag(dag) as run:
+        await executor.wait_for("a")
         await executor.wait_for("b")
         assert sorted(executor.running) == [("a", 1), ("b", 1)]
         executor.release("b")
