@@ -256,10 +256,7 @@ class Graph:
         ids, before, unknown = self.ids, self.before, self._open
         for node in self._backwards(since):
             leads = before[node]
-            if len(leads) == 1:  # as most do
-                heaviest = paths[leads[0]]
-            else:
-                heaviest = max([paths[after] for after in leads], default=0.0)
+            heaviest = paths[leads[0]] if len(leads) == 1 else max([paths[after] for after in leads], default=0.0)
             if ids[node] is not None:
                 heaviest += weight(node)
                 if unknown and node in unknown:

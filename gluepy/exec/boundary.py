@@ -53,7 +53,7 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
 
 
 async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
-    """`execute` for an `async def run`. It is to run in a context of its own: it enters `scope`, and never leaves it."""
+    """`execute` for an `async def run`, in a context of its own: it enters `scope`, and does not leave it."""
     enter_scope(scope)
     try:
         target = resolve(attempt, scope)

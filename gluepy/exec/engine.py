@@ -351,7 +351,11 @@ class Engine:
         timeout_s = attempt.spec.timeout_s
         if timeout_s is not None and duration_s > timeout_s and not self._patient:
             outcome = _timed_out(attempt, outcome)  # it overran, and nobody could interrupt it
-        events = self._events(node, attempt, outcome, _rounded(duration_s), False)
+        if outcome.status == "finished" and not attempt.spec.expands:
+            finished = self._finished(attempt, outcome, duration_s)
+            self._store(finished)
+            return (finished,)
+        events = self._events(node, attempt, outcome, duration_s, False)
         for event in events:
             self._store(event)
         return events
@@ -359,14 +363,15 @@ class Engine:
     def _interrupted(self, slot: _Slot, attempt: Attempt) -> Sequence[e.TaskEvent]:
         """The attempt was stopped, at its deadline or because the run is: store that."""
         events: Sequence[e.TaskEvent]
-        node, duration_s = slot.node, _rounded(self._clock.now() - slot.began)
+        node, duration_s = slot.node, self._clock.now() - slot.began
         slot.attempt, slot.ending = None, attempt
         del self._busy[node]
         if slot.late:
             events = self._events(node, attempt, _timed_out(attempt, None, slot.abandoned), duration_s, slot.abandoned)
         else:
             header = self._header("warning")
-            events = (e.TaskCancelled(*header, attempt.task, attempt.number, duration_s, slot.abandoned),)
+            took_s = _rounded(duration_s)
+            events = (e.TaskCancelled(*header, attempt.task, attempt.number, took_s, slot.abandoned),)
         for event in events:
             self._store(event)
         return events
@@ -388,14 +393,12 @@ class Engine:
                     error_message=str(clash),
                     exception=clash,
                 )
-        header = (*self._header("info", len(found)), attempt.task, attempt.number)
-        _, _, ran_by, pool = self._kinds[self._graph.spec_of[node]]
-        executor, limit = ran_by.name, attempt.max_attempts
-        worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
         if outcome.status == "finished":
-            where = (worker, pid or self._pid, host or _HOST, cpu_s, rss)
-            finished = e.TaskFinished(*header, executor, pool, duration_s, *where, limit)
-            return (*found, finished)
+            return (*found, self._finished(attempt, outcome, duration_s, len(found)))
+        duration_s = _rounded(duration_s)
+        header = (*self._header("info"), attempt.task, attempt.number)
+        executor, pool, limit = self._executor_of(attempt.spec).name, attempt.pool, attempt.max_attempts
+        worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
         if outcome.status == "skipped":
             return (e.TaskSkipped(*header, "skip", outcome.error_message, duration_s),)
         reason = outcome.reason or "exception"
@@ -421,6 +424,12 @@ class Engine:
         header = (*self._header("error"), attempt.task, attempt.number)
         end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
         return (e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log)),)
+
+    def _finished(self, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0) -> e.TaskFinished:
+        header = (*self._header("info", ahead), attempt.task, attempt.number)
+        ran = (self._executor_of(attempt.spec).name, attempt.pool, _rounded(duration_s))
+        where = (outcome.worker, outcome.pid or self._pid, outcome.host or _HOST)
+        return e.TaskFinished(*header, *ran, *where, outcome.cpu_s, outcome.peak_rss_mb, attempt.max_attempts)
 
     def _log_of(self, attempt: Attempt) -> str | None:
         """The attempt's log file, relative to the record, if anything was written to it."""
@@ -520,7 +529,7 @@ class Engine:
         if second != self._second:
             self._second = second
             self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-        timestamp = "%s%06dZ" % (self._second_text, (wall - second) * 1e6)  # the quickest way there is
+        timestamp = "%s%06dZ" % (self._second_text, (wall - second) * 1e6)  # noqa: UP031  # the quickest way
         return self._seq + 1 + ahead, self._session, timestamp, level, self._run_id, self._dag
 
     def _about(self, node: int, level: str = "info") -> tuple[int, int, str, str, str, str, str, int]:

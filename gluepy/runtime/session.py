@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -295,7 +296,7 @@ class Session:
         params = msgspec.json.encode(self.context, order="sorted")
         facts = (
             SCHEMA_VERSION,
-            version("gluepy"),
+            _version(),
             socket.gethostname(),
             os.getpid(),
             self.state.graph.tree.record(),
@@ -332,6 +333,11 @@ class Session:
             count = f"{len(errors)} task{'s' if len(errors) > 1 else ''}"
             message = f"{count} of DAG {self.run.dag!r} failed (run {self.run.run_id})"
         raise RunError.of(message, errors, self.run.run_id, result)
+
+
+@cache
+def _version() -> str:
+    return version("gluepy")
 
 
 def find_record(settings: Settings, run: str) -> Record:

@@ -81,7 +81,14 @@ class LocalExecutor(Executor):
 
     async def _run(self, attempt: Attempt, emit: Emit, scope: RunScope, output: AttemptOutput | None) -> Outcome:
         if attempt.pool == "loop":
-            return await _in_context(execute_async(attempt, Scope(scope, attempt, partial(self._send, emit), output)))
+            context = contextvars.copy_context()  # so that context variables that the task sets stay with it
+            coroutine = execute_async(attempt, Scope(scope, attempt, partial(self._send, emit), output))
+            try:
+                waits_for = context.run(coroutine.send, None)
+            except StopIteration as stop:  # it never waited
+                outcome: Outcome = stop.value
+                return outcome
+            return await _InContext(context, coroutine, waits_for)
         if self._inline:
             return execute(attempt, Scope(scope, attempt, partial(self._send, emit), None))
         if attempt.pool == "process":
@@ -179,17 +186,6 @@ class LocalExecutor(Executor):
             emit(emission)
         else:
             self._threads.ring(emit, emission)
-
-
-async def _in_context(coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
-    """Await `coroutine` in a context of its own, so that context variables that a task sets stay with it."""
-    context = contextvars.copy_context()
-    try:
-        waits_for = context.run(coroutine.send, None)
-    except StopIteration as stop:  # it never waited
-        outcome: Outcome = stop.value
-        return outcome
-    return await _InContext(context, coroutine, waits_for)
 
 
 class _InContext:
