@@ -177,21 +177,32 @@ class RunLocked(UsageError):
 class TaskError(GluepyError):
     """One task of a run failed. `cause` is the user's exception as `__cause__` where it could be carried over.
 
-    Fields: `task` (id), `attempt`, `reason` (`exception`, `timeout`, `memory`, `lost`, `outputs`, `interrupted`),
-    `type` and `message` of the error, `stack` (the traceback's text, without gluepy's frames), `log` (the attempt's
-    log file, or an empty string).
+    Fields: `task` (id), `attempt` (of `max_attempts`), `reason` (`exception`, `timeout`, `memory`, `lost`, `outputs`,
+    `interrupted`), `type` and `message` of the error, `stack` (the traceback's text, without gluepy's frames), `log`
+    (the attempt's log file, or an empty string).
     """
 
     def __init__(
-        self, task: str, attempt: int, reason: str, type: str, message: str, stack: str = "", log: str = ""
+        self,
+        task: str,
+        attempt: int,
+        reason: str,
+        type: str,
+        message: str,
+        stack: str = "",
+        log: str = "",
+        max_attempts: int = 1,
     ) -> None:
-        super().__init__(task, attempt, reason, type, message, stack, log)
+        super().__init__(task, attempt, reason, type, message, stack, log, max_attempts)
         self.task, self.attempt, self.reason = task, attempt, reason
         self.type, self.message, self.stack, self.log = type, message, stack, log
+        self.max_attempts = max_attempts
 
     def __str__(self) -> str:
-        what = f"{self.type}: {self.message}" if self.type else self.message
-        return f"task {self.task!r}, attempt {self.attempt}: {what}"
+        died = self.reason in ("lost", "memory")  # the message says it all, and nobody raised anything
+        what = f"{self.type}: {self.message}" if self.type and not died else self.message
+        of = f" of {self.max_attempts}" if self.max_attempts > 1 else ""
+        return f"task {self.task!r}, attempt {self.attempt}{of}: {what}"
 
 
 class RunError(ExceptionGroup[Exception]):

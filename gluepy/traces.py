@@ -30,6 +30,11 @@ def user_stack(error: BaseException) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def without_our_frames(lines: list[str]) -> list[str]:
+    """The lines of what a process wrote before it died, without the frames of gluepy in a crash's traceback."""
+    return [line for line in lines if not line.startswith(f'  File "{_OURS}')]
+
+
 def type_name(error: BaseException) -> str:
     """The name of the exception's class as a traceback shows it."""
     kind = type(error)

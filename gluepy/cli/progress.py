@@ -20,6 +20,7 @@ from gluepy.cli.text import (
     cells,
     count,
     duration,
+    error_line,
     first_line,
     fit,
     is_terminal,
@@ -325,9 +326,8 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
             measured = f"  {', '.join(metrics.pop(event.task))}" if event.task in metrics else ""
             return "finished", f"{_told(event.task)}  {duration(event.duration_s)}{measured}"
         case e.TaskFailed():
-            tries = f" (attempt {event.attempt} of {event.max_attempts})" if event.max_attempts > 1 else ""
-            what = f"{_error(event)}{tries}"
-            return "failed", f"{_told(event.task)}  {duration(event.duration_s)}  {what}"
+            tries = f"attempt {event.attempt} of {event.max_attempts}: " if event.max_attempts > 1 else ""
+            return "failed", f"{_told(event.task)}  {duration(event.duration_s)}  {tries}{_error(event)}"
         case e.TaskRetrying():
             tries = f"attempt {event.attempt} of {event.max_attempts} failed"
             again = f"; again in {duration(event.delay_s)}"
@@ -361,9 +361,7 @@ def _ticking(seconds: float) -> str:
 
 
 def _error(event: e.TaskFailed | e.TaskRetrying) -> str:
-    message = first_line(event.error_message)
-    kind = printable(event.error_type)
-    return f"{kind}: {message}" if kind and message else kind or message or event.reason
+    return error_line(event.error_type, event.error_message, event.reason)
 
 
 def _keep_metric(metrics: dict[str, list[str]], event: e.TaskMetric) -> None:

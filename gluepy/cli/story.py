@@ -7,13 +7,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gluepy.cli.text import STYLE_OF, amount, count, duration, first_line, printable, printable_block, styled, table
+from gluepy.cli.text import (
+    STYLE_OF,
+    amount,
+    count,
+    duration,
+    error_line,
+    first_line,
+    printable,
+    printable_block,
+    styled,
+    table,
+)
 from gluepy.core import events as e
 from gluepy.core.events import JSON
 from gluepy.core.state import BLOCKED, FAILED, RUNNING, SKIPPED, STATUS, State
 from gluepy.errors import TaskError, UsageError
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
+from gluepy.traces import without_our_frames
 
 _ORDER = ("finished", "failed", "blocked", "cancelled", "skipped", "running", "retrying", "pending", "not selected")
 _URGENCY = {"failed": 0, "running": 1, "retrying": 1, "finished": 3}
@@ -39,6 +51,7 @@ class Failure:
 
     task: str
     attempt: int
+    max_attempts: int
     reason: str
     type: str
     message: str
@@ -49,13 +62,14 @@ class Failure:
     def of(cls, event: e.TaskFailed, folder: Path) -> Failure:
         """The failure that `event` tells of, in the run whose record is `folder`."""
         log = str(folder / event.log) if event.log else ""
-        stack = event.error_stack or ""
-        return cls(event.task, event.attempt, event.reason, event.error_type, event.error_message, stack, log)
+        tries, stack = (event.attempt, event.max_attempts), event.error_stack or ""
+        return cls(event.task, *tries, event.reason, event.error_type, event.error_message, stack, log)
 
     @classmethod
     def told_by(cls, error: TaskError) -> Failure:
         """The failure that `error` is."""
-        return cls(error.task, error.attempt, error.reason, error.type, error.message, error.stack, error.log)
+        tries = (error.attempt, error.max_attempts)
+        return cls(error.task, *tries, error.reason, error.type, error.message, error.stack, error.log)
 
 
 class Story:
@@ -217,7 +231,7 @@ class Story:
         error = state.error.get(node)
         if error is None or state.status[node] != FAILED:
             return ""
-        return _title(error.error_type, error.error_message, error.reason)
+        return error_line(error.error_type, error.error_message, error.reason)
 
     def _noting(self, events: Iterable[e.Event]) -> Iterator[e.Event]:
         for event in events:
@@ -235,8 +249,9 @@ def failure_text(failures: Sequence[Failure], colour: bool) -> Iterator[str]:
     for number, failure in enumerate(failures):
         if 0 < number <= _TRACEBACKS:
             yield ""
-        title = f"{printable(failure.task)} failed in attempt {failure.attempt}"
-        text = _title(failure.type, failure.message, failure.reason)
+        of = f" of {failure.max_attempts}" if failure.max_attempts > 1 else ""
+        title = f"{printable(failure.task)} failed in attempt {failure.attempt}{of}"
+        text = error_line(failure.type, failure.message, failure.reason)
         yield styled(f"{title}: {text}", "red", colour)
         same = seen.get(failure.stack) if failure.stack else None
         if same is not None:
@@ -249,7 +264,7 @@ def failure_text(failures: Sequence[Failure], colour: bool) -> Iterator[str]:
         else:
             if len(failure.message.splitlines()) > 1:
                 yield from _indented(failure.message)
-            yield from _indented(_last_lines(failure.log))
+            yield from _indented(_last_lines(failure))
         if failure.log:
             yield f"  log: {printable(failure.log)}"
 
@@ -279,26 +294,21 @@ def _options(options: dict[str, JSON]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in shown.items())
 
 
-def _title(type: str, message: str, reason: str) -> str:
-    line = first_line(message)
-    if type and line:
-        return f"{printable(type)}: {line}"
-    return printable(type) or line or reason
-
-
 def _indented(text: str) -> Iterator[str]:
     for line in printable_block(text).splitlines():
         yield f"  {line}".rstrip()
 
 
-def _last_lines(file: str) -> str:
-    if not file:
+def _last_lines(failure: Failure) -> str:
+    """The end of the log file of an attempt that has no traceback, without what its title says already."""
+    if not failure.log:
         return ""
     try:
-        with open(file, "rb") as log:
+        with open(failure.log, "rb") as log:
             log.seek(0, 2)
             log.seek(max(0, log.tell() - 20_000))
-            lines = log.read().decode("utf-8", "replace").splitlines()
+            text = log.read().decode("utf-8", "replace").rstrip()
     except OSError:
         return ""
-    return "\n".join(lines[-_LOG_LINES:])
+    text = text.removesuffix(f"{failure.type}: {failure.message}")
+    return "\n".join(without_our_frames(text.splitlines())[-_LOG_LINES:])

@@ -41,6 +41,14 @@ def first_line(text: str) -> str:
     return printable(lines[0].strip()) + (" …" if len(lines) > 1 else "") if lines else ""
 
 
+def error_line(kind: str, message: str, reason: str) -> str:
+    """An error on one line: `ValueError: bad price`. How a process died needs no name: `killed by SIGKILL`."""
+    line = first_line(message)
+    if line and (not kind or reason in ("lost", "memory")):
+        return line
+    return f"{printable(kind)}: {line}" if line else printable(kind) or reason
+
+
 def cells(text: str) -> int:
     """How many columns `text` takes on a terminal."""
     if text.isascii():

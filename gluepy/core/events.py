@@ -181,6 +181,11 @@ class TaskCancelled(TaskHeader, tag="task.cancelled", tag_field="event", frozen=
 
     duration_s: float | None = None
     abandoned: bool = False
+    worker: str | None = None
+    pid: int | None = None
+    host: str | None = None
+    cpu_s: float | None = None
+    peak_rss_mb: float | None = None
 
 
 class TaskReset(TaskHeader, tag="task.reset", tag_field="event", frozen=True, gc=False):

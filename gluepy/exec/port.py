@@ -8,7 +8,8 @@ A task-level executor is one method, `run`, and a lifetime, `async with`:
 `run` carries out one attempt and returns its `Outcome`. A task that failed is a returned outcome; broken infrastructure
 is raised (`ExecutorBroken`), and stops the run. The engine watches the deadline: it cancels the call, and `run` must
 then stop the work, shielded and bounded, before it lets the cancellation through. Work that cannot be stopped (a
-thread) is told to the engine by `emit(Abandoned())` before that, and by `emit(Released())` when it has really ended.
+thread) is told to the engine by `emit(Abandoned())` before that, and by `emit(Released())` when it has really ended;
+where work has been stopped, `emit(Stopped(…))` may tell where it ran and what it has cost.
 
 For work in another process or on another machine all that travels is JSON: `Attempt.message` and `Attempt.of` on the
 way there, `Outcome.message`, `emission_message` and their inverses on the way back. There,
@@ -159,7 +160,17 @@ class Released(msgspec.Struct, frozen=True, tag="released"):
     """Abandoned work has ended; what it held is free."""
 
 
-Emission = Progress | Metric | Output | Abandoned | Released
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
+    """The call was cancelled, and the work has been stopped; the fields are those of `Outcome`."""
+
+    worker: str | None = None
+    pid: int | None = None
+    host: str | None = None
+    cpu_s: float | None = None
+    peak_rss_mb: float | None = None
+
+
+Emission = Progress | Metric | Output | Abandoned | Released | Stopped
 Emit = Callable[[Emission], None]  # called in the event loop's thread, in the order in which things happened
 
 

@@ -153,9 +153,9 @@ async def test_what_is_no_exception_fails_the_task_on_the_loop_too(run: Run) -> 
 DEATHS = {
     b.leaves_at_once: "exited with code 3 (os._exit)",
     b.leaves_at_once_with_0: "exited with code 0 (os._exit)",
-    b.segfaults: "was killed by SIGSEGV",
-    b.kills_itself: "was killed by SIGKILL",
-    b.aborts: "was killed by SIGABRT",
+    b.segfaults: "killed by SIGSEGV",
+    b.kills_itself: "killed by SIGKILL",
+    b.aborts: "killed by SIGABRT",
 }
 
 

@@ -142,7 +142,7 @@ def test_fields_have_the_names_of_the_contract() -> None:
         "task.retrying": [*about, "max_attempts", *at, "duration_s", "delay_s", *error],
         "task.skipped": [*about, "reason", "why", "duration_s"],
         "task.blocked": [*about, "blocked_by"],
-        "task.cancelled": [*about, "duration_s", "abandoned"],
+        "task.cancelled": [*about, "duration_s", "abandoned", *where],
         "task.reset": [*about, "cause"],
         "task.expanded": [*about, "values"],
         "task.progress": [*about, "done", "total"],

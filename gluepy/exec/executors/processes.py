@@ -40,7 +40,7 @@ import anyio.to_thread
 
 from gluepy.errors import ExecutorBroken, GluepyError, OptionError
 from gluepy.exec.executors import worker as far_end
-from gluepy.exec.executors.worker import FRAME, NOTE, REPLY
+from gluepy.exec.executors.worker import FRAME, GREETING, NOTE, REPLY
 
 if sys.platform != "win32":
     import fcntl
@@ -48,6 +48,7 @@ if sys.platform != "win32":
 
 OnLine = Callable[[str, str], None]
 OnMessage = Callable[[bytes], None]
+OnKilled = Callable[["Killed"], None]
 
 LINE_CAP = 64 * 1024  # bytes of a line that are passed on
 TAIL_CAP = 1024 * 1024  # bytes of output that are looked for behind a dead worker
@@ -72,12 +73,27 @@ class Reply:
     peak_rss_mb: float
 
 
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """Where a call ran, and what it used until its worker was killed or died by itself.
+
+    `cpu_s` counts from the end of the worker's previous call. `peak_rss_mb` is None where it cannot be told: when an
+    earlier call of the worker had a child that was larger than anything in this one.
+    """
+
+    worker: str
+    pid: int
+    cpu_s: float | None
+    peak_rss_mb: float | None
+
+
 class WorkerLost(GluepyError):
     """The worker process died, or was killed for its memory, before its call was done. The pool is not affected.
 
     `exit_code` or `signal` says how (the other is None; both are None when nobody can tell), `description` the same in
-    words. `oom` is True only with evidence: the kernel counted an out-of-memory kill in this control group during the
-    call. `killed_for_memory` is True when the pool killed it because its processes used more than `memory_mb`.
+    words, with the peak of its memory. `oom` is True only with evidence: the kernel counted an out-of-memory kill in
+    this control group during the call. `killed_for_memory` is True when the pool killed it because its processes used
+    more than `memory_mb`. `cpu_s` and `peak_rss_mb` are those of `Killed`.
     """
 
     def __init__(
@@ -92,18 +108,20 @@ class WorkerLost(GluepyError):
         memory_mb: int | None = None,
         oom: bool = False,
         killed_for_memory: bool = False,
+        cpu_s: float | None = None,
     ) -> None:
         super().__init__(
-            worker, pid, exit_code, signal, description, mend, peak_rss_mb, memory_mb, oom, killed_for_memory
+            worker, pid, exit_code, signal, description, mend, peak_rss_mb, memory_mb, oom, killed_for_memory, cpu_s
         )
         self.worker, self.pid = worker, pid
         self.exit_code, self.signal = exit_code, signal
         self.description, self.mend = description, mend
         self.peak_rss_mb, self.memory_mb = peak_rss_mb, memory_mb
         self.oom, self.killed_for_memory = oom, killed_for_memory
+        self.cpu_s = cpu_s
 
     def __str__(self) -> str:
-        text = f"worker {self.worker} (pid {self.pid}) {self.description}"
+        text = f"worker {self.worker} (pid {self.pid}): {self.description}"
         return f"{text}; {self.mend}" if self.mend else text
 
 
@@ -208,6 +226,7 @@ class WorkerPool:
         *,
         on_line: OnLine,
         on_message: OnMessage,
+        on_killed: OnKilled | None = None,
         memory_mb: int | None = None,
         main: bool = False,
     ) -> Reply:
@@ -226,7 +245,7 @@ class WorkerPool:
 
         Raises `EntryFailed` when the function raises (`SystemExit` and `KeyboardInterrupt` too), `WorkerLost` when the
         worker dies, `ExecutorBroken` when none can be started. Cancellation kills the worker and all its descendants
-        before it goes through.
+        before it goes through; `on_killed` is then told what the call has cost, if its worker had begun.
         """
         if not self._open:
             raise ExecutorBroken(_WHO, "the pool is not open", "make calls inside `async with WorkerPool()`")
@@ -239,7 +258,7 @@ class WorkerPool:
             if worker.process is None:
                 await worker.start(self._limiter)
             kind, body = await worker.converse(entry, shared, payload, on_message, memory_mb, main)
-            cpu_s, peak, left = REPLY.unpack_from(body)
+            cpu_s, peak, left, worker.cpu_s, worker.child_mb = REPLY.unpack_from(body)
             if memory_mb is not None:
                 peak = max(peak, await worker.relax())
             worker.end_lines()
@@ -247,6 +266,11 @@ class WorkerPool:
         except _Ended as ended:
             await self._remove(worker)
             raise self._lost(worker, ended, memory_mb, self._oom.read() - oom_kills) from None
+        except anyio.get_cancelled_exc_class():
+            await self._remove(worker)
+            if on_killed is not None and worker.pid:
+                on_killed(worker.used(worker.end))
+            raise
         finally:
             if as_it_was and self._open:
                 worker.lines, worker.idle_since = {}, anyio.current_time()
@@ -256,7 +280,7 @@ class WorkerPool:
         body = body[REPLY.size :]
         if kind == far_end.FAILED:
             raise EntryFailed(entry, *marshal.loads(body))  # noqa: S302 - written by our own worker
-        return Reply(body, worker.pid, worker.name, cpu_s, peak)
+        return Reply(body, worker.pid, worker.name, round(cpu_s, 6), peak)
 
     async def _take(self) -> _Worker | None:
         while self._idle:
@@ -322,15 +346,17 @@ class WorkerPool:
                 f"try `{sys.executable} -P {far_end.__file__}` by hand; it should fail only for want of arguments",
             )
         description, mend = ended.words()
+        used = worker.used(ended)
         over = ended.kind == far_end.OVER
+        oom = oom_kills > 0 and not over and (ended.signal == signal.SIGKILL or not ended.kind)
         if over:
-            description = f"was killed: it used {ended.tree_mb:.0f} MB, more than memory_mb = {memory_mb}"
+            description = f"killed at {size(ended.tree_mb)}, more than its memory_mb = {memory_mb}"
             mend = "raise memory_mb, or let the task hold less at a time"
-        oom = not over and ended.signal == signal.SIGKILL and oom_kills > 0
+        elif used.peak_rss_mb is not None:
+            description += f", peak RSS {size(used.peak_rss_mb)}"
         if oom:
-            description += ", probably out of memory: the kernel's out-of-memory killer struck in this control group"
+            description += " (cgroup reports an OOM kill)"
             mend = "run fewer of them at once, or let the task hold less at a time"
-        peak = max(ended.own_mb, ended.tree_mb)
         return WorkerLost(
             worker.name,
             worker.pid,
@@ -338,10 +364,11 @@ class WorkerPool:
             ended.signal,
             description,
             mend,
-            peak_rss_mb=peak or None,
+            peak_rss_mb=used.peak_rss_mb,
             memory_mb=memory_mb,
             oom=oom,
             killed_for_memory=over,
+            cpu_s=used.cpu_s,
         )
 
 
@@ -349,9 +376,10 @@ class _Ended(Exception):
     """The worker's process is gone, or lost to us. `kind` is the guard's, empty when the guard did not tell."""
 
     def __init__(self, note: bytes = b"", cut_off: bool = False) -> None:
-        kind, status, own_mb, tree_mb = NOTE.unpack(note) if note else (b"", 0, 0.0, 0.0)
+        kind, status, own_mb, tree_mb, cpu_s = NOTE.unpack(note) if note else (b"", 0, 0.0, 0.0, 0.0)
         super().__init__(kind, status)
-        self.kind, self.own_mb, self.tree_mb, self.cut_off = kind, own_mb, tree_mb, cut_off
+        self.kind, self.cut_off = kind, cut_off
+        self.own_mb, self.tree_mb, self.cpu_s = own_mb, tree_mb, cpu_s
         code = os.waitstatus_to_exitcode(status) if kind and not cut_off else None
         self.exit_code = code if code is not None and code >= 0 else None
         self.signal = -code if code is not None and code < 0 else None
@@ -366,8 +394,8 @@ class _Ended(Exception):
             except ValueError:
                 name = f"signal {self.signal}"
             if self.signal in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
-                return f"was killed by {name}", "a native library crashed; where, is in the task's stderr"
-            return f"was killed by {name}", "look for who sent it: a user, a supervisor, or the kernel's log"
+                return f"killed by {name}", "a native library crashed; the task's log says where"
+            return f"killed by {name}", "look for who sent it: a user, a supervisor, or the kernel's log"
         if self.exit_code is not None:
             return f"exited with code {self.exit_code} (os._exit)", "let the task return or raise instead"
         return "disappeared with its guard process", "something killed both; look into the kernel's log"
@@ -411,6 +439,8 @@ class _Worker:
         self.number, self.name, self.grace_s = number, f"process-{number}", grace_s
         self.process: subprocess.Popen[bytes] | None = None
         self.pid = 0  # the worker's, not the guard's; known from its first words
+        self.cpu_s = self.child_mb = 0.0  # of its whole life, at the end of its latest call
+        self.end: _Ended | None = None
         self.idle_since = 0.0
         self.gone = anyio.Event()
         self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
@@ -481,7 +511,7 @@ class _Worker:
     def order(self, kind: bytes, memory_mb: float = 0.0) -> None:
         """Tell the guard."""
         with suppress(OSError):
-            self._life.send(NOTE.pack(kind, 0, memory_mb, 0.0))
+            self._life.send(NOTE.pack(kind, 0, memory_mb, 0.0, 0.0))
 
     async def kill(self) -> None:
         """Kill the worker and all its descendants and return when they are gone. Shielded and bounded by `grace_s`."""
@@ -504,13 +534,19 @@ class _Worker:
         self._close()
 
     async def _until_guard_ended(self) -> None:
+        told = b""
         with suppress(OSError):
             while True:
                 try:
-                    if not self._life.recv(CHUNK):
+                    data = self._life.recv(CHUNK)
+                    if not data:
                         break
+                    told += data
                 except BlockingIOError:
                     await anyio.wait_readable(self._life)
+        note = told[-NOTE.size :]
+        if note[:1] in (far_end.ENDED, far_end.OVER):
+            self.end = _Ended(note)
         await self._until_reaped()
 
     async def _until_reaped(self) -> None:
@@ -636,7 +672,7 @@ class _Worker:
                 case far_end.MESSAGE:
                     on_message(body)
                 case far_end.HELLO:
-                    self.pid = int(body)
+                    self.pid, self.cpu_s = GREETING.unpack(body)
                 case _:
                     return kind, body
         return None
@@ -665,6 +701,14 @@ class _Worker:
                 await anyio.wait_readable(self._life)
             except OSError:
                 return b""
+
+    def used(self, end: _Ended | None) -> Killed:
+        """What its last call has used until `end`."""
+        if end is None or not end.kind:
+            return Killed(self.name, self.pid, None, None)
+        own_mb = end.own_mb if end.own_mb > self.child_mb else 0.0  # else it is that of an earlier call's child
+        cpu_s = round(max(0.0, end.cpu_s - self.cpu_s), 6)
+        return Killed(self.name, self.pid, cpu_s, max(own_mb, end.tree_mb) or None)
 
     def end_lines(self) -> None:
         """Hand on lines that lack their newline."""
@@ -708,6 +752,11 @@ def _oom_files() -> list[str]:
             elif "memory" in controllers.split(","):
                 found.insert(0, f"/sys/fs/cgroup/memory{path}/memory.oom_control")
     return [*found, "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"]
+
+
+def size(mb: float) -> str:
+    """Megabytes as a person says them: `81 MB`, `7.9 GB`."""
+    return f"{mb:.0f} MB" if mb < 999.5 else f"{mb / 1024:.1f} GB"
 
 
 def _main_script() -> dict[str, str] | None:

@@ -37,9 +37,13 @@ if TYPE_CHECKING:
 
 FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
 HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
-REPLY = struct.Struct("!dd?")  # heads the body of RETURNED and FAILED: cpu_s, peak_rss_mb, left something behind
+GREETING = struct.Struct("!id")  # the body of HELLO: process id, CPU seconds so far
+# Heads the body of RETURNED and FAILED. Of the call: cpu_s, peak_rss_mb, left something behind. Of the worker until
+# now, for the case that the next call kills it: CPU seconds, MB of its largest child.
+REPLY = struct.Struct("!dd?dd")
 
-NOTE = struct.Struct("!cidd")  # kind, wait status, MB of the worker, MB of the worker's tree
+# Kind, wait status, MB of the worker or of its largest child, MB of the worker's tree, CPU seconds of the worker.
+NOTE = struct.Struct("!ciddd")
 KILL, LIMIT = b"k", b"l"  # to the guard; LIMIT carries the MB that the tree may have, 0 for no limit
 RELAXED, ENDED, OVER = b"r", b"x", b"m"  # from the guard: no limit any more, the worker ended, it was killed for memory
 
@@ -130,14 +134,16 @@ def _guard(worker: int, life: int, driver: int) -> NoReturn:
                 if limit:
                     peak = 0.0
                 else:
-                    _tell(life, NOTE.pack(RELAXED, 0, 0.0, peak))
+                    _tell(life, NOTE.pack(RELAXED, 0, 0.0, peak, 0.0))
+                    peak = 0.0
     else:
         status = None
     _kill(os.killpg, worker)
     if status is None:
         _kill(os.kill, worker)  # it may have changed its group
         status = os.wait4(worker, 0)[1:]
-    _tell(life, NOTE.pack(kind, status[0], _megabytes(status[1].ru_maxrss), peak))
+    used = status[1]
+    _tell(life, NOTE.pack(kind, status[0], _megabytes(used.ru_maxrss), peak, _seconds(used)))
     while True:
         # Only direct children are killed: their ids cannot be somebody else's. The death of each hands us its own.
         for child in _children(os.getpid()):
@@ -242,6 +248,11 @@ def _megabytes(maxrss: int) -> float:
     return maxrss / 1024 if LINUX else maxrss / MB
 
 
+def _seconds(used: Any) -> float:
+    seconds: float = used.ru_utime + used.ru_stime
+    return seconds
+
+
 # --- the worker
 
 
@@ -319,7 +330,7 @@ class _Server:
         self.control = _Control(descriptor)
 
     def serve(self) -> NoReturn:
-        self.control.send(HELLO, b"%d" % self.pid)
+        self.control.send(HELLO, GREETING.pack(self.pid, time.process_time()))
         while True:
             self._answer(*marshal.loads(self.control.receive()))
 
@@ -379,15 +390,14 @@ class _Server:
         with self.control.lock:
             running = False
         own_after, below_after = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
-        cpu_s = sum(
-            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            for before, after in ((own, own_after), (below, below_after))
-        )
+        cpu_s = _seconds(own_after) + _seconds(below_after)
         peak = own_after.ru_maxrss
         if below_after.ru_maxrss > below.ru_maxrss:
             peak = max(peak, below_after.ru_maxrss)
         left = phase == "prepare" or self._left_something()
-        self.control.send(kind, REPLY.pack(cpu_s, _megabytes(peak), left) + body)
+        before = _seconds(own) + _seconds(below)
+        facts = REPLY.pack(cpu_s - before, _megabytes(peak), left, cpu_s, _megabytes(below_after.ru_maxrss))
+        self.control.send(kind, facts + body)
 
     def _import_entry(self, entry: str) -> Entry:
         import importlib

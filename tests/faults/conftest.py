@@ -1,0 +1,23 @@
+"""What the tests of worker processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from workers import HERE
+
+
+@pytest.fixture
+def importable_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find the functions of `process_calls`."""
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+@pytest.fixture
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fails a test that leaves a process."""
+    yield
+    assert psutil.Process().children(recursive=True) == []
