@@ -116,16 +116,17 @@ def run_scope(run: RunInfo) -> RunScope:
     return RunScope(run, context, settings)
 
 
-def task_error(attempt: int, task: str, outcome: Outcome, log: str) -> TaskError:
+def task_error(attempt: Attempt, outcome: Outcome, log: str) -> TaskError:
     """The `TaskError` of a failed outcome, with the user's exception as its cause where there is one."""
     error = TaskError(
-        task,
-        attempt,
+        attempt.task,
+        attempt.number,
         outcome.reason or "exception",
         outcome.error_type,
         outcome.error_message,
         outcome.error_stack,
         log,
+        attempt.max_attempts,
     )
     error.__cause__ = outcome.exception
     return error

@@ -40,6 +40,7 @@ from gluepy.exec.port import (
     Progress,
     Released,
     RunInfo,
+    Stopped,
 )
 from gluepy.loop import Signal, signals
 from gluepy.runs.log import EventLog, LogBroken
@@ -367,11 +368,13 @@ class Engine:
         slot.attempt, slot.ending = None, attempt
         del self._busy[node]
         if slot.late:
-            events = self._events(node, attempt, _timed_out(attempt, None, slot.abandoned), duration_s, slot.abandoned)
+            outcome = _timed_out(attempt, slot.cost, slot.abandoned)
+            events = self._events(node, attempt, outcome, duration_s, slot.abandoned)
         else:
-            header = self._header("warning")
-            took_s = _rounded(duration_s)
-            events = (e.TaskCancelled(*header, attempt.task, attempt.number, took_s, slot.abandoned),)
+            header = (*self._header("warning"), attempt.task, attempt.number)
+            cost = slot.cost or Stopped()
+            where = (cost.worker, cost.pid, cost.host, cost.cpu_s, cost.peak_rss_mb)
+            events = (e.TaskCancelled(*header, _rounded(duration_s), slot.abandoned, *where),)
         for event in events:
             self._store(event)
         return events
@@ -420,7 +423,7 @@ class Engine:
             )
             return (e.TaskRetrying(*header, *(*facts, worker, pid, host, cpu_s, rss, abandoned, log)),)
         file = os.path.join(self.run.record, log) if log and self.run.record else ""
-        self.errors[node] = task_error(attempt.number, attempt.task, outcome, file)
+        self.errors[node] = task_error(attempt, outcome, file)
         header = (*self._header("error"), attempt.task, attempt.number)
         end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
         return (e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log)),)
@@ -459,6 +462,8 @@ class Engine:
                 self._tell(e.TaskMetric, attempt, emission.name, emission.value)
             case Abandoned():
                 slot.abandoned = True
+            case Stopped():
+                slot.cost = emission
             case _:
                 assert_never(emission)
 
@@ -603,7 +608,19 @@ class Engine:
 class _Slot:
     """One long-lived task that runs attempts, and what it is at."""
 
-    __slots__ = ("abandoned", "attempt", "awake", "began", "ending", "late", "node", "released", "scope", "stopped")
+    __slots__ = (
+        "abandoned",
+        "attempt",
+        "awake",
+        "began",
+        "cost",
+        "ending",
+        "late",
+        "node",
+        "released",
+        "scope",
+        "stopped",
+    )
 
     def __init__(self, awake: Signal) -> None:
         self.scope: anyio.CancelScope = anyio.CancelScope()
@@ -612,12 +629,14 @@ class _Slot:
         self.node = -1
         self.began = 0.0
         self.late = self.abandoned = self.released = self.stopped = False
+        self.cost: Stopped | None = None
         self.awake = awake  # what it waits for when there is no work
 
     def begin(self, node: int, attempt: Attempt, now: float) -> None:
         """Take `attempt` up."""
         self.node, self.attempt, self.began = node, attempt, now
         self.late = self.abandoned = self.released = False
+        self.cost = None
 
     def stop(self) -> None:
         """Interrupt the attempt."""
@@ -629,10 +648,8 @@ def _rounded(seconds: float) -> float:
     return int(seconds * 1e6) / 1e6  # microseconds; a quarter of what round() takes
 
 
-def _timed_out(attempt: Attempt, outcome: Outcome | None, abandoned: bool = False) -> Outcome:
-    where = (
-        {name: getattr(outcome, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if outcome else {}
-    )
+def _timed_out(attempt: Attempt, told: Outcome | Stopped | None, abandoned: bool = False) -> Outcome:
+    where = {name: getattr(told, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if told else {}
     message = f"it took longer than its timeout_s of {attempt.spec.timeout_s:g} s"
     if abandoned:
         message += "; a thread cannot be stopped, so it goes on (pool = 'process' can be)"

@@ -297,7 +297,7 @@ def test_failed_resume_ends_as_a_failed_run_does(pipe: Console) -> None:
     assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
     done = pipe("resume")
     assert done.returncode == 1
-    assert "fit[region=us] failed in attempt 2: ValueError: no data" in done.stderr
+    assert "fit[region=us] failed in attempt 2 of 2: ValueError: no data" in done.stderr
     assert done.stderr.endswith(" resume first\n")
     assert done.stdout.startswith("run first of pipedag failed in ")
 

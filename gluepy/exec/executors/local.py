@@ -17,7 +17,7 @@ import msgspec
 from gluepy.exec.boundary import execute, execute_async, failed, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
-from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Outcome, Output, Released, RunInfo
+from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Outcome, Output, Released, RunInfo, Stopped
 from gluepy.exec.scope import RunScope, Scope
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class LocalExecutor(Executor):
 
     async def _in_process(self, attempt: Attempt, emit: Emit, output: AttemptOutput | None) -> Outcome:
         from gluepy.exec.executors import remote  # and `processes`: only runs with process tasks pay for them
-        from gluepy.exec.executors.processes import EntryFailed, WorkerLost
+        from gluepy.exec.executors.processes import EntryFailed, Killed, WorkerLost
 
         pool = await self._worker_pool()
         run = attempt.run
@@ -121,6 +121,9 @@ class LocalExecutor(Executor):
             else:
                 emit(emission)
 
+        def on_killed(killed: Killed) -> None:
+            emit(Stopped(worker=killed.worker, pid=killed.pid, cpu_s=killed.cpu_s, peak_rss_mb=killed.peak_rss_mb))
+
         try:
             reply = await pool.call(
                 "gluepy.exec.executors.remote:run_message",
@@ -128,6 +131,7 @@ class LocalExecutor(Executor):
                 remote.attempt_message(attempt),
                 on_line=on_line,
                 on_message=on_message,
+                on_killed=on_killed,
                 memory_mb=attempt.spec.memory_mb,
                 main=attempt.spec.cls.startswith("__main__:"),
             )
@@ -140,6 +144,7 @@ class LocalExecutor(Executor):
                 exception=lost,
                 worker=lost.worker,
                 pid=lost.pid,
+                cpu_s=lost.cpu_s,
                 peak_rss_mb=lost.peak_rss_mb,
             )
         except EntryFailed as error:
