@@ -1,129 +1,75 @@
-"""`python -m benchmarks [--small]`: measure, and print a table of medians and ratios.
+"""`python -m benchmarks`: measure everything, print it, and put it into the README. Takes some minutes.
 
-Each floor runs in turn with gluepy in the same process, five times or more; a ratio is the median over the turns of
-gluepy's time to the floor's. gluepy runs with its default settings: the record is written, two events a task.
+With names of parts, only those, and nothing is written: `python -m benchmarks loop threads`. gluepy runs with its
+default settings: the record is written, two events a task, output captured where the command line does.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from importlib.metadata import version
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from benchmarks import floors
-from benchmarks.workloads import (
-    InProcess,
-    InThread,
-    OnLoop,
-    Workload,
-    chain,
-    fan_out,
-    layered,
-    nothing,
-    nothing_at_all,
-)
-from gluepy import Runtime
+from benchmarks import events, in_process, live, loops, makespan, profile, report, scale, startup
+from benchmarks.machine import Machine, isolated
+from benchmarks.report import Results
+from benchmarks.turns import Effort, Row, full, small
 
-
-class Row(NamedTuple):
-    """One line of the table: times in microseconds a task."""
-
-    workload: str
-    where: str
-    floor: str
-    floor_us: float
-    gluepy_us: float
-    ratio: float
+ROWS: dict[str, Callable[[Effort], AsyncIterator[Row]]] = {
+    "loop": in_process.on_the_loop,
+    "threads": in_process.in_threads,
+    "processes": in_process.in_processes,
+    "fan-out": scale.hundred_thousand,
+    "startup": startup.startup,
+    "events": events.events,
+    "live": live.live,
+}
+PARTS = (*ROWS, "makespan", "scale", "uvloop", "profile")
 
 
-async def compare(
-    runtime: Runtime, workload: Workload, where: str, name: str, floor: Callable[[], Awaitable[None]], repeats: int
-) -> Row:
-    """Run floor and gluepy in turn; one turn of each is not counted."""
-    times: list[tuple[float, float]] = []
-    for turn in range(repeats + 1):
-        began = time.perf_counter()
-        await floor()
-        between = time.perf_counter()
-        result = await runtime.run_dag(workload.dag, concurrency=workload.concurrency)
-        ended = time.perf_counter()
-        assert len(result.tasks) == len(workload.graph)
-        assert all(task.status == "finished" for task in result.tasks.values())
-        if turn:
-            times.append((between - began, ended - between))
-    scale = 1e6 / len(workload.graph)
-    return Row(
-        workload.name,
-        where,
-        name,
-        statistics.median(time for time, _ in times) * scale,
-        statistics.median(time for _, time in times) * scale,
-        statistics.median(ours / theirs for theirs, ours in times),
-    )
+def measure(parts: Sequence[str], effort: Effort) -> Results:
+    """Measure `parts`, and tell of each when it is done."""
+    results = Results(machine=Machine.here(), turns=effort.turns)
+    for part in parts:
+        print(f"measuring: {part}", flush=True)
+        match part:
+            case "makespan":
+                results.cases = list(makespan.cases(effort.seeds))
+                results.rows.append(makespan.row(results.cases))
+            case "scale":
+                results.scales = scale.scales(effort)
+            case "uvloop":
+                results.loops = loops.loops(effort)
+            case "profile":
+                results.profiles = asyncio.run(profile.profiles(effort))
+                results.imports = startup.imports()
+            case _:
+                results.rows += asyncio.run(_rows(ROWS[part], effort))
+    return results
 
 
-async def measure(repeats: int, size: int) -> list[Row]:
-    """All workloads, on the loop, in threads and in processes."""
-    rows = []
-    few = max(size // 5, 10)
-    async with Runtime() as runtime:
-        for workload in (chain(OnLoop, size), fan_out(OnLoop, size, 100), layered(OnLoop, max(size // 50, 2), 100)):
-
-            async def on_loop(workload: Workload = workload) -> None:
-                await floors.task_group(workload.graph, nothing, workload.concurrency)
-
-            rows.append(await compare(runtime, workload, "loop", "TaskGroup", on_loop, repeats))
-        for task, where, pool in (
-            (InThread, "threads", ThreadPoolExecutor(4)),
-            (InProcess, "processes", ProcessPoolExecutor(4)),
-        ):
-            count = size if task is InThread else few
-            with pool:
-                for workload in (chain(task, count), fan_out(task, count), layered(task, max(count // 100, 2), 100)):
-
-                    async def in_pool(
-                        workload: Workload = workload, pool: ThreadPoolExecutor | ProcessPoolExecutor = pool
-                    ) -> None:
-                        floors.futures(workload.graph, nothing_at_all, pool, workload.concurrency)
-
-                    rows.append(await compare(runtime, workload, where, type(pool).__name__, in_pool, repeats))
-    return rows
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| workload | on | floor | floor, us a task | gluepy, us a task | ratio |", "| --- " * 6 + "|"]
-    for row in rows:
-        figures = f"{row.floor_us:.1f} | {row.gluepy_us:.1f} | {row.ratio:.2f}"
-        lines.append(f"| {row.workload} | {row.where} | {row.floor} | {figures} |")
-    return "\n".join(lines)
+async def _rows(part: Callable[[Effort], AsyncIterator[Row]], effort: Effort) -> list[Row]:
+    return [row async for row in part(effort)]
 
 
 def main() -> None:
-    """Parse the options, measure in a temporary folder, print."""
+    """Parse the options, measure in a temporary folder, report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a hundred tasks, once: only to see that it works")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("parts", nargs="*", help=f"only these, of {', '.join(PARTS)}", metavar="PART")
+    parser.add_argument("--small", action="store_true", help="only see that everything works; writes nothing")
+    parser.add_argument("--turns", type=int, default=7, help="at least 5")
     options = parser.parse_args()
-    repeats, size = (1, 100) if options.small else (max(options.repeats, 5), 1000)
-    home = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["GLUEPY_RUNS_ROOT"] = str(Path(folder, "runs"))
-        os.environ["GLUEPY_STORAGE_ROOT"] = str(Path(folder, "data"))
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
-        rows = asyncio.run(measure(repeats, size))
-    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    print(f"gluepy {version('gluepy')} on {machine}; medians of {repeats} turns\n")
-    print(table(rows))
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    effort = small if options.small else full(options.turns)
+    with tempfile.TemporaryDirectory() as folder, isolated(Path(folder)):
+        results = measure(options.parts or PARTS, effort)
+    print(report.full_report(results))
+    if not options.parts and not options.small:
+        report.save(results)
+        report.publish()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Floors: what the standard library alone needs for the same graph, without a log, results, retries or anything else.
 
-A graph is a mapping of each task to what it depends on, as graphlib takes it.
+`task_group` and `futures` are the patterns of the standard library's own documentation, with a bound on what runs at
+once. The `bare_` ones are the fewest steps that we know of: no bound, no queue between the tasks and the sorter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import graphlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import queue
+from collections.abc import Awaitable, Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 
-Dependencies = Mapping[int, Sequence[int]]
+from benchmarks.graphs import Graph
 
 
-async def task_group(graph: Dependencies, work: Callable[[int], Awaitable[None]], concurrency: int) -> None:
+async def task_group(graph: Graph, work: Callable[[int], Awaitable[None]], concurrency: int) -> None:
     """graphlib and asyncio.TaskGroup: a task a node, at most `concurrency` at a time."""
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
@@ -35,7 +37,25 @@ async def task_group(graph: Dependencies, work: Callable[[int], Awaitable[None]]
             running -= 1
 
 
-def futures(graph: Dependencies, work: Callable[[int], object], pool: Executor, concurrency: int) -> None:
+async def bare_task_group(graph: Graph, work: Callable[[int], Awaitable[None]]) -> None:
+    """graphlib and asyncio.TaskGroup: whatever is ready is started at once."""
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()
+    async with asyncio.TaskGroup() as group:
+
+        async def run(node: int) -> None:
+            await work(node)
+            sorter.done(node)
+            start()
+
+        def start() -> None:
+            for node in sorter.get_ready():
+                group.create_task(run(node))
+
+        start()
+
+
+def futures(graph: Graph, work: Callable[[int], object], pool: Executor, concurrency: int) -> None:
     """graphlib and concurrent.futures: a future a node, at most `concurrency` at a time."""
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
@@ -50,3 +70,16 @@ def futures(graph: Dependencies, work: Callable[[int], object], pool: Executor, 
         for future in finished:
             future.result()
             sorter.done(running.pop(future))
+
+
+def bare_futures(graph: Graph, work: Callable[[int], object], pool: Executor) -> None:
+    """graphlib and concurrent.futures: whatever is ready is handed in at once, and calls back when it is done."""
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()
+    done: queue.SimpleQueue[tuple[int, Future[object]]] = queue.SimpleQueue()
+    while sorter.is_active():
+        for node in sorter.get_ready():
+            pool.submit(work, node).add_done_callback(lambda future, node=node: done.put((node, future)))  # type: ignore[misc]
+        node, future = done.get()
+        future.result()
+        sorter.done(node)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import graphs
+from benchmarks.graphs import Graph
+from benchmarks.work import burn, nothing, nothing_async
 from gluepy import DAG, Task, each
+
+SLEEP_S = 0.01
 
 
 class OnLoop(Task):
@@ -15,7 +19,8 @@ class OnLoop(Task):
 
     n: int
 
-    async def run(self) -> None: ...
+    async def run(self) -> None:
+        await nothing_async()
 
 
 class InThread(Task):
@@ -23,7 +28,8 @@ class InThread(Task):
 
     n: int
 
-    def run(self) -> None: ...
+    def run(self) -> None:
+        nothing()
 
 
 class InProcess(Task):
@@ -32,53 +38,60 @@ class InProcess(Task):
     pool = "process"
     n: int
 
-    def run(self) -> None: ...
+    def run(self) -> None:
+        nothing()
 
 
-async def nothing(_: int) -> None:
-    """What the floors run on the loop."""
+class Sleep(Task):
+    """A wait, on the event loop."""
+
+    n: int
+
+    async def run(self) -> None:
+        await asyncio.sleep(SLEEP_S)
 
 
-def nothing_at_all(_: int) -> None:
-    """What the floors run in threads and processes."""
+class Burn(Task):
+    """Half a second of CPU time, in a worker process."""
+
+    pool = "process"
+    n: int
+
+    def run(self) -> None:
+        burn()
 
 
 @dataclass(frozen=True)
 class Workload:
     """`graph` for the floors, `dag` for gluepy: the same tasks with the same dependencies."""
 
-    name: str
-    graph: Mapping[int, Sequence[int]]
+    graph: Graph
     dag: type[DAG]
-    concurrency: int
 
 
 def chain(task: type[Task], count: int) -> Workload:
     """One after another."""
-    tasks = tuple(task(n=n) for n in range(count))
-    graph = {n: [n - 1] if n else [] for n in range(count)}
-    return Workload(f"chain of {count:,}", graph, _dag(tasks), 4)
+    return Workload(graphs.chain(count), dag_of(tuple(task(n=n) for n in range(count))))
 
 
-def fan_out(task: type[Task], count: int, concurrency: int = 4) -> Workload:
+def fan_out(task: type[Task], count: int) -> Workload:
     """One, then many side by side, then one."""
     tasks = (task(n=0), each(task, n=range(1, count + 1)), task(n=count + 1))
-    graph = {0: [], **{n: [0] for n in range(1, count + 1)}, count + 1: range(1, count + 1)}
-    return Workload(f"1 → {count:,} → 1, {concurrency} at a time", graph, _dag(tasks), concurrency)
+    return Workload(graphs.fan_out(count), dag_of(tasks))
 
 
-def layered(task: type[Task], layers: int, width: int, dependencies: int = 3) -> Workload:
-    """Layers in which each task depends on some of the layer before, drawn with a fixed seed."""
-    draw = random.Random(0)
-    graph: dict[int, list[int]] = {}
-    for layer in range(layers):
-        for place in range(width):
-            before = range((layer - 1) * width, layer * width)
-            graph[layer * width + place] = draw.sample(before, dependencies) if layer else []
+def layered(task: type[Task], layers: int, width: int) -> Workload:
+    """Layers in which each task depends on three of the layer before."""
+    graph = graphs.layered(layers, width)
     made = {n: task(n=n) for n in graph}
-    tasks = {made[n]: tuple(made[dep] for dep in deps) for n, deps in graph.items()}
-    return Workload(f"layered {layers} x {width}, {dependencies} dependencies each", graph, _dag(tasks), 4)
+    return Workload(graph, dag_of({made[n]: tuple(made[before] for before in after) for n, after in graph.items()}))
 
 
-def _dag(tasks: Any) -> type[DAG]:
+def side_by_side(task: type[Task], count: int) -> Workload:
+    """Many, none of which waits for another."""
+    return Workload({n: [] for n in range(count)}, dag_of((each(task, n=range(count)),)))
+
+
+def dag_of(tasks: Any) -> type[DAG]:
+    """A DAG of `tasks`."""
     return type("Benchmark", (DAG,), {"tasks": tasks, "__module__": __name__})

@@ -1,0 +1,226 @@
+"""Results as JSON files, Markdown tables, and the part of the README between its markers."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from benchmarks import profile
+from benchmarks.loops import Loop
+from benchmarks.machine import ROOT, Machine
+from benchmarks.makespan import Case
+from benchmarks.peers.results import PeerResults, peer_table
+from benchmarks.profile import Profile
+from benchmarks.scale import Scale
+from benchmarks.tables import duration, markdown
+from benchmarks.turns import Row
+
+FOLDER = ROOT / "benchmarks" / "results"
+OURS, THEIRS = FOLDER / "gluepy.json", FOLDER / "peers.json"
+README = ROOT / "README.md"
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """All that `python -m benchmarks` measured."""
+
+    machine: Machine
+    turns: int
+    rows: list[Row] = []
+    cases: list[Case] = []
+    scales: list[Scale] = []
+    loops: list[Loop] = []
+    profiles: list[Profile] = []
+    imports: dict[str, float] = {}
+
+
+def save(results: Results | PeerResults) -> None:
+    """Keep them for `publish`."""
+    FOLDER.mkdir(exist_ok=True)
+    file = OURS if isinstance(results, Results) else THEIRS
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+
+
+def publish() -> None:
+    """Write the README's tables, the full report and the plots anew, of whatever has been measured."""
+    sections = {}
+    everything = ["# Benchmarks", "What the two commands printed, in full. Plots and the short version: the README."]
+    if OURS.exists():
+        results = msgspec.json.decode(OURS.read_bytes(), type=Results)
+        sections["gluepy"] = [told(results), picture("ratios", _alternative(results.rows)), short_table(results.rows)]
+        sections["gluepy"] += [scale_table(results.scales), *explained(results)]
+        everything += ["## `python -m benchmarks`", full_report(results)]
+    if THEIRS.exists():
+        peers = msgspec.json.decode(THEIRS.read_bytes(), type=PeerResults)
+        sections["peers"] = [peers.told(), picture("peers", "Time a task, by peer and workload"), peer_table(peers)]
+        everything += ["## `python -m benchmarks.peers`", peers.told(), peer_table(peers)]
+    text = README.read_text(encoding="utf-8")
+    for name, paragraphs in sections.items():
+        text = between(text, name, "\n\n".join(paragraphs))
+    README.write_text(text, encoding="utf-8")
+    (FOLDER / "README.md").write_text("\n\n".join(everything) + "\n", encoding="utf-8")
+    _draw()
+
+
+def between(text: str, name: str, new: str) -> str:
+    """`text` with `new` between the markers of `name`, which must be there."""
+    begin, end = f"<!-- benchmarks: {name} -->", f"<!-- end of benchmarks: {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{README} has no {begin} … {end}")
+    return pattern.sub(lambda _: f"{begin}\n\n{new}\n\n{end}", text)
+
+
+def told(results: Results) -> str:
+    """What was measured, where and how."""
+    return f"`python -m benchmarks` on {results.machine.text()}; medians of {results.turns} turns."
+
+
+def short_table(rows: Iterable[Row]) -> str:
+    """The rows of the README."""
+    return markdown(("workload", "floor", "floor takes", "gluepy", "ratio", "aim"), map(_cells, _main(rows)))
+
+
+def full_report(results: Results) -> str:
+    """Everything, as Markdown."""
+    parts = [told(results)]
+    if results.rows:
+        parts += ["### Against floors", *_rows(results.rows)]
+    if results.scales:
+        parts += ["### Many tasks", scale_table(results.scales)]
+    if results.cases:
+        parts += [
+            "### Order of starting: makespan over max(critical path, work / slots), mean",
+            case_table(results.cases),
+        ]
+    if results.loops:
+        parts += ["### asyncio and uvloop", loop_table(results.loops)]
+    if results.profiles:
+        parts += ["### Where the time goes, µs a task", profile.table(results.profiles)]
+    if results.imports:
+        parts += ["### What a one-task `gluepy run` imports", import_table(results.imports)]
+    return "\n\n".join(parts)
+
+
+def explained(results: Results) -> list[str]:
+    """The profile that tells what the missed rows spend their time on; nothing if none is missed."""
+    if not any(verdict(row) == "missed" for row in _main(results.rows)):
+        return []
+    lines = ["Where the time goes, in µs a task, sampled (`python -m benchmarks.profile`):"]
+    return [*lines, profile.table(results.profiles), imports_told(results.imports)]
+
+
+def verdict(row: Row) -> str:
+    """Which aim the row meets: "excellent", "good", "missed", or nothing where there is none."""
+    if row.aim is None:
+        return ""
+    good, excellent = row.aim
+    return "excellent" if row.ratio <= excellent else "good" if row.ratio <= good else "missed"
+
+
+def scale_table(scales: Sequence[Scale]) -> str:
+    """Time and memory by size."""
+    cells = []
+    for scale in scales:
+        extra = scale.run_mib - scale.graph_mib
+        cells.append(
+            (
+                f"{scale.tasks:,}",
+                f"{scale.run_s:.2f} s",
+                f"{scale.run_s / scale.tasks * 1e6:.1f} µs",
+                f"{scale.graph_mib:.0f} MiB",
+                f"{scale.run_mib:.0f} MiB",
+                f"{extra:.0f} MiB",
+                f"{extra * 2**20 / scale.tasks:.0f} bytes",
+            )
+        )
+    head = ("tasks", "run", "a task", "peak, graph alone", "peak, run", "more", "more, a task")
+    return markdown(head, cells)
+
+
+def case_table(cases: Sequence[Case]) -> str:
+    """How far from the bound each order is, by family and number of slots."""
+    cells = []
+    for family in [*dict.fromkeys(case.family for case in cases), "all"]:
+        for slots in sorted({case.slots for case in cases}) if family != "all" else (0,):
+            chosen = [case for case in cases if family == "all" or (case.family, case.slots) == (family, slots)]
+            ratios = (
+                [each / case.bound_s for each in (case.fifo_s, case.unknown_s, case.learned_s)] for case in chosen
+            )
+            means = [statistics.fmean(column) for column in zip(*ratios, strict=True)]
+            cells.append((family, str(slots or ""), *(f"{mean:.3f}" for mean in means)))
+    return markdown(("family", "slots", "first in, first out", "gluepy, first run", "gluepy, learned"), cells)
+
+
+def loop_table(loops: Sequence[Loop]) -> str:
+    """What uvloop gains."""
+    cells = []
+    for loop in loops:
+        each = [statistics.median(taken) / loop.tasks for taken in (loop.asyncio_s, loop.uvloop_s)]
+        cells.append((loop.workload, *map(duration, each), f"{loop.gain:.2f}"))
+    return markdown(("workload", "asyncio, a task", "uvloop, a task", "times as fast"), cells)
+
+
+def import_table(imports: dict[str, float]) -> str:
+    """What takes a millisecond or more to import."""
+    worth = [(package, f"{taken * 1e3:.1f} ms") for package, taken in imports.items() if taken >= 1e-3]
+    total = f"{sum(imports.values()) * 1e3:.1f} ms"
+    return markdown(("package", "time (by `-X importtime`, which adds to it)"), [*worth, ("all", total)])
+
+
+def imports_told(imports: dict[str, float]) -> str:
+    """The most expensive imports in one sentence."""
+    first = ", ".join(f"{package} {taken * 1e3:.0f} ms" for package, taken in list(imports.items())[:8])
+    return f"A one-task `gluepy run` imports, by `-X importtime`: {first}."
+
+
+def picture(name: str, alternative: str) -> str:
+    """An image in the README, for light and dark pages."""
+    where = "benchmarks/results"
+    return (
+        f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{where}/{name}-dark.svg">\n'
+        f'<img alt="{alternative}" src="{where}/{name}-light.svg">\n</picture>'
+    )
+
+
+def _alternative(rows: Sequence[Row]) -> str:
+    return f"gluepy's time over the floor's, for {sum(1 for _ in _main(rows))} workloads"
+
+
+def _main(rows: Iterable[Row]) -> Iterable[Row]:
+    return (row for row in rows if not row.detail)
+
+
+def _rows(rows: Sequence[Row]) -> list[str]:
+    spread = [(*_cells(row), _spread(row)) for row in rows]
+    return [markdown(("workload", "floor", "floor takes", "gluepy", "ratio", "aim", "ratios of the turns"), spread)]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    each = (duration(row.floor_each_s), duration(row.gluepy_each_s))
+    times, ratio = (("1", f"{row.ratio:.3f}"), f"{row.ratio:.3f}") if row.mean else (each, f"{row.ratio:.2f}")
+    aim = ""
+    if row.aim is not None:
+        mark = {"excellent": "✓✓", "good": "✓", "missed": "—"}[verdict(row)]
+        aim = f"{row.aim[0]:g} / {row.aim[1]:g} {mark}"
+    note = f" ({row.note})" if row.note else ""
+    return row.workload + note, row.floor, *times, ratio, aim
+
+
+def _spread(row: Row) -> str:
+    ratios = sorted(ours / floor for floor, ours in zip(row.floor_s, row.gluepy_s, strict=True))
+    return f"{ratios[0]:.2f} … {ratios[-1]:.2f}"
+
+
+def _draw() -> None:
+    try:
+        from benchmarks import plots
+    except ImportError as error:
+        print(f"no plots: {error} (matplotlib is in the extra `examples`)")
+        return
+    if OURS.exists():
+        plots.ratios(msgspec.json.decode(OURS.read_bytes(), type=Results).rows, FOLDER)
+    if THEIRS.exists():
+        plots.peers(msgspec.json.decode(THEIRS.read_bytes(), type=PeerResults), FOLDER)
