@@ -63,5 +63,5 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(module), name)
     if name == "__version__":
-        return import_module("importlib.metadata").version("gluepy")
+        return import_module("gluepy.version").VERSION
     raise AttributeError(f"module 'gluepy' has no attribute {name!r}")

@@ -7,14 +7,20 @@ and text is made in `__str__`, so that errors survive pickling.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `known` that is most like `word`; None where none is, as difflib measures it, by `cutoff` or more."""
+    from difflib import get_close_matches  # who makes no mistake need not wait for it
+
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest of `known`, or an empty string when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near is not None else ""
 
 
 class GluepyError(Exception):

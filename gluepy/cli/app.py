@@ -9,6 +9,7 @@ import typer
 
 from gluepy.cli.group import CommandLine
 from gluepy.cli.invocation import Invocation, program_words
+from gluepy.version import VERSION
 
 _HELP = """Run pipelines: tasks written as plain Python classes, put in order by a DAG.
 
@@ -36,9 +37,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"gluepy {version('gluepy')}")
+        typer.echo(f"gluepy {VERSION}")
         raise typer.Exit
 
 

@@ -53,14 +53,6 @@ class NoCommands(UsageError):
 class CommandLine(TyperGroup):
     """gluepy's commands at once; the project's when one of them is typed, or when all are listed."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """The global options: text and flags, so that nothing has to be made of what was typed."""
-        parameters: list[Any] = super().get_params(ctx)
-        for parameter in parameters:
-            # typer 0.29 imports pydantic to make text of text, which doubles the time of `gluepy run --help`
-            parameter._runtime_param = _AsTyped()
-        return parameters
-
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command `cmd_name`, or None. The project's modules are imported only for what is not gluepy's own."""
         known = super().get_command(ctx, cmd_name)
@@ -138,11 +130,6 @@ class CommandLine(TyperGroup):
                 found[command_name] = command
                 owners[command_name] = f"a command of {module.__name__}"
         return found
-
-
-class _AsTyped:
-    def coerce(self, value: Any, **_: Any) -> Any:
-        return value
 
 
 def _commands_in(module: Any, name: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Invocation:
         _tell_warnings(quiet)
         if self._settings is None or options:
             from gluepy.conf import use_project
-            from gluepy.conf.schema import load_settings
+            from gluepy.conf.sources import load_settings
 
             project = self.project()
             use_project(project)

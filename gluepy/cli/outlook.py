@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from gluepy.core.events import JSON
 from gluepy.core.forecast import forecast
 from gluepy.core.graph import Graph
 from gluepy.core.scheduler import Selection
-from gluepy.runs.durations import Durations
+from gluepy.runs.durations import Durations, typical
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,8 @@ class Outlook:
         new = len(chosen) - len(seen)
         if not seen:
             return cls(runs=0, tasks=len(chosen), new=new, finders=finders)
-        usual = statistics.median(seen)
-        typical = {node: usual if seconds is None else seconds for node, seconds in medians.items()}
+        usual = typical(seen)
+        likely = {node: usual if seconds is None else seconds for node, seconds in medians.items()}
         spread = {node: known.spread(*names[node]) or (usual, usual) for node in chosen}
 
         def length_s(seconds: Mapping[int, float]) -> tuple[float, float]:
@@ -58,7 +57,7 @@ class Outlook:
             )
             return found.makespan_s, found.critical_path_s
 
-        typical_s, critical_path_s = length_s(typical)
+        typical_s, critical_path_s = length_s(likely)
         return cls(
             runs=known.runs,
             tasks=len(chosen),

@@ -40,7 +40,7 @@ class _Discovered:
         read = [project / "pyproject.toml", project / ".env"] if project else []
         key = (folder, project, variables, _stamps([*read, *([module] if module else [])]))
         if self._settings is None or self._settings[0] != key:
-            from gluepy.conf.schema import load_settings  # brings pydantic
+            from gluepy.conf.sources import load_settings
 
             self._settings = (key, load_settings(project))
         return self._settings[1]

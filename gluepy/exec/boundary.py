@@ -109,7 +109,7 @@ def run_scope(run: RunInfo) -> RunScope:
         return Context(run.context)
 
     def settings() -> Any:
-        from gluepy.conf.schema import load_settings
+        from gluepy.conf.sources import load_settings
 
         return load_settings(Path(run.project) if run.project else None, run.settings, warn=False)
 

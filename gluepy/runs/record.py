@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,8 @@ _BESIDE = re.compile(r"durations|index\.sqlite.*")  # what gluepy keeps beside t
 def new_run_id(wall: float | None = None) -> str:
     """A new UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then randomness, so that ids sort by time."""
     milliseconds = int((time.time() if wall is None else wall) * 1000) & (1 << 48) - 1
-    number = milliseconds << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
+    luck = int.from_bytes(os.urandom(10))
+    number = milliseconds << 80 | 7 << 76 | (luck >> 62 & 0xFFF) << 64 | 2 << 62 | luck & (1 << 62) - 1
     digits = f"{number:032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 

@@ -13,7 +13,8 @@ import anyio
 
 from gluepy.clock import Clock, SystemClock
 from gluepy.conf import discovered_project
-from gluepy.conf.schema import Settings, load_settings
+from gluepy.conf.schema import Settings
+from gluepy.conf.sources import load_settings
 from gluepy.core.events import Event
 from gluepy.core.scheduler import EndRun, Limits
 from gluepy.errors import NestedRun, OptionError

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import statistics
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import anyio
@@ -33,7 +30,7 @@ from gluepy.exec.executors.capture import capturing
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.task import Task
-from gluepy.runs.durations import learn_durations, read_durations
+from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogReader
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
@@ -41,6 +38,7 @@ from gluepy.runtime.options import make_executor, make_sinks, select
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
+from gluepy.version import VERSION
 
 _LINGER_S = 5.0  # how long sinks may take to finish after the run has
 
@@ -279,14 +277,14 @@ class Session:
     def _weight(self) -> Callable[[int], float]:
         """What earlier runs tell about the duration of a task: where one is unknown, as long as a typical one."""
         known = read_durations(self.record.root, self.compiled.label)
-        medians = {label: statistics.median(durations) for label, durations in known.labels.items()}
+        medians = {label: typical(durations) for label, durations in known.labels.items()}
         if not medians:
             return lambda node: 1.0
-        graph, typical = self.state.graph, statistics.median(medians.values())
-        by_spec = [medians.get(spec.label, typical) for spec in graph.specs]
+        graph, usual = self.state.graph, typical(medians.values())
+        by_spec = [medians.get(spec.label, usual) for spec in graph.specs]
         if not known.tasks:
             return lambda node: by_spec[graph.spec_of[node]]
-        tasks = {task: statistics.median(durations) for task, durations in known.tasks.items()}
+        tasks = {task: typical(durations) for task, durations in known.tasks.items()}
         return lambda node: tasks.get(graph.id(node)) or by_spec[graph.spec_of[node]]
 
     def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
@@ -296,7 +294,7 @@ class Session:
         params = msgspec.json.encode(self.context, order="sorted")
         facts = (
             SCHEMA_VERSION,
-            _version(),
+            VERSION,
             socket.gethostname(),
             os.getpid(),
             self.state.graph.tree.record(),
@@ -333,11 +331,6 @@ class Session:
             count = f"{len(errors)} task{'s' if len(errors) > 1 else ''}"
             message = f"{count} of DAG {self.run.dag!r} failed (run {self.run.run_id})"
         raise RunError.of(message, errors, self.run.run_id, result)
-
-
-@cache
-def _version() -> str:
-    return version("gluepy")
 
 
 def find_record(settings: Settings, run: str) -> Record:

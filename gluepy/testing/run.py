@@ -89,7 +89,8 @@ def task_run(
     """
 
     def load() -> Settings:
-        from gluepy.conf.schema import Settings, load_settings  # brings pydantic, which a task may never need
+        from gluepy.conf.schema import Settings
+        from gluepy.conf.sources import load_settings  # brings pydantic, which a task may never need
 
         if isinstance(settings, Settings):
             return settings

@@ -103,7 +103,7 @@ class Bench:
     """Runs one DAG again and again, each time cancelled at another moment."""
 
     def __init__(self, settings: Settings, seed: int, real: bool) -> None:
-        self.settings = settings.model_copy(update={"LIMITS": LIMITS, "EVENT_SYNC": "none"})
+        self.settings = settings.replaced(LIMITS=LIMITS, EVENT_SYNC="none")
         self.random, self.real = RandomDag(seed, in_haste=real), real
         self.moments = Moments()
         self.engines: list[Engine] = []

@@ -86,7 +86,7 @@ async def test_log_lines_do_not_repeat_what_the_file_is_named_after(go: Go) -> N
 
 
 async def test_log_lines_are_json_when_the_settings_say_so(go: Go) -> None:
-    go.settings = go.settings.model_copy(update={"LOG_FORMAT": "json"})
+    go.settings = go.settings.replaced(LOG_FORMAT="json")
     result, lines = await lines_of(go, Speaks(word="x", id="speaks"))
     found = [json.loads(line.line) for line in lines if line.stream == "log" and line.line.startswith("{")]
     entry = next(entry for entry in found if entry["event"] == "structlog")

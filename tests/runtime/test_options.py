@@ -182,7 +182,7 @@ async def test_what_names_a_module_that_is_missing_is_told(go: Go) -> None:
 
 
 async def test_executor_of_the_settings_is_the_default(go: Go) -> None:
-    go.settings = go.settings.model_copy(update={"EXECUTOR_BACKEND": "gluepy.testing.ScriptedExecutor"})
+    go.settings = go.settings.replaced(EXECUTOR_BACKEND="gluepy.testing.ScriptedExecutor")
     result = await go(Step(id="a"))
     (started,) = (event for event in events_of(result) if isinstance(event, TaskStarted))
     assert started.executor == "ScriptedExecutor"
@@ -192,7 +192,7 @@ async def test_pool_of_the_class_beats_the_option_which_beats_the_setting(go: Go
     class Threaded(Step):
         pool = "thread"
 
-    go.settings = go.settings.model_copy(update={"POOL": "process"})
+    go.settings = go.settings.replaced(POOL="process")
     await go(Step(id="by-setting"), LoopStep(id="loop"))
     await go(Step(id="by-option"), Threaded(id="by-class"), pool="thread")
     await go(Step(id="by-option-too"), pool="process")

@@ -109,7 +109,7 @@ class Region(Task):
 
 @pytest.mark.parametrize("sync", ["batch", "commit", "none"])
 async def test_every_kind_of_sync_leaves_the_same_whole_record(go: Go, sync: str) -> None:
-    go.settings = go.settings.model_copy(update={"EVENT_SYNC": sync})
+    go.settings = go.settings.replaced(EVENT_SYNC=sync)
     result = await go(Step(id="a"), parallel(*(LoopStep(id=str(n)) for n in range(20))), Step(id="z"))
     assert result.status == "finished"
     assert len(events_of(result)) == 2 + 2 * 22
@@ -118,7 +118,7 @@ async def test_every_kind_of_sync_leaves_the_same_whole_record(go: Go, sync: str
 async def test_under_commit_what_depends_on_a_task_starts_when_its_end_is_safe(
     go: Go, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go.settings = go.settings.model_copy(update={"EVENT_SYNC": "commit"})
+    go.settings = go.settings.replaced(EVENT_SYNC="commit")
     flushed: list[int] = []
     flush = os.fdatasync
 
@@ -143,7 +143,7 @@ async def test_under_commit_what_depends_on_a_task_starts_when_its_end_is_safe(
 
 
 async def test_many_tasks_under_commit_share_their_flushes(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    go.settings = go.settings.model_copy(update={"EVENT_SYNC": "commit", "CONCURRENCY": 64})
+    go.settings = go.settings.replaced(EVENT_SYNC="commit", CONCURRENCY=64)
     flushes: list[int] = []
     flush = os.fdatasync
 
@@ -182,7 +182,7 @@ class Tells(Task):
 
 @pytest.mark.parametrize("sync", ["batch", "commit", "none"])
 async def test_log_that_cannot_be_written_stops_the_run_and_all_that_runs(go: Go, notes: Notes, sync: str) -> None:
-    go.settings = go.settings.model_copy(update={"EVENT_SYNC": sync})
+    go.settings = go.settings.replaced(EVENT_SYNC=sync)
     with no_file_longer_than(20_000), pytest.raises(RunStopped) as caught, anyio.fail_after(20):
         await go(parallel(Tells, Waits(id="wait")), Step(id="never"), run_id="run", check=True)
     assert caught.value.run_id == "run"
@@ -208,7 +208,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_run_on_a_full_disk_says_so_and_what_to_do(go: Go, small_disk: Path) -> None:
-    go.settings = go.settings.model_copy(update={"RUNS_ROOT": str(small_disk)})
+    go.settings = go.settings.replaced(RUNS_ROOT=str(small_disk))
     with pytest.raises(RunStopped, match=r"No space left on device; free some space, then resume the run"):
         await go(Tells)
 
@@ -228,7 +228,7 @@ async def test_flush_that_fails_stops_the_run_and_is_not_tried_again(go: Go, mon
 
     monkeypatch.setattr(os, "fdatasync", broken)
     executor = ScriptedExecutor({"a": HELD})
-    go.settings = go.settings.model_copy(update={"EVENT_SYNC": "commit"})
+    go.settings = go.settings.replaced(EVENT_SYNC="commit")
     with pytest.raises(RunStopped, match="Input/output error"), anyio.fail_after(10):
         await go(Step(id="a"), executor=executor)
     assert len(tried) == 1

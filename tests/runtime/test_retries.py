@@ -76,7 +76,7 @@ async def test_jitter_spreads_the_wait_by_its_share_and_the_same_way_for_the_sam
     waits = [event.delay_s for event in events if isinstance(event, TaskRetrying)]
     assert all(50 <= wait <= 150 for wait in waits)
     assert len(set(waits)) == len(waits)
-    go.settings = go.settings.model_copy(update={"RUNS_ROOT": "again"})
+    go.settings = go.settings.replaced(RUNS_ROOT="again")
     _, events, _ = await run(go, Jittery, failed(), run_id="one")
     assert [event.delay_s for event in events if isinstance(event, TaskRetrying)] == waits
     _, events, _ = await run(go, Jittery, failed(), run_id="two")

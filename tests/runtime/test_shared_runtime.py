@@ -154,7 +154,7 @@ class GpuAndDisk(Step):
 
 
 async def test_limits_bound_the_tasks_that_use_them_in_all_runs_together(go: Go) -> None:
-    go.settings = go.settings.model_copy(update={"LIMITS": {"gpu": 2, "disk": 1}})
+    go.settings = go.settings.replaced(LIMITS={"gpu": 2, "disk": 1})
     using: list[int] = []
     executor = ScriptedExecutor({"step": Ends(lasts_s=0.01), "gpu": Ends(lasts_s=0.01), "bothgpus": Ends(lasts_s=0.01)})
     dag = dag_of(parallel(*(Gpu(id=f"gpu{n}") for n in range(3)), BothGpus(id="both"), GpuAndDisk(id="disk")))
@@ -176,7 +176,7 @@ async def test_limits_bound_the_tasks_that_use_them_in_all_runs_together(go: Go)
 
 
 async def test_task_that_waits_for_a_limit_keeps_no_slot_from_others(go: Go) -> None:
-    go.settings = go.settings.model_copy(update={"LIMITS": {"gpu": 1}})
+    go.settings = go.settings.replaced(LIMITS={"gpu": 1})
     executor = ScriptedExecutor({"first": HELD})
     dag = dag_of(parallel(Gpu(id="first"), Gpu(id="second"), (Step(id="a"), Step(id="b"))))
     async with go.runtime(executor=executor) as runtime, runtime.stream_dag(dag, concurrency=2) as run:

@@ -143,7 +143,7 @@ class Collects:
 
 async def test_sink_of_the_settings_gets_the_events_of_every_run(go: Go) -> None:
     before = len(Collects.taken)
-    go.settings = go.settings.model_copy(update={"SINKS": ["test_streams.Collects"]})
+    go.settings = go.settings.replaced(SINKS=["test_streams.Collects"])
     result = await go(Step(id="a"))
     assert len(Collects.taken) == before + 1
     assert [event.run_id for event in Collects.taken[-1]] == [result.run_id] * 4

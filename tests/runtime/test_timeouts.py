@@ -140,7 +140,7 @@ async def test_abandoned_work_holds_its_named_limits_too(go: Go) -> None:
 
     clock = VirtualClock()
     executor = ScriptedExecutor({"first": STUBBORN}, clock=clock)
-    go.settings = go.settings.model_copy(update={"LIMITS": {"gpu": 1}})
+    go.settings = go.settings.replaced(LIMITS={"gpu": 1})
     dag = dag_of(parallel((Train(id="first"), Step(id="z")), Train(id="second")))
     runtime = go.runtime(executor=executor, clock=clock)
     async with runtime, runtime.stream_dag(dag, check=False, concurrency=8, on_failure="continue") as run:
@@ -271,7 +271,7 @@ class Deaf(Executor):
 
 
 async def test_end_that_a_stop_overtakes_is_not_lost_while_it_is_made_durable(settings: Settings) -> None:
-    durable = settings.model_copy(update={"EVENT_SYNC": "commit"})
+    durable = settings.replaced(EVENT_SYNC="commit")
     with anyio.fail_after(20):
         async with Runtime(durable, executor=Deaf()) as runtime:
             result = await runtime.run_dag(dag_of(LoopLate(id="late"), Waits(id="next")), check=False)

@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from gluepy.conf import default_context, settings
-from gluepy.conf.schema import NAMES, Settings, load_settings
+from gluepy.conf.model import SettingsModel, judged
+from gluepy.conf.schema import NAMES, Settings
+from gluepy.conf.sources import load_settings
 from gluepy.errors import ImportFailed, SettingsError
 from gluepy.exec.scope import enter_scope, leave_scope
 
@@ -379,11 +381,49 @@ def test_options_are_json_and_give_the_same_settings_again(write: Write, monkeyp
 
 def test_settings_are_read_only_and_pickle(write: Write) -> None:
     found = load_settings(write(settings_py="MINE = 1"))
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(AttributeError, match="read-only"):
         found.CONCURRENCY = 3
     copy = pickle.loads(pickle.dumps(found))
     assert copy == found
     assert copy.MINE == 1
+
+
+ODD: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2.0, "", "a", "s3://b", "thread", "console", "batch", Path("a"), ("a",)),
+    *([], ["a"], [""], [1], {}, {"gpu": 1}, {"gpu": -1}, {"gpu": True}, {1: 1}, {"gpu": 1.0}),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_a_value_that_is_not_given_to_the_model_is_what_the_model_makes_of_it(name: str, value: Any) -> None:
+    try:
+        expected = judged({name: value})[name]
+    except ValidationError:
+        with pytest.raises(SettingsError):
+            Settings(**{name: value})
+    else:
+        found = getattr(Settings(**{name: value}), name)
+        assert found == expected
+        assert type(found) is type(expected)
+        assert found is not value or not isinstance(value, (list, dict))
+
+
+def test_the_model_knows_the_same_settings() -> None:
+    assert set(SettingsModel.model_fields) == set(NAMES)
+
+
+def test_plain_settings_are_loaded_without_pydantic(write: Write) -> None:
+    text = "INSTALLED_MODULES = ['a']\nLIMITS = {'gpu': 1}\nCONCURRENCY = 2\nEXECUTOR_BACKEND = 'b.C'\nMINE = 3"
+    script = (
+        "import sys, pathlib; from gluepy.conf.sources import load_settings\n"
+        "found = load_settings(pathlib.Path(sys.argv[1])); assert (found.LIMITS, found.MINE) == ({'gpu': 1}, 3)\n"
+        "print(sorted(name for name in sys.modules if name.startswith('pydantic')))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, write(settings_py=text)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "[]\n"
 
 
 def test_the_constructor_reads_no_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""What a command imports: no more than it needs, since that is most of the time that a short one takes.
+
+A module that is new here makes every command slower. Where it is worth that, add it to the list.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ONE_TASK = """
+from gluepy import DAG, Task
+
+class Hello(Task):
+    def run(self): print("hello")
+
+class One(DAG):
+    tasks = (Hello,)
+"""
+HELP = """
+gluepy gluepy.cli gluepy.cli.app gluepy.cli.console gluepy.cli.group gluepy.cli.invocation gluepy.cli.text gluepy.conf
+gluepy.conf.context gluepy.conf.project gluepy.errors gluepy.traces gluepy.version
+"""
+RUN = f"""{HELP}
+gluepy.cli.interrupts gluepy.cli.outlook gluepy.cli.plan gluepy.cli.progress gluepy.cli.running gluepy.cli.story
+gluepy.clock gluepy.conf.dags gluepy.conf.schema gluepy.conf.sources gluepy.core gluepy.core.events
+gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler gluepy.core.state
+gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.engine gluepy.exec.executors
+gluepy.exec.executors.capture gluepy.exec.executors.local gluepy.exec.executors.threads gluepy.exec.port
+gluepy.exec.scope gluepy.exec.task gluepy.loop gluepy.runs gluepy.runs.durations gluepy.runs.log gluepy.runs.record
+gluepy.runtime gluepy.runtime.checks gluepy.runtime.options gluepy.runtime.results gluepy.runtime.session gluepy.sinks
+gluepy.sinks.consume gluepy.sinks.feed gluepy.sinks.jsonlines
+"""
+TYPER = {"typer", "click", "typing_extensions", "annotated_doc", "shellingham"}  # what it is made of varies
+SLOW = {"email", "statistics", "sqlite3", "multiprocessing", "concurrent.futures.process", "importlib.metadata", "yaml"}
+REPORT = (
+    "import json, sys\n"
+    "from gluepy.cli import main\n"
+    "try:\n    main()\n"
+    "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
+)
+
+
+def imported(folder: Path, *words: str) -> set[str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", REPORT, *words], cwd=folder, capture_output=True, text=True, timeout=30, check=True
+    )
+    return set(json.loads(ran.stderr.splitlines()[-1]))
+
+
+def packages(modules: set[str]) -> set[str]:
+    """The installed packages among them, by the first part of their names."""
+    names = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    return {name for name in names if not name.startswith("_")} - {"gluepy"}
+
+
+def ours(modules: set[str]) -> set[str]:
+    return {name for name in modules if name.partition(".")[0] == "gluepy"}
+
+
+def test_help_imports_typer_and_what_finds_a_projects_commands(tmp_path: Path) -> None:
+    modules = imported(tmp_path, "--help")
+    assert ours(modules) == set(HELP.split())
+    assert packages(modules) <= TYPER
+    assert not modules & (SLOW | {"asyncio", "ssl"})
+
+
+def test_a_run_of_one_task_imports_neither_pydantic_nor_structlog_nor_rich(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE_TASK)
+    modules = imported(tmp_path, "run", "one.py", "--quiet")
+    assert ours(modules) == set(RUN.split())
+    assert packages(modules) <= TYPER | {"anyio", "filelock", "idna", "msgspec", "one", "sniffio"}
+    assert not modules & SLOW
