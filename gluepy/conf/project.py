@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -105,23 +105,24 @@ def import_modules(settings: Settings, *, commands: bool = True) -> list[ModuleT
 
 
 def import_object(path: str, *, entry_points: str = "", named_by: str = "") -> Any:
-    """The object at the dotted path `pkg.module.Name` (or `pkg.module:Name`).
+    """The object at the dotted path `pkg.module.Name` (or `pkg.module:Name`, `pkg.module:Outer.Name`).
 
     With `entry_points`, a name without dots is looked up in that group of installed packages' entry points. `named_by`
     says in errors what names the path (EXECUTOR_BACKEND). Raises `ImportFailed`.
     """
     mend = f"{named_by} names it" if named_by else ""
-    module_name, _, name = path.replace(":", ".").rpartition(".")
+    module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if entry_points and path.isidentifier():
         return _entry_point(path, entry_points, mend)
-    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *parts)):
         raise ImportFailed(path, "it is not a dotted path such as 'package.module.Name'", mend=mend)
     module = _imported(module_name, path, mend)
     try:
-        return getattr(module, name)
+        return reduce(getattr, parts, module)
     except AttributeError:
         full = f"{module_name}.{name}"
-        if hasattr(module, "__path__") and importlib.util.find_spec(full) is not None:
+        if hasattr(module, "__path__") and not parts[1:] and importlib.util.find_spec(full) is not None:
             return _imported(full, path, mend)
         known = [each for each in vars(module) if not each.startswith("_")]
         why = f"module {module_name!r} has no {name!r}{did_you_mean(name, known)}"

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -231,6 +232,13 @@ def test_an_object_is_imported_by_its_dotted_path() -> None:
     assert isinstance(import_object("xml.etree"), ModuleType)
 
 
+def test_an_object_in_a_class_is_imported_by_its_qualified_name() -> None:
+    assert import_object("collections:OrderedDict.fromkeys") == OrderedDict.fromkeys
+    assert "module 'collections' has no 'OrderedDict.no'" in failure(
+        lambda: import_object("collections:OrderedDict.no")
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -240,6 +248,7 @@ def test_an_object_is_imported_by_its_dotted_path() -> None:
         ("collections.OrderedDit", "module 'collections' has no 'OrderedDit'; did you mean 'OrderedDict'?"),
         ("no_such_package.x.Y", "there is no module 'no_such_package'"),
         ("json.nothing.Y", "there is no module 'json.nothing'"),
+        ("json:<locals>.Y", "it is not a dotted path"),
     ],
 )
 def test_a_bad_dotted_path_says_what_is_wrong_and_what_named_it(path: str, expected: str) -> None:
