@@ -36,8 +36,8 @@ def measure(parts: Sequence[str], effort: Effort) -> Results:
         print(f"measuring: {part}", flush=True)
         match part:
             case "makespan":
-                results.cases = list(makespan.cases(effort.seeds))
-                results.rows.append(makespan.row(results.cases))
+                results.orders = makespan.orders(effort.seeds)
+                results.rows.append(makespan.row(results.orders))
             case "scale":
                 results.scales = scale.scales(effort)
             case "uvloop":

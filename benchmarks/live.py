@@ -46,7 +46,7 @@ async def live(effort: Effort) -> AsyncIterator[Row]:
         async def shown() -> float:
             return run(folder, "live")
 
-        floor_s, gluepy_s = await in_turn(without, shown, effort.turns)
+        floor_s, gluepy_s = await in_turn(without, shown, 2 * effort.turns)
         yield Row(
             workload=f"{count:,} no-ops with live progress",
             floor="gluepy without it",

@@ -30,17 +30,17 @@ def ratios(rows: Sequence[Row], folder: Path) -> None:
                 axes.plot([1, row.ratio], [place, place], color=theme["ours"], linewidth=2.5, zorder=2)
                 axes.plot(row.ratio, place, "o", color=theme["ours"], markersize=7, zorder=3)
                 for aim in row.aim or ():
-                    axes.plot(aim, place, "|", color=theme["soft"], markersize=13, markeredgewidth=2, zorder=1)
+                    axes.plot(aim, place, "|", color=theme["soft"], markersize=13, markeredgewidth=2, zorder=2)
                 right = max([row.ratio, *(row.aim or ())])
                 axes.text(right * 1.07, place, f"{row.ratio:.2f}", va="center", color=theme["ink"], fontsize=9)
             axes.axvline(1, color=theme["ink"], linewidth=1, zorder=1)
             axes.set_yticks(
-                range(len(shown)), [f"{row.workload}\nover {row.floor}" for row in reversed(shown)], fontsize=8
+                range(len(shown)), [_plain(f"{row.workload}\nover {row.floor}") for row in reversed(shown)], fontsize=8
             )
             axes.set_xscale("log")
             axes.set_xlim(0.4, max(row.ratio for row in shown) * 1.6)
             _decimal(axes)
-            axes.set_xlabel("gluepy's time over the floor's; the small bars are the aims", color=theme["ink"])
+            axes.set_xlabel("gluepy's time over the floor's; grey: the aims, good and (left of it) excellent")
 
 
 def peers(results: PeerResults, folder: Path) -> None:
@@ -74,7 +74,7 @@ def _panel(panel: Any, measured: Sequence[tuple[str, Any]], theme: dict[str, str
 def _figure(file: Path, size: tuple[float, float], theme: dict[str, str]) -> Iterator[Figure]:
     ink = theme["ink"]
     looks: Any = {"text.color": ink, "xtick.color": ink, "ytick.color": ink, "axes.labelcolor": ink}
-    looks |= {"axes.edgecolor": theme["line"], "font.size": 9.0, "svg.hashsalt": "gluepy"}
+    looks |= {"axes.edgecolor": theme["line"], "font.size": 9.0, "svg.hashsalt": "gluepy", "svg.fonttype": "none"}
     with mpl.rc_context(looks):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
@@ -88,6 +88,10 @@ def _decimal(axes: Any) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _plain(text: str) -> str:
+    return text.replace("`", "")
 
 
 def _broken(title: str) -> str:

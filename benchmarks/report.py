@@ -11,7 +11,7 @@ import msgspec
 from benchmarks import profile
 from benchmarks.loops import Loop
 from benchmarks.machine import ROOT, Machine
-from benchmarks.makespan import Case
+from benchmarks.makespan import Order
 from benchmarks.peers.results import PeerResults, peer_table
 from benchmarks.profile import Profile
 from benchmarks.scale import Scale
@@ -29,7 +29,7 @@ class Results(msgspec.Struct, kw_only=True):
     machine: Machine
     turns: int
     rows: list[Row] = []
-    cases: list[Case] = []
+    orders: list[Order] = []
     scales: list[Scale] = []
     loops: list[Loop] = []
     profiles: list[Profile] = []
@@ -90,13 +90,12 @@ def full_report(results: Results) -> str:
         parts += ["### Against floors", *_rows(results.rows)]
     if results.scales:
         parts += ["### Many tasks", scale_table(results.scales)]
-    if results.cases:
-        parts += [
-            "### Order of starting: makespan over max(critical path, work / slots), mean",
-            case_table(results.cases),
-        ]
+    if results.orders:
+        parts += ["### Order of starting: makespan over max(critical path, work / slots)", order_table(results.orders)]
     if results.loops:
         parts += ["### asyncio and uvloop", loop_table(results.loops)]
+    elif results.rows and results.scales:
+        parts += ["### asyncio and uvloop", "not measured: uvloop is not installed here"]
     if results.profiles:
         parts += ["### Where the time goes, µs a task", profile.table(results.profiles)]
     if results.imports:
@@ -128,29 +127,23 @@ def scale_table(scales: Sequence[Scale]) -> str:
         cells.append(
             (
                 f"{scale.tasks:,}",
-                f"{scale.run_s:.2f} s",
-                f"{scale.run_s / scale.tasks * 1e6:.1f} µs",
+                duration(scale.run_s),
+                duration(scale.run_s / scale.tasks),
+                duration(scale.cpu_s / scale.tasks),
                 f"{scale.graph_mib:.0f} MiB",
-                f"{scale.run_mib:.0f} MiB",
                 f"{extra:.0f} MiB",
                 f"{extra * 2**20 / scale.tasks:.0f} bytes",
             )
         )
-    head = ("tasks", "run", "a task", "peak, graph alone", "peak, run", "more", "more, a task")
+    head = ("tasks", "run", "a task", "CPU, a task", "memory, graph alone", "run, on top", "a task")
     return markdown(head, cells)
 
 
-def case_table(cases: Sequence[Case]) -> str:
-    """How far from the bound each order is, by family and number of slots."""
-    cells = []
-    for family in [*dict.fromkeys(case.family for case in cases), "all"]:
-        for slots in sorted({case.slots for case in cases}) if family != "all" else (0,):
-            chosen = [case for case in cases if family == "all" or (case.family, case.slots) == (family, slots)]
-            ratios = (
-                [each / case.bound_s for each in (case.fifo_s, case.unknown_s, case.learned_s)] for case in chosen
-            )
-            means = [statistics.fmean(column) for column in zip(*ratios, strict=True)]
-            cells.append((family, str(slots or ""), *(f"{mean:.3f}" for mean in means)))
+def order_table(orders: Sequence[Order]) -> str:
+    """How far from the bound each order is, by family and number of slots, in the mean."""
+    cells = [(each.family, str(each.slots), *map(_three, (each.fifo, each.unknown, each.learned))) for each in orders]
+    columns = zip(*((each.fifo, each.unknown, each.learned) for each in orders), strict=True)
+    cells.append(("all", "", *map(_three, map(statistics.fmean, columns))))
     return markdown(("family", "slots", "first in, first out", "gluepy, first run", "gluepy, learned"), cells)
 
 
@@ -207,6 +200,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         aim = f"{row.aim[0]:g} / {row.aim[1]:g} {mark}"
     note = f" ({row.note})" if row.note else ""
     return row.workload + note, row.floor, *times, ratio, aim
+
+
+def _three(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _spread(row: Row) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,11 +24,12 @@ AT_ONCE = 100
 
 
 class Scale(msgspec.Struct, kw_only=True):
-    """One size of the fan-out: seconds of a run, and the peak memory of the process, in MiB, with the compiled graph
-    alone and with the run."""
+    """One size of the fan-out: seconds of a run, by the clock and of the processor, and the peak memory of the process,
+    in MiB, with the compiled graph alone and with the run."""
 
     tasks: int
     run_s: float
+    cpu_s: float
     graph_mib: float
     run_mib: float
 
@@ -54,16 +56,18 @@ async def hundred_thousand(effort: Effort) -> AsyncIterator[Row]:
 
 
 def scales(effort: Effort) -> list[Scale]:
-    """Both sizes, once."""
+    """Both sizes, once: the time of the processor tells whether what a task costs depends on their number."""
     found = []
     for count in effort.many:
         graph, run = child("graph", count), child("run", count)
-        found.append(Scale(tasks=count, run_s=run["seconds"], graph_mib=graph["mib"], run_mib=run["mib"]))
+        found.append(
+            Scale(tasks=count, run_s=run["seconds"], cpu_s=run["cpu"], graph_mib=graph["mib"], run_mib=run["mib"])
+        )
     return found
 
 
 def child(what: str, count: int) -> dict[str, float]:
-    """Seconds and MiB of one measurement."""
+    """The seconds, by the clock and of the processor, and the MiB of one measurement."""
     command = [sys.executable, "-m", "benchmarks.scale", what, str(count)]
     told: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     return told
@@ -76,9 +80,10 @@ def peak_mib() -> float:
     return int(peak[1]) / 1024
 
 
-async def measure(what: str, count: int) -> float:
-    """Do it, and return the seconds."""
+async def measure(what: str, count: int) -> None:
+    """Do it, and print what it took."""
     dag = dag_of((OnLoop(n=0), each(OnLoop, n=range(1, count + 1)), OnLoop(n=count + 1)))
+    taken_s, cpu_s = 0.0, time.process_time()
     match what:
         case "floor":
             graph = graphs.fan_out(count)
@@ -86,15 +91,13 @@ async def measure(what: str, count: int) -> float:
         case "run":
             async with Runtime() as runtime:
                 taken_s = await seconds(runtime.run_dag(dag, concurrency=AT_ONCE))
-        case _:
+        case "graph":
             async with Runtime():
                 compiled = compile_dag(dag)
                 assert len(compiled.graph.index) == count + 2
-            return 0.0
-    assert calls() == count + 2
-    return taken_s
+    assert what == "graph" or calls() == count + 2
+    print(json.dumps({"seconds": taken_s, "cpu": time.process_time() - cpu_s, "mib": peak_mib()}))
 
 
 if __name__ == "__main__":
-    taken_s = asyncio.run(measure(sys.argv[1], int(sys.argv[2])))
-    print(json.dumps({"seconds": taken_s, "mib": peak_mib()}))
+    asyncio.run(measure(sys.argv[1], int(sys.argv[2])))

@@ -31,10 +31,10 @@ def environment_of(peer: Peer, venvs: Path) -> Path:
     python = folder / "bin" / "python"
     wanted = "\n".join(peer.requirements)
     marker = folder / "installed.txt"
-    if peer.script == "gluepy" or not marker.exists() or marker.read_text() != wanted:
+    if not marker.exists() or marker.read_text() != wanted:
         print(f"{peer.name}: installing {', '.join(peer.requirements)}", flush=True)
         _quietly([sys.executable, "-m", "venv", str(folder)])
-        what = [str(ROOT) if each == "gluepy" else each for each in peer.requirements]
+        what = ["-e", str(ROOT)] if peer.script == "gluepy" else peer.requirements
         _quietly([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *what])
         marker.write_text(wanted)
     return python
@@ -62,15 +62,20 @@ def _run(peer: Peer, python: Path, home: str, turns: int) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "FORCE_COLOR")}
     command = [str(python), "-P", "-m", f"benchmarks.peers.with_{peer.script}", "--turns", str(turns)]
     command += ["--tasks", str(peer.tasks), "--variant", peer.variant]
-    done = subprocess.run(
-        command,
-        cwd=home,
-        env={**environment, **homes, **ours, **QUIET, **peer.environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=LIMIT_S,
-    )
+    log = python.parents[1] / "stderr.txt"
+    with log.open("w") as stderr:  # some tell a lot
+        done = subprocess.run(
+            command,
+            cwd=home,
+            env={**environment, **homes, **ours, **QUIET, **peer.environment},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            check=False,
+            timeout=LIMIT_S,
+        )
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, command, stderr=log.read_text(errors="replace"))
     return done.stdout.splitlines()[-1]
 
 

@@ -37,7 +37,14 @@ PEERS = (
     Peer("joblib", "joblib", ("joblib==1.6.0",), note="knows no dependencies"),
     Peer("Hamilton", "hamilton", ("sf-hamilton==1.90.0",), note="in memory; the fan-out by its `FutureAdapter`"),
     Peer("doit", "doit", ("doit==0.37.0",), note="one thread, four for the fan-out"),
-    Peer("Luigi", "luigi", ("luigi==3.8.1",), turns=3, note="local scheduler; one worker, since more are processes"),
+    Peer(
+        "Luigi",
+        "luigi",
+        ("luigi==3.8.1",),
+        tasks=100,
+        turns=3,
+        note="100 tasks, since what one costs grows with their number; one worker, since more are processes",
+    ),
     Peer("Kedro", "kedro", ("kedro==1.7.0",), turns=3, note="data sets in memory"),
     Peer("Ray", "ray", ("ray==2.60.0",), note="four worker processes, which are up already but for the CPU workload"),
     Peer(

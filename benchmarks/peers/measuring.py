@@ -27,7 +27,7 @@ from benchmarks.work import burn, calls, nothing, nothing_async
 THREADS = 4
 PROCESSES = 2
 BURNS = 8
-COLD = 3  # turns of what starts processes
+COLD = 3  # turns of what starts processes, after one that compiles what they import
 LONG_S = 20.0
 
 Run = Callable[[], object]
@@ -65,7 +65,7 @@ def measure(
         turns = min(options.turns, COLD) if cold else options.turns
         counts = tasks if counted and not cold else 0
         try:
-            floor_s, peer_s = in_turn(floor, peer(), turns, after, counts, warm=not cold and turns > 1)
+            floor_s, peer_s = in_turn(floor, peer(), turns, after, counts, warm=turns > 1)
             found[name] = {"tasks": tasks, "floor_s": floor_s, "peer_s": peer_s}
         except Exception as error:
             sys.stderr.write(f"{name}: {error!r}\n")

@@ -12,7 +12,7 @@ from typing import Any
 import luigi
 
 from benchmarks.graphs import Graph
-from benchmarks.peers.measuring import BURNS, PROCESSES, Run, measure, script
+from benchmarks.peers.measuring import BURNS, PROCESSES, Run, ends, measure, script
 from benchmarks.work import burn, nothing
 
 PIPELINE = """
@@ -63,7 +63,7 @@ def prepare(graph: Graph) -> Run:
         global _graph
         _graph = graph
         _done.clear()
-        last = [Nothing(n=node) for node in graph]
+        last = [Nothing(n=node) for node in ends(graph)]
         assert luigi.build(last, local_scheduler=True)
 
     return run
