@@ -272,6 +272,8 @@ def decode(line: bytes | str) -> Event:
 
 def recordable(text: object) -> str:
     """`text` as a string that can be written down: what cannot be encoded (as in odd file names) becomes `?`."""
+    if isinstance(text, str) and text.isascii():
+        return text
     return str(text).encode("utf-8", "replace").decode()
 
 

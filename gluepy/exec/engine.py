@@ -469,7 +469,9 @@ class Engine:
 
     def _tell(self, kind: Callable[..., e.TaskEvent], attempt: Attempt, *facts: object) -> None:
         try:
-            self._put(kind(*self._header("info"), attempt.task, attempt.number, *facts))
+            event = kind(*self._header("info"), attempt.task, attempt.number, *facts)
+            self._store(event)
+            self.state.apply(event)  # the scheduler has no use for it
             self._flush()
         except LogBroken as error:
             self._give_up(error)
@@ -555,13 +557,14 @@ class Engine:
     def _flush(self) -> None:
         """Write what was stored, in one write, and then publish it. Comes before every effect: before an executor sees
         an attempt, before anybody hears that something has ended, before the loop goes on to something else."""
-        lines, events = self._lines, self._unpublished
+        lines = self._lines
         if not lines:
             return
-        self._lines, self._unpublished = [], []
+        self._lines = []
         offset = self._log.size
         self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
-        if events:
+        if events := self._unpublished:
+            self._unpublished = []
             for line, event in zip(lines[-len(events) :], events, strict=True):
                 self._feed.publish(event, offset)
                 offset += len(line)
