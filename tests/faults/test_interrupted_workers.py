@@ -6,9 +6,12 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
+import anyio
 import pytest
-from workers import WORKERS, call, guard_of
+from workers import WORKERS, Heard, call, guard_of
 
 from gluepy.exec.executors.processes import EntryFailed, WorkerPool
 
@@ -91,3 +94,40 @@ async def test_a_child_of_a_call_can_be_interrupted() -> None:
         """
     async with WorkerPool() as pool:
         assert (await call(pool, source)).body == b"-2"
+
+
+async def test_a_hundred_calls_after_interrupts_to_idle_workers_are_all_right(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    meet = f"import os, time\nprint(1, flush=True)\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.001)\n"
+    pids: set[int] = set()
+    results: dict[int, bytes] = {}
+    async with WorkerPool() as pool:
+
+        async def begin(heard: Heard) -> None:
+            pids.add((await call(pool, meet, heard)).pid)
+
+        async with anyio.create_task_group() as group:
+            crowd = [Heard() for _ in range(4)]
+            for heard in crowd:
+                group.start_soon(begin, heard)
+            for heard in crowd:
+                await heard.numbers(1)
+            gate.touch()
+        assert len(pids) == 4
+
+        for wave in range(5):
+            assert len(pool._idle) == 4
+            for pid in pids:
+                os.kill(pid, signal.SIGINT)
+            numbers = iter(range(20 * wave, 20 * (wave + 1)))
+
+            async def lane(numbers: Iterator[int] = numbers) -> None:
+                for number in numbers:
+                    reply = await call(pool, b"%d" % number, entry="process_calls:echo")
+                    results[number] = reply.body
+                    assert reply.pid in pids
+
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    group.start_soon(lane)
+    assert results == {number: b"%d" % number for number in range(100)}

@@ -40,10 +40,15 @@ def note(what):
     os.close(file)
 
 
+def driver():
+    with open(f"/proc/{os.getppid()}/stat") as file:  # of the guard
+        return file.read().rpartition(")")[2].split()[1]
+
+
 class Load(Task):
     def run(self):
         note("begins")
-        time.sleep(0.03)
+        time.sleep(0.01)
         note("ends")
 
 
@@ -53,8 +58,11 @@ class Fit(Task):
 
     def run(self):
         note("begins")
-        child = subprocess.Popen(["sleep", "600"])
-        time.sleep(0.02 * (1 + self.n % 3))
+        before = driver()
+        child = subprocess.Popen(["sleep", "600"], start_new_session=self.n % 2 > 0)
+        time.sleep(0.01 * (1 + self.n % 3))
+        if driver() != before:
+            time.sleep(600)  # what its driver does not take with it would be found
         child.kill()
         child.wait()
         note("ends")
@@ -65,7 +73,7 @@ class Check(Task):
 
     async def run(self):
         note("begins")
-        await anyio.sleep(0.02)
+        await anyio.sleep(0.01)
         note("ends")
 
 
@@ -106,9 +114,10 @@ def test_killed_driver_loses_nothing_and_repeats_nothing_ever(tmp_path: Path) ->
 
 
 def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
-    luck = random.Random(seed)
+    luck, began = random.Random(seed), time.monotonic()
     (folder / "pipe.py").write_text(PIPE)
     runs = killed = 0
+    slowest_s = 0.0
     while killed < kills:
         runs += 1
         run = Run(folder, f"run-{runs}")
@@ -118,7 +127,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
             died = run.kill(driver, luck) if killed < kills else driver.wait(DEADLINE_S) != 0
             where = f"seed {seed}, {run.run_id}, after {killed} kills"
             assert died or driver.returncode == 0, f"{where}: {driver.returncode}\n{run.errors()}"
-            run.check(where)
+            slowest_s = max(slowest_s, run.check(where))
             if not died:
                 break
             killed += 1
@@ -131,6 +140,8 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
         missing = TASKS - {task for what, task in run.notes() if what == "ends"}
         assert not missing, f"{where}: lost {missing}"
         (folder / "notes.txt").unlink()
+    took_s = time.monotonic() - began
+    print(f"{killed} kills in {runs} runs, {took_s:.0f} s; all was gone within {slowest_s:.3f} s")
 
 
 class Run:
@@ -161,21 +172,26 @@ class Run:
             end = time.monotonic() + DEADLINE_S
             while self.size() == size and driver.poll() is None and time.monotonic() < end:
                 time.sleep(0.001)
-            delay_s = luck.uniform(0, 0.7)
+            delay_s = luck.uniform(0, 0.5)
         else:
-            delay_s = luck.uniform(0, 0.4)
+            delay_s = luck.uniform(0, 0.3)
         try:
             driver.wait(delay_s)
         except subprocess.TimeoutExpired:
             driver.send_signal(signal.SIGKILL)
         return driver.wait(DEADLINE_S) == -signal.SIGKILL
 
-    def check(self, where: str) -> None:
-        """Nothing is left running, and nothing began again that was recorded as finished."""
-        end = time.monotonic() + GONE_S
+    def check(self, where: str) -> float:
+        """Nothing is left running, and nothing began again that was recorded as finished. Returns the seconds until
+        everything was gone."""
+        began = time.monotonic()
         while left := self.processes():
-            assert time.monotonic() < end, f"{where}: left running: {left}"
+            if time.monotonic() > began + GONE_S:
+                for process in left:
+                    process.kill()
+                pytest.fail(f"{where}: left running: {left}")
             time.sleep(0.01)
+        gone_s = time.monotonic() - began
         notes = self.notes()
         again = {task for what, task in notes[self._seen :] if what == "begins"} & self._recorded
         assert not again, f"{where}: ran again: {again}"
@@ -185,6 +201,7 @@ class Run:
             task for what, task in notes if what == "ends"
         }
         assert not unfounded, f"{where}: recorded as finished, but never ended: {unfounded}"
+        return gone_s
 
     def recorded(self) -> set[str]:
         """The tasks that the log has as finished."""
@@ -213,13 +230,13 @@ class Run:
             return []
         return [(line.split()[0], line.split()[1]) for line in file.read_text().splitlines()]
 
-    def processes(self) -> list[str]:
+    def processes(self) -> list[psutil.Process]:
         """What still runs in the folder: drivers, workers, their guards, their children."""
         left = []
         for process in psutil.process_iter():
             try:
                 if process.cwd() == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    left.append(f"{process.pid} {' '.join(process.cmdline())}")
+                    left.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return left

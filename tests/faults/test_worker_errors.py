@@ -13,7 +13,6 @@ import psutil
 import pytest
 from workers import STAY, WORKERS, Heard, call
 
-from gluepy.exec.executors import processes
 from gluepy.exec.executors.processes import EntryFailed, WorkerLost, WorkerPool
 
 pytestmark = WORKERS
@@ -143,37 +142,6 @@ async def test_a_worker_that_dies_takes_no_other_call_with_it(tmp_path: Path) ->
                 await call(pool, "import os; os._exit(1)")
         (tmp_path / "go").touch()
     assert [reply.body for reply in results] == [b"alive"]
-
-
-async def test_out_of_memory_is_said_only_with_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events = tmp_path / "memory.events"
-    events.write_text("low 0\nhigh 0\noom 4\noom_kill 7\noom_group_kill 0\n")
-    monkeypatch.setattr(processes, "_oom_files", lambda: [str(tmp_path / "missing"), str(events)])
-    die = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    async with WorkerPool() as pool:
-        with pytest.raises(WorkerLost) as caught:
-            await call(pool, die)
-        assert not caught.value.oom
-        write = f"open({str(events)!r}, 'w').write('oom 4\\noom_kill 8\\n');"
-        with pytest.raises(WorkerLost, match="cgroup reports an OOM kill") as caught:
-            await call(pool, write + die)
-        assert caught.value.oom
-        with pytest.raises(WorkerLost) as caught:
-            await call(pool, write.replace("oom_kill 8", "oom_kill 9") + "os = __import__('os'); os._exit(1)")
-        assert not caught.value.oom
-
-
-def test_the_kernels_count_of_out_of_memory_kills_is_found() -> None:
-    count = processes._OomCount()
-    assert count.read() == 0
-    count.open()
-    try:
-        if count._fd < 0:
-            pytest.skip("no memory control group here")
-        assert count.read() >= 0
-        assert b"oom_kill" in os.pread(count._fd, 1024, 0).split()
-    finally:
-        count.close()
 
 
 async def test_errors_survive_pickling() -> None:

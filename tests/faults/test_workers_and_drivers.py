@@ -73,7 +73,9 @@ async def test_a_driver_that_is_killed_takes_everything_with_it(
             driver.kill()
             began = time.monotonic()
             await until(lambda: not alive(*family))
-            assert time.monotonic() - began < 0.5
+            took_s = time.monotonic() - began
+            print(f"gone in {took_s:.3f} s")
+            assert took_s < 2  # it is some hundredths on a quiet machine
     finally:
         driver.kill()
         driver.wait()

@@ -40,6 +40,7 @@ import anyio.to_thread
 
 from gluepy.errors import ExecutorBroken, GluepyError, OptionError
 from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors.cgroup import OomKills
 from gluepy.exec.executors.worker import FRAME, GREETING, NOTE, REPLY
 
 if sys.platform != "win32":
@@ -176,20 +177,21 @@ class WorkerPool:
     How many calls run at once is the callers' business; each has a worker of its own. Workers that nobody used for
     `idle_s` are stopped. Leaving the pool kills all workers with all their descendants and returns when they are gone.
     Whatever kills a worker waits at most `grace_s` for it to disappear: only a process that the kernel does not let
-    die takes longer, and that one is left to its guard.
+    die takes longer, and that one is left to its guard. `oom_kills` is where evidence of the out-of-memory killer is
+    looked for.
 
     Raises `ExecutorBroken` where worker processes cannot be had, and `OptionError` in a worker that is just importing
     a main script without a main guard.
     """
 
-    def __init__(self, *, idle_s: float = 60.0, grace_s: float = 5.0) -> None:
+    def __init__(self, *, idle_s: float = 60.0, grace_s: float = 5.0, oom_kills: OomKills | None = None) -> None:
         self.idle_s, self.grace_s = idle_s, grace_s
+        self._oom = oom_kills or OomKills()
         self._open = False
         self._idle: deque[_Worker] = deque()
         self._workers: set[_Worker] = set()
         self._free_numbers: list[int] = []
         self._numbered = 0
-        self._oom = _OomCount()
 
     async def __aenter__(self) -> Self:
         if sys.platform == "win32":
@@ -252,7 +254,7 @@ class WorkerPool:
         await anyio.lowlevel.checkpoint_if_cancelled()
         worker = await self._take() or self._new()
         worker.lines = {"stdout": _Lines("stdout", on_line), "stderr": _Lines("stderr", on_line)}
-        oom_kills = self._oom.read()
+        oom_kills = self._oom.count()
         as_it_was = False
         try:
             if worker.process is None:
@@ -265,7 +267,7 @@ class WorkerPool:
             as_it_was = not left
         except _Ended as ended:
             await self._remove(worker)
-            raise self._lost(worker, ended, memory_mb, self._oom.read() - oom_kills) from None
+            raise self._lost(worker, ended, memory_mb, self._oom.count() - oom_kills) from None
         except anyio.get_cancelled_exc_class():
             await self._remove(worker)
             if on_killed is not None and worker.pid:
@@ -714,44 +716,6 @@ class _Worker:
         """Hand on lines that lack their newline."""
         for lines in self.lines.values():
             lines.end()
-
-
-class _OomCount:
-    """How many processes of this control group the out-of-memory killer has killed; 0 where that cannot be told."""
-
-    def __init__(self) -> None:
-        self._fd = -1
-
-    def open(self) -> None:
-        for path in _oom_files():
-            with suppress(OSError):
-                self._fd = os.open(path, os.O_RDONLY)
-                return
-
-    def read(self) -> int:
-        if self._fd >= 0:
-            with suppress(OSError, ValueError):
-                words = os.pread(self._fd, 1024, 0).split()
-                return int(words[words.index(b"oom_kill") + 1])
-        return 0
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _oom_files() -> list[str]:
-    """Where the kernel counts, the likeliest first: version 2, version 1, and the root as a container sees it."""
-    found = []
-    with suppress(OSError), Path("/proc/self/cgroup").open() as file:
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            if not controllers:
-                found.append(f"/sys/fs/cgroup{path}/memory.events")
-            elif "memory" in controllers.split(","):
-                found.insert(0, f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-    return [*found, "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"]
 
 
 def size(mb: float) -> str:
