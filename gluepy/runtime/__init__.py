@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -238,11 +239,15 @@ def stream_dag(dag: str | type[DAG], *, check: bool = True, **options: Unpack[Ru
 
 
 def run_dag_sync(dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> RunResult:
-    """`run_dag` for scripts. Raises `OptionError` in a running event loop: there, `await run_dag(…)`."""
+    """`run_dag` for scripts, on uvloop where that is installed (the extra `uvloop`).
+
+    Raises `OptionError` in a running event loop: there, `await run_dag(…)`.
+    """
     _refuse_nesting()
     if _in_event_loop():
         raise OptionError("run_dag_sync", "an event loop is running here already", "write `await gluepy.run_dag(…)`")
-    return anyio.run(lambda: run_dag(dag, check=check, **options))
+    uvloop = {"use_uvloop": find_spec("uvloop") is not None}
+    return anyio.run(lambda: run_dag(dag, check=check, **options), backend_options=uvloop)
 
 
 def _take_executor(options: Any) -> Any:

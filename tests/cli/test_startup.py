@@ -6,9 +6,12 @@ A module that is new here makes every command slower. Where it is worth that, ad
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ONE_TASK = """
 from gluepy import DAG, Task
@@ -73,3 +76,33 @@ def test_a_run_of_one_task_imports_neither_pydantic_nor_structlog_nor_rich(tmp_p
     assert ours(modules) == set(RUN.split())
     assert packages(modules) <= TYPER | {"anyio", "filelock", "idna", "msgspec", "one", "sniffio"}
     assert not modules & SLOW
+
+
+UVLOOP = """
+import asyncio, sys
+
+def new_event_loop():
+    print("uvloop's", file=sys.stderr)
+    return asyncio.SelectorEventLoop()
+"""
+
+
+@pytest.mark.parametrize("words", [("-m", "gluepy", "run", "one.py", "--quiet"), ("script.py",)])
+def test_uvloop_is_used_where_it_is_installed(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "one.py").write_text(ONE_TASK)
+    (tmp_path / "script.py").write_text("import gluepy\ngluepy.run_dag_sync('one.py')")
+    (tmp_path / "installed").mkdir()
+    for installed in ("", UVLOOP):  # one that only tells that it is there: the real one is not in every environment
+        if installed:
+            (tmp_path / "installed" / "uvloop.py").write_text(installed)
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+        ran = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        assert ("uvloop's" in ran.stderr) == bool(installed)
