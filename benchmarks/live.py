@@ -7,14 +7,13 @@ import os
 import pty
 import struct
 import subprocess
-import sys
 import tempfile
 import termios
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from benchmarks.startup import write
+from benchmarks.startup import GLUEPY, write
 from benchmarks.turns import Effort, Row, in_turn
 from gluepy.core import events as e
 
@@ -57,13 +56,13 @@ async def live(effort: Effort) -> AsyncIterator[Row]:
         )
 
 
-def run(folder: str, progress: str) -> float:
+def run(folder: str, progress: str, program: Sequence[str] = GLUEPY) -> float:
     """Run the pipeline with its stderr on a terminal, which somebody reads; returns the seconds of the run."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     reader = threading.Thread(target=_read_to_the_end, args=(ours,))
     reader.start()
-    command = [sys.executable, "-m", "gluepy", "run", "many.py", "--progress", progress, "--run-id", progress]
+    command = [*program, "run", "many.py", "--progress", progress, "--run-id", progress]
     environment = {**os.environ, "TERM": "xterm-256color"}
     try:
         subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=theirs, check=True)

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,10 +24,14 @@ from types import FrameType
 import msgspec
 
 import gluepy
+from benchmarks import live
+from benchmarks.events import Measure
+from benchmarks.live import PIPELINE
 from benchmarks.machine import isolated
+from benchmarks.startup import write
 from benchmarks.turns import Effort, full, small
-from benchmarks.workloads import InProcess, InThread, OnLoop, Sleep, Workload, chain, fan_out, layered, side_by_side
-from gluepy import Runtime
+from benchmarks.workloads import InProcess, InThread, OnLoop, Sleep, chain, dag_of, fan_out, layered, side_by_side
+from gluepy import DAG, Runtime
 
 INTERVAL_S = 0.0005
 LONG_ENOUGH_S = 3.0
@@ -44,8 +49,12 @@ PARTS = {  # the first that fits; what stands in no line is "session"
     "exec/scope.py": "task",
     "exec/port.py": "task",
     "loop.py": "event loop",
+    "cli/": "progress",
 }
-ORDER = ("compile", "schedule", "engine", "encode", "write", "publish", "executor", "task", "event loop", "waiting")
+ORDER = (
+    *("compile", "schedule", "engine", "encode", "write", "publish"),
+    *("executor", "task", "event loop", "waiting", "progress"),
+)
 
 
 class Profile(msgspec.Struct, kw_only=True):
@@ -61,9 +70,10 @@ class Profile(msgspec.Struct, kw_only=True):
 
 
 class Sampler:
-    """Counts, while `on`, what the main thread is at."""
+    """Counts, while `on`, what the main thread is at; `only_loop`: only while it runs an event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_loop: bool = False) -> None:
+        self._only_loop = only_loop
         self.parts: Counter[str] = Counter()
         self.functions: Counter[str] = Counter()
         self.garbage_s = 0.0
@@ -82,15 +92,37 @@ class Sampler:
             signal.signal(signal.SIGALRM, before)
 
     def _sample(self, signum: int, frame: FrameType | None) -> None:
+        if self._only_loop and not _in_loop(frame):
+            return
         part, function = place(frame)
         self.parts[part] += 1
         self.functions[function] += 1
+
+    def profile(self, name: str, each_s: float, taken_s: float) -> Profile:
+        """What was seen in `taken_s` seconds."""
+        samples = max(self.parts.total(), 1)
+        return Profile(
+            workload=name,
+            each_s=each_s,
+            samples=samples,
+            parts={part: seen / samples for part, seen in self.parts.most_common()},
+            functions={function: seen / samples for function, seen in self.functions.most_common(25)},
+            garbage=self.garbage_s / taken_s,
+        )
 
     def _collecting(self, phase: str, info: Mapping[str, int]) -> None:
         if phase == "start":
             self._began = time.perf_counter()
         else:
             self.garbage_s += time.perf_counter() - self._began
+
+
+def _in_loop(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("asyncio/runners.py"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def place(frame: FrameType | None) -> tuple[str, str]:
@@ -113,37 +145,28 @@ def place(frame: FrameType | None) -> tuple[str, str]:
     return "session", function or "other"
 
 
-async def profile(name: str, workload: Workload, concurrency: int | None, at_least_s: float) -> Profile:
-    """Run `workload` again and again, sampled."""
+async def profile(name: str, dag: type[DAG], count: int, concurrency: int | None, at_least_s: float) -> Profile:
+    """Run `dag` again and again, sampled; what is told is divided by `count`."""
     sampler = Sampler()
     runs, taken_s = 0, 0.0
     async with Runtime() as runtime:
-        await runtime.run_dag(workload.dag, concurrency=concurrency)
+        await runtime.run_dag(dag, concurrency=concurrency)
         while taken_s < at_least_s:
             gc.collect()
             began = time.perf_counter()
             with sampler.on():
-                await runtime.run_dag(workload.dag, concurrency=concurrency)
+                await runtime.run_dag(dag, concurrency=concurrency)
             taken_s += time.perf_counter() - began
             runs += 1
-    samples = max(sampler.parts.total(), 1)
-    return Profile(
-        workload=name,
-        each_s=taken_s / runs / len(workload.graph),
-        samples=samples,
-        parts={part: sampler.parts[part] / samples for part, _ in sampler.parts.most_common()},
-        functions={function: count / samples for function, count in sampler.functions.most_common(25)},
-        garbage=sampler.garbage_s / taken_s,
-    )
+    return sampler.profile(name, taken_s / runs / count, taken_s)
 
 
 async def profiles(effort: Effort) -> list[Profile]:
     """All workloads that have a place in the table of parts."""
     count, at_least_s = effort.tasks, LONG_ENOUGH_S if effort.turns > 1 else 0.01
-    many = effort.many[0]
-    layers = max(count // 50, 2)
-    return [
-        await profile(name, workload, concurrency, at_least_s)
+    many, layers = effort.many[0], max(effort.tasks // 50, 2)
+    found = [
+        await profile(name, workload.dag, len(workload.graph), concurrency, at_least_s)
         for name, workload, concurrency in (
             (f"chain of {count:,}, loop", chain(OnLoop, count), None),
             (f"layered {layers} × 100, loop", layered(OnLoop, layers, 100), None),
@@ -154,6 +177,32 @@ async def profiles(effort: Effort) -> list[Profile]:
             (f"{count:,} calls, 2 processes", fan_out(InProcess, count), 2),
         )
     ]
+    metrics = dag_of((Measure(count=effort.events),))
+    found.append(await profile(f"{effort.events:,} events", metrics, effort.events, None, at_least_s))
+    return [*found, *(shown(mode, effort.shown) for mode in ("none", "live"))]
+
+
+def shown(progress: str, count: int) -> Profile:
+    """`gluepy run` on a terminal: the part of it that is the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, "many.py", PIPELINE.format(count=count))
+        file = Path(folder, "profile.json")
+        duration_s = live.run(folder, progress, [sys.executable, "-m", "benchmarks.profile", "--into", str(file)])
+        found = msgspec.json.decode(file.read_bytes(), type=Profile)
+    return msgspec.structs.replace(found, workload=f"{count:,} no-ops, progress {progress}", each_s=duration_s / count)
+
+
+def sample_command(into: Path, arguments: list[str]) -> None:
+    """Do what `gluepy` does with `arguments`, sampled while there is an event loop."""
+    from gluepy.cli import main as gluepy_main
+
+    sampler = Sampler(only_loop=True)
+    began = time.perf_counter()
+    try:
+        with sampler.on():
+            gluepy_main(arguments)
+    finally:
+        into.write_bytes(msgspec.json.encode(sampler.profile("", 0.0, time.perf_counter() - began)))
 
 
 def table(found: list[Profile]) -> str:
@@ -171,7 +220,11 @@ def main() -> None:
     """Print the table of parts, and each workload's most expensive functions."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     parser.add_argument("--small", action="store_true", help="only see that it works")
+    parser.add_argument("--into", type=Path, help="sample one `gluepy` command, with the arguments that follow")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.into is not None:
+        sample_command(options.into, options.arguments)
     with tempfile.TemporaryDirectory() as folder, isolated(Path(folder)):
         found = asyncio.run(profiles(small if options.small else full(5)))
     print(table(found))
