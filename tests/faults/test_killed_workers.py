@@ -103,7 +103,7 @@ async def test_cancelling_a_call_kills_its_process_with_every_descendant() -> No
             assert alive(*family) == family
             guard = guard_of(family[-1])
             began = time.monotonic()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2
         assert alive(*family, guard) == []
         assert psutil.Process().children(recursive=True) == []
         await call(pool)
@@ -121,7 +121,7 @@ async def test_cancelling_kills_a_call_that_holds_the_interpreter_lock_or_is_sto
             async with calling(pool, "import os\nprint(os.getpid())\n" + dedent(source), heard):
                 (pid,) = await heard.numbers(1)
                 began = time.monotonic()
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 2
             assert alive(pid) == []
 
 
