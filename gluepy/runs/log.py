@@ -233,14 +233,16 @@ class MemoryLog:
 
 
 class LogReader:
-    """Reads events from a log that may still grow, from byte `offset` on.
+    """Reads events from a log that may still grow, from byte `offset` on. Of one that has `ended`, since nobody else
+    can write to it, the last event counts even without its newline, which is the first thing that will follow.
 
     `events()` gives what is there now; called again, what has come since. `bad` counts the lines that are no events,
     `gaps` the events that are missing by their `seq`, `doubled` the ones passed over because they were there before.
     """
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    def __init__(self, path: Path, offset: int = 0, *, ended: bool = False) -> None:
         self.path, self.offset = path, offset
+        self._ended = ended
         self.bad = 0
         self.gaps = 0
         self.doubled = 0
@@ -274,7 +276,7 @@ class LogReader:
         with file:
             file.seek(self.offset)
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and not (self._ended and _is_event(line)):
                     return  # being written, or torn: complete once a newline follows
                 self.offset += len(line)
                 yield line
@@ -311,6 +313,14 @@ class LogReader:
                 f"its events have schema version {opening.schema_version}, this gluepy reads up to {SCHEMA_VERSION}: "
                 "upgrade gluepy",
             )
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        decode(line)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
 
 
 class _Opening(msgspec.Struct):

@@ -23,7 +23,7 @@ from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
 from gluepy.core.state import FINISHED, PENDING, RETRYING, State
-from gluepy.errors import GluepyError, OptionError, RunError, UnknownTask
+from gluepy.errors import GluepyError, OptionError, RunError, RunStopped, UnknownTask
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.capture import capturing
@@ -31,7 +31,7 @@ from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.task import Task
 from gluepy.runs.durations import learn_durations, read_durations, typical
-from gluepy.runs.log import FileLog, LogReader
+from gluepy.runs.log import FileLog, LogBroken, LogReader
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.options import make_executor, make_sinks, select
@@ -123,10 +123,7 @@ class Session:
         select(compiled.graph, compiled.label, options)
         choice = choose(settings, compiled, options)
         context = load_context(settings, options.get("params") or {}).to_dict()
-        if isinstance(dag, str):
-            options = {**options, "dag": os.path.abspath(dag) if ".py" in dag else dag}
-        else:
-            options = {**options, "dag": f"{dag.__module__}:{dag.__qualname__}"}
+        options = {**options, "dag": _recorded(dag)}
         run_id = options.get("run_id") or new_run_id(shared.clock.wall())
         record = Record.create(settings.runs_root, run_id, context)
         with ExitStack() as hold:
@@ -142,7 +139,7 @@ class Session:
         record = find_record(settings, run)
         with ExitStack() as hold:
             hold.enter_context(record.lock())
-            reader = LogReader(record.events)
+            reader = LogReader(record.events, ended=True)
             try:
                 state = State.of(reader.events())
             except (ValueError, KeyError, IndexError) as error:
@@ -152,6 +149,7 @@ class Session:
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
             compiled = compile_dag(find_dag(merged.get("dag") or state.dag, settings), settings.LIMITS)
+            merged["dag"] = _recorded(merged.get("dag") or state.dag)
             told: list[str] = []
             if compiled.graph.tree != state.graph.tree:
                 before = state.graph
@@ -216,6 +214,8 @@ class Session:
                 self.handle(engine)
                 stack.callback(shared.limits.leave, engine.look_again)
                 failure = await self._with_sinks(engine)
+        except LogBroken as error:  # when it was opened, or with the last of what was to be flushed
+            raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend) from error
         finally:
             self.close()
         if failure is not None:
@@ -331,6 +331,13 @@ class Session:
             count = f"{len(errors)} task{'s' if len(errors) > 1 else ''}"
             message = f"{count} of DAG {self.run.dag!r} failed (run {self.run.run_id})"
         raise RunError.of(message, errors, self.run.run_id, result)
+
+
+def _recorded(dag: str | type[DAG]) -> str:
+    """By what a later session finds the DAG."""
+    if isinstance(dag, str):
+        return os.path.abspath(dag) if ".py" in dag else dag
+    return f"{dag.__module__}:{dag.__qualname__}"
 
 
 def find_record(settings: Settings, run: str) -> Record:
