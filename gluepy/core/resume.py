@@ -22,17 +22,15 @@ def resets(state: State, forced: Mapping[int, str], gone: Collection[int] = ()) 
 
     That is every task that has not finished (one that waits for a retry keeps waiting, one that never started needs no
     reset), every one that is `forced`, for the reason given there, every finished one whose outputs are `gone`, and
-    every descendant of one that runs again.
+    every descendant of one that runs again. What the run left out stays so, and hides nothing that comes before it.
     """
     graph, status = state.graph, state.status
     causes: dict[int, str] = {}
     again: set[int] = set()
     for node in graph.order():
-        if graph.ids[node] is None:
+        if _is_passed_through(state, node):
             if any(before in again for before in graph.after[node]):
                 again.add(node)
-            continue
-        if status[node] == SKIPPED and state.why.get(node) == "unselected":
             continue
         cause = forced.get(node) or _UNFINISHED.get(status[node], "")
         if not cause and node in gone:
@@ -44,7 +42,7 @@ def resets(state: State, forced: Mapping[int, str], gone: Collection[int] = ()) 
             if status[node] == PENDING or node not in forced:
                 continue
         if not cause and any(before in again for before in graph.after[node]):
-            cause = f"{_runs_again(graph, node, again)} runs again"
+            cause = f"{_runs_again(state, node, again)} runs again"
         if cause:
             again.add(node)
             causes[node] = cause
@@ -66,13 +64,19 @@ def changes(before: Graph, after: Graph) -> list[str]:
     return told
 
 
-def _runs_again(graph: Graph, node: int, again: set[int]) -> str:
-    todo = [before for before in graph.after[node] if before in again]
-    while True:  # a join runs again only where a task before it does
+def _is_passed_through(state: State, node: int) -> bool:
+    """Whether it is a join, or a task that is not selected: neither runs, and those after it follow those before it."""
+    return state.graph.ids[node] is None or (state.status[node] == SKIPPED and state.why.get(node) == "unselected")
+
+
+def _runs_again(state: State, node: int, again: set[int]) -> str:
+    after = state.graph.after
+    todo = [before for before in after[node] if before in again]
+    while True:
         before = todo.pop()
-        if graph.ids[before] is not None:
-            return graph.id(before)
-        todo.extend(other for other in graph.after[before] if other in again)
+        if not _is_passed_through(state, before):
+            return state.graph.id(before)
+        todo.extend(other for other in after[before] if other in again)
 
 
 def _edges(graph: Graph, without: set[str]) -> set[tuple[str, str]]:

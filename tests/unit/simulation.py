@@ -718,13 +718,11 @@ def again(state: State) -> list[int]:
     found = []
     for node in in_order(graph):
         befores = any(before in marked for before in graph.after[node])
-        if graph.ids[node] is None:
+        if graph.ids[node] is None or (status[node] == SKIPPED and state.why[node] == "unselected"):
             if befores:
                 marked.add(node)
         elif status[node] in (PENDING, RETRYING):
             marked.add(node)
-        elif status[node] == SKIPPED and state.why[node] == "unselected":
-            pass
         elif befores or status[node] != FINISHED or graph.expandable(node):
             marked.add(node)
             found.append(node)

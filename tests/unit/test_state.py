@@ -293,6 +293,15 @@ def test_what_was_left_out_stays_out() -> None:
     assert resets_of(story) == {"b": "it was skipped"}
 
 
+def test_what_was_left_out_hides_nothing_that_runs_again_before_it() -> None:
+    story = Story(Seq((Leaf(0), Leaf(1), Leaf(2))))
+    story.finishes("a")
+    story.tell(e.TaskSkipped, "b", 0, "unselected")
+    story.finishes("c")
+    assert resets_of(story) == {}
+    assert resets_of(story, {"a": "it was forced"}) == {"a": "it was forced", "c": "a runs again"}
+
+
 def test_how_a_dag_has_changed_is_told_in_words() -> None:
     before = Story(Seq((Leaf(0), Par((Leaf(1), Leaf(2))), ASK)))
     before.tell(e.TaskExpanded, "each-t", 1, [["x"]])
