@@ -1,10 +1,11 @@
-"""What the log of any run must be, whatever happened to it: `check_log`. Reads events alone; no state, no graph."""
+"""What the log of any run must be, whatever happened to it: `check_log`. Reads events alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from gluepy.core import events as e
+from gluepy.core.state import State
 
 ENDS = {
     e.TaskFinished: "finished",
@@ -30,6 +31,10 @@ def check_log(events: Sequence[e.Event]) -> dict[str, str]:
         if isinstance(event, (e.RunStarted, e.RunResumed)):
             session += 1
             open_ = True
+            if isinstance(event, e.RunResumed) and event.changes:  # what was taken out of the DAG is forgotten
+                known = State.of(events[: event.seq]).graph.index
+                tasks = {task: status for task, status in tasks.items() if task in known}
+                attempts = {task: attempt for task, attempt in attempts.items() if task in known}
         assert open_, f"after the end of its session: {event}"
         assert event.session == session, event
         if isinstance(event, e.TaskEvent):
