@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -19,6 +21,7 @@ from benchmarks.tables import duration, markdown
 from benchmarks.turns import Row
 
 FOLDER = ROOT / "benchmarks" / "results"
+T = TypeVar("T")
 OURS, THEIRS = FOLDER / "gluepy.json", FOLDER / "peers.json"
 README = ROOT / "README.md"
 
@@ -47,13 +50,12 @@ def publish() -> None:
     """Write the README's tables, the full report and the plots anew, of whatever has been measured."""
     sections = {}
     everything = ["# Benchmarks", "What the two commands printed, in full. Plots and the short version: the README."]
-    if OURS.exists():
-        results = msgspec.json.decode(OURS.read_bytes(), type=Results)
+    results, peers = read(OURS, Results), read(THEIRS, PeerResults)
+    if results is not None:
         sections["gluepy"] = [told(results), picture("ratios", _alternative(results.rows)), short_table(results.rows)]
         sections["gluepy"] += [scale_table(results.scales), *explained(results)]
         everything += ["## `python -m benchmarks`", full_report(results)]
-    if THEIRS.exists():
-        peers = msgspec.json.decode(THEIRS.read_bytes(), type=PeerResults)
+    if peers is not None:
         sections["peers"] = [peers.told(), picture("peers", "Time a task, by peer and workload"), peer_table(peers)]
         everything += ["## `python -m benchmarks.peers`", peers.told(), peer_table(peers)]
     text = README.read_text(encoding="utf-8")
@@ -61,7 +63,16 @@ def publish() -> None:
         text = between(text, name, "\n\n".join(paragraphs))
     README.write_text(text, encoding="utf-8")
     (FOLDER / "README.md").write_text("\n\n".join(everything) + "\n", encoding="utf-8")
-    _draw()
+    _draw(results, peers)
+
+
+def read(file: Path, type: type[T]) -> T | None:
+    """What `save` kept; None where there is nothing, or something of another version."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=type)
+    except (OSError, msgspec.ValidationError) as error:
+        print(f"{file.name}: {error}; measure again")
+        return None
 
 
 def between(text: str, name: str, new: str) -> str:
@@ -211,13 +222,13 @@ def _spread(row: Row) -> str:
     return f"{ratios[0]:.2f} … {ratios[-1]:.2f}"
 
 
-def _draw() -> None:
+def _draw(results: Results | None, peers: PeerResults | None) -> None:
     try:
         from benchmarks import plots
     except ImportError as error:
         print(f"no plots: {error} (matplotlib is in the extra `examples`)")
         return
-    if OURS.exists():
-        plots.ratios(msgspec.json.decode(OURS.read_bytes(), type=Results).rows, FOLDER)
-    if THEIRS.exists():
-        plots.peers(msgspec.json.decode(THEIRS.read_bytes(), type=PeerResults), FOLDER)
+    if results is not None:
+        plots.ratios(results.rows, FOLDER)
+    if peers is not None:
+        plots.peers(peers, FOLDER)

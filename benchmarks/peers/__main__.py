@@ -102,8 +102,7 @@ def main() -> None:
     if unknown := set(options.names) - set(names):
         parser.error(f"{', '.join(sorted(unknown))}: the peers are {', '.join(names)}")
     kept: dict[str, PeerResult] = {}
-    if options.names and report.THEIRS.exists():
-        before = msgspec.json.decode(report.THEIRS.read_bytes(), type=PeerResults)
+    if options.names and (before := report.read(report.THEIRS, PeerResults)) is not None:
         kept = {peer.name: peer for peer in before.peers}
     for peer in PEERS:
         if not options.names or peer.script in options.names:

@@ -77,4 +77,5 @@ def _cell(measured: Measured | None) -> str:
         return ""
     if measured.error:
         return "fails"
-    return f"{duration(measured.each_s)} ({measured.ratio:.2g})"
+    ratio = f"{measured.ratio:,.0f}" if measured.ratio >= 10 else f"{measured.ratio:.1f}"
+    return f"{duration(measured.each_s)} ({ratio})"
