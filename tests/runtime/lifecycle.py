@@ -105,8 +105,8 @@ class Pipe:
 
     made: ClassVar[dict[str, type[Task]]] = {}
 
-    stages: list[list[list[str]]] = field(default_factory=lambda: [[["a"], ["b"]]])
-    kinds: dict[str, str] = field(default_factory=lambda: {"a": "loop", "b": "keeps"})
+    stages: list[list[list[str]]] = field(default_factory=lambda: [[["a"], ["b"]], [["e0"]]])
+    kinds: dict[str, str] = field(default_factory=lambda: {"a": "loop", "b": "keeps", "e0": "asks"})
 
     def copy(self) -> Pipe:
         return deepcopy(self)
@@ -190,10 +190,13 @@ class Recorded:
     end: str = "interrupted"
 
     @classmethod
-    def of(cls, log: Path, pipes: list[Pipe]) -> Recorded:
-        """Read `log`; `pipes` has what the pipeline was in each session."""
+    def of(cls, log: Path, pipes: list[Pipe], ended: bool) -> Recorded:
+        """Read `log`; `pipes` has what the pipeline was in each session. Of a line that lacks but its newline nobody
+        knows that it is whole before the log has `ended`."""
         known = cls()
-        for line in log.read_text().splitlines():
+        for line in log.read_text().splitlines(keepends=True):
+            if not ended and not line.endswith("\n"):
+                break
             try:
                 known.take(json.loads(line), pipes)
             except json.JSONDecodeError:
