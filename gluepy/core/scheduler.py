@@ -280,10 +280,15 @@ class Scheduler:
         return retry.delay_s(failed, f"{key}:{self.graph.ids[node]}:{reason}") if failed < retry.attempts else None
 
     def max_attempts(self, node: int) -> int:
-        """How many attempts the task has; those that lost workers cost it, and those before a reset, come on top."""
-        state = self.state
-        spent = state.losses.get(node, 0) + state.earlier.get(node, 0) if state.losses or state.earlier else 0
-        return self.graph.specs[self.graph.spec_of[node]].retry.attempts + spent
+        """How many attempts the task has, as far as it can be known: the last one is always `n of n`.
+
+        Attempts before a reset come on top; where it failed by itself and lost workers too, so do the fewer of these,
+        since each kind has a budget of its own.
+        """
+        state, more = self.state, 0
+        if state.losses or state.earlier:
+            more = min(state.losses.get(node, 0), state.failures.get(node, 0)) + state.earlier.get(node, 0)
+        return self.graph.specs[self.graph.spec_of[node]].retry.attempts + more
 
     def stop(self, end: EndRun) -> None:
         """Stop the run: what runs is stopped, what waits is cancelled, then `end` is recorded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -360,13 +361,28 @@ def test_lost_workers_and_own_failures_have_budgets_of_their_own() -> None:
     delay: Callable[[e.Reason], float | None] = lambda reason: bench.scheduler.retry_delay(0, reason, True, "k")  # noqa: E731
     assert delay("lost") is not None
     bench.retry("a", 0.0, reason="lost")
-    assert bench.scheduler.max_attempts(0) == 3
+    assert bench.scheduler.max_attempts(0) == 2
     assert delay("lost") is None
     assert delay("exception") is not None
     bench.retry("a", 0.0, reason="exception")
+    assert bench.scheduler.max_attempts(0) == 3
     assert delay("exception") is None
     assert delay("timeout") is None
     assert bench.scheduler.retry_delay(0, "exception", False, "k") is None
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(["lost", "exception"], repeat=5)))
+def test_the_last_attempt_is_n_of_n_whatever_the_ones_before_died_of(kinds: tuple[e.Reason, ...]) -> None:
+    bench = Bench.sequence(task("a", retry=Retry(attempts=3, wait_s=0.0)))
+    bench.go()
+    for attempt, reason in enumerate(kinds, 1):
+        assert attempt <= bench.scheduler.max_attempts(0)
+        if bench.scheduler.retry_delay(0, reason, True, "k") is None:
+            assert attempt == bench.scheduler.max_attempts(0)
+            return
+        bench.retry("a", 0.0, reason=reason)
+        bench.go()
+    raise AssertionError("five attempts, and neither budget of three is spent")
 
 
 def test_an_error_that_is_not_worth_it_is_not_retried() -> None:
