@@ -1,0 +1,110 @@
+"""Bugs that a runtime like this is likely to have, each as a change of one place in gluepy, and who catches it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    """In the file of gluepy `was` becomes `is_now`; the tests, as pytest is given them, are to fail of it."""
+
+    file: str
+    was: str
+    is_now: str
+    caught_by: str
+
+
+BUGS = {
+    "fsync skipped under commit": Bug(
+        "runs/log.py",
+        'if self.sync == "commit":\n            await self._flush()',
+        "pass",
+        "tests/faults/test_disk_faults.py -k flush_that_fails",
+    ),
+    "effect before append": Bug(
+        "exec/engine.py",
+        "                        assert_never(command)\n            self._flush()",
+        "                        assert_never(command)\n            self._flush() if not self._work else None",
+        "tests/faults/test_crash_points.py -k die_anywhere",
+    ),
+    "append after start": Bug(
+        "exec/engine.py",
+        "            self._store(finished)\n            return (finished,)",
+        "            self._tasks.start_soon(self._late, finished)\n            return (finished,)\n\n"
+        "    async def _late(self, event: e.Event) -> None:\n"
+        "        self._store(event)\n        self._flush()",
+        "tests/faults/test_crash_points.py -k die_anywhere",
+    ),
+    "newline repair removed": Bug(
+        "runs/log.py",
+        '                self._write(b"\\n")',
+        "                pass",
+        "tests/faults/test_crash_points.py",
+    ),
+    "lock dropped": Bug(
+        "runs/record.py",
+        "with self._held():\n            self.stop_file",
+        "if True:\n            self.stop_file",
+        "tests/faults/test_two_drivers.py",
+    ),
+    "attempt number reused": Bug(
+        "core/scheduler.py",
+        "Start(node, self.state.attempt[node] + 1, now - self._ready_at[node])",
+        "Start(node, max(1, self.state.attempt[node]), now - self._ready_at[node])",
+        "tests/faults/test_crash_points.py -k die_anywhere",
+    ),
+    "interrupted attempt taken as finished": Bug(
+        "core/resume.py",
+        '    RUNNING: "it was interrupted",\n',
+        "",
+        "tests/faults/test_crash_points.py -k die_anywhere",
+    ),
+    "retry delay forgotten on resume": Bug(
+        "core/scheduler.py",
+        "heapq.heappush(self._delayed, (due, node))\n        else:",
+        "self._queue(node, now)\n        else:",
+        "tests/faults/test_crash_points.py tests/unit/test_simulation.py",
+    ),
+    "expansion asked again on resume": Bug(
+        "exec/engine.py",
+        "if attempt.spec.expands and node in self.state.rows:",
+        "if False:",
+        "tests/faults/test_crash_points.py",
+    ),
+    "descendants not reset": Bug(
+        "core/resume.py",
+        "if not cause and any(before in again for before in graph.after[node]):",
+        "if False:",
+        "tests/faults/test_crash_points.py tests/unit/test_simulation.py",
+    ),
+    "slot released before an abandoned thread ends": Bug(
+        "core/scheduler.py",
+        "if abandoned and node in self.running:",
+        "if False:",
+        "tests/unit/test_simulation.py tests/runtime/test_timeouts.py -k 'simulated or abandoned'",
+    ),
+    "result of a killed worker accepted late": Bug(
+        "exec/executors/processes.py",
+        "        except anyio.get_cancelled_exc_class():\n            await self._remove(worker)",
+        "        except anyio.get_cancelled_exc_class():\n            as_it_was = True",
+        "tests/faults/test_late_replies.py",
+    ),
+    "torn line folded": Bug(
+        "runs/log.py",
+        'if not line.endswith(b"\\n") and not (self._ended and _is_event(line)):\n                    return',
+        "if False:\n                    return",
+        "tests/unit/test_log.py",
+    ),
+    "seq restarted on resume": Bug(
+        "exec/engine.py",
+        "self._seq = state.seq",
+        "self._seq = 0",
+        "tests/faults/test_crash_points.py -k die_anywhere",
+    ),
+    "cancel not shielded": Bug(
+        "exec/engine.py",
+        "with anyio.CancelScope(shield=True):\n                            await self._over.wait()",
+        "with anyio.CancelScope(shield=False):\n                            await self._over.wait()",
+        "tests/runtime/test_cancel_anywhere.py",
+    ),
+}
