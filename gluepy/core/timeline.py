@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -10,6 +11,8 @@ import msgspec
 from gluepy.core import events as e
 from gluepy.core.forecast import Forecast, forecast
 from gluepy.core.state import FINISHED, State
+
+_JUMP_S = 60.0  # so far an event may be from where it belongs before it is the clock that was wrong
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -38,23 +41,29 @@ class Timeline(msgspec.Struct, frozen=True):
 
 
 def timeline(events: Iterable[e.Event], state: State) -> Timeline:
-    """The timeline of the run with these `events`, of which `state` is the fold, without pauses between sessions."""
+    """The timeline of the run with these `events`, of which `state` is the fold, without pauses between sessions.
+
+    Nothing in it takes longer than it did, nor less than no time, where somebody set the machine's clock meanwhile.
+    """
     bars: dict[tuple[str, int], Bar] = {}
     clock = _Clock()
     now = 0.0
     for event in events:
-        now = clock.seconds(event)
         match event:
             case e.TaskStarted():
+                now = clock.seconds(event)
                 bar = Bar(event.task, event.attempt, now, now, event.queued_s, "running")
                 bars[event.task, event.attempt] = bar
             case e.TaskFinished() | e.TaskFailed() | e.TaskRetrying() | e.TaskCancelled() | e.TaskSkipped():
-                bar_or_none = bars.get((event.task, event.attempt))
-                if bar_or_none is not None and bar_or_none.status == "running":
-                    status = _ENDS[type(event)]
-                    bars[event.task, event.attempt] = msgspec.structs.replace(bar_or_none, ended_s=now, status=status)
+                begun = bars.get((event.task, event.attempt))
+                if begun is None or begun.status != "running":
+                    now = clock.seconds(event)
+                    continue
+                now = clock.seconds(event, begun.started_s + (event.duration_s or math.inf))
+                status = _ENDS[type(event)]
+                bars[event.task, event.attempt] = msgspec.structs.replace(begun, ended_s=now, status=status)
             case _:
-                pass
+                now = clock.seconds(event)
     done = [bar if bar.status != "running" else msgspec.structs.replace(bar, ended_s=now) for bar in bars.values()]
     return Timeline(
         done,
@@ -80,20 +89,25 @@ def with_more_slots(state: State, concurrency: int, limits: Mapping[str, int]) -
 
 
 class _Clock:
-    """Seconds since the run began, without the time between its sessions."""
+    """Seconds since the run began, without the time between its sessions, and without jumps of the machine's clock."""
 
     def __init__(self) -> None:
         self._session = 0
         self._shift = 0.0
         self._last = 0.0
 
-    def seconds(self, event: e.Event) -> float:
+    def seconds(self, event: e.Event, due_s: float = math.inf) -> float:
+        """When `event` happened; `due_s` is when it must have, more or less, by a clock that nobody can set."""
         at = datetime.fromisoformat(event.timestamp).timestamp()
         if event.session != self._session:
             self._session = event.session
             self._shift = at - self._last
-        self._last = max(self._last, at - self._shift)
-        return self._last
+        now = at - self._shift
+        if now < self._last or now > due_s + _JUMP_S:
+            now = self._last if due_s == math.inf else max(self._last, due_s)
+            self._shift = at - now
+        self._last = now
+        return now
 
 
 def _critical_path(state: State, bars: Sequence[Bar]) -> list[str]:

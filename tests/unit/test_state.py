@@ -345,8 +345,8 @@ def starting(task: str, attempt: int = 1, queued_s: float = 0.0) -> tuple[Any, .
     return e.TaskStarted, (task, attempt, 3, "x", "thread", "host", 1, queued_s)
 
 
-def ending(task: str, attempt: int = 1) -> tuple[Any, ...]:
-    return e.TaskFinished, (task, attempt, "x", "thread", 1.0)
+def ending(task: str, attempt: int = 1, duration_s: float = 1.0) -> tuple[Any, ...]:
+    return e.TaskFinished, (task, attempt, "x", "thread", duration_s)
 
 
 def test_a_timeline_has_the_attempts_and_the_path_that_the_run_waited_for() -> None:
@@ -384,6 +384,34 @@ def test_a_timeline_has_the_attempts_and_the_path_that_the_run_waited_for() -> N
     ]
     assert (line.length_s, line.waiting_s, line.working_s) == (9.0, 0.5, 2 + 1 + 1.5 + 5 + 3 + 1 + 1)
     assert line.critical_path == ["a", "c", "each-t", "t[x=x]"]
+
+
+@pytest.mark.parametrize("jump_s", [86_400.0, -86_400.0])
+def test_a_timeline_is_not_stretched_by_a_clock_that_was_set(jump_s: float) -> None:
+    events, state = told(
+        (0.0, 1, e.RunStarted, ()),
+        (0.0, 1, *starting("a")),
+        (2.0 + jump_s, 1, *ending("a", duration_s=2.0)),
+        (2.0 + jump_s, 1, *starting("b")),
+        (5.0 + 2 * jump_s, 1, *ending("b", duration_s=3.0)),
+        (5.0 + 2 * jump_s, 1, *starting("c")),
+        (6.0 + 2 * jump_s, 1, *ending("c", duration_s=1.0)),
+    )
+    line = timeline(events, state)
+    assert [(bar.task, bar.started_s, bar.ended_s) for bar in line.bars] == [("a", 0, 2), ("b", 2, 5), ("c", 5, 6)]
+    assert (line.length_s, line.working_s) == (6.0, 6.0)
+
+
+def test_a_long_interruption_is_not_taken_for_a_clock_that_was_set() -> None:
+    events, state = told(
+        (0.0, 1, e.RunStarted, ()),
+        (0.0, 1, *starting("a")),
+        (0.0, 1, *starting("b")),
+        (600.0, 1, *ending("b", duration_s=600.0)),
+        (9000.0, 2, e.RunResumed, ()),
+        (9000.0, 2, e.TaskFailed, ("a", 1, 3, "x", "thread", 0.0, "interrupted", "E", "m")),
+    )
+    assert [(bar.task, bar.ended_s) for bar in timeline(events, state).bars] == [("a", 600.0), ("b", 600.0)]
 
 
 def test_a_run_that_has_not_begun_has_no_path() -> None:
