@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -46,6 +46,25 @@ def signals() -> Callable[[], Signal]:
     if future is None:
         return lambda: Signal(None, anyio.Event())
     return lambda: Signal(future(), None)
+
+
+def readable() -> Callable[[int], Awaitable[None]]:
+    """What waits until a descriptor can be read, in the running event loop: as `anyio.wait_readable`, which on asyncio
+    goes through the loop once more before it begins to wait."""
+    native: Any = current_token().native_token
+    if not hasattr(native, "add_reader"):
+        return anyio.wait_readable
+    signal = signals()
+
+    async def wait(descriptor: int) -> None:
+        ready = signal()
+        native.add_reader(descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            native.remove_reader(descriptor)
+
+    return wait
 
 
 class Doorbell:

@@ -101,7 +101,7 @@ class LocalExecutor(Executor):
         from gluepy.exec.executors import remote  # and `processes`: only runs with process tasks pay for them
         from gluepy.exec.executors.processes import EntryFailed, Killed, WorkerLost
 
-        pool = await self._worker_pool()
+        pool = self._pool or await self._worker_pool()
         run = attempt.run
         shared = self._messages.get(run.run_id)
         if shared is None:

@@ -20,13 +20,15 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -42,6 +44,7 @@ from gluepy.errors import ExecutorBroken, GluepyError, OptionError
 from gluepy.exec.executors import worker as far_end
 from gluepy.exec.executors.cgroup import OomKills
 from gluepy.exec.executors.worker import FRAME, GREETING, NOTE, REPLY
+from gluepy.loop import readable
 
 if sys.platform != "win32":
     import fcntl
@@ -202,7 +205,7 @@ class WorkerPool:
                 "this process is a worker that is importing the main script, so it must not start any",
                 'put what the script runs under `if __name__ == "__main__":`',
             )
-        self._limiter = anyio.CapacityLimiter(4)
+        self._limiter, self._readable = anyio.CapacityLimiter(4), readable()
         async with AsyncExitStack() as stack:
             await anyio.to_thread.run_sync(self._oom.open, limiter=self._limiter)
             stack.callback(self._oom.close)
@@ -275,7 +278,7 @@ class WorkerPool:
             raise
         finally:
             if as_it_was and self._open:
-                worker.lines, worker.idle_since = {}, anyio.current_time()
+                worker.lines, worker.idle_since = {}, time.monotonic()
                 self._idle.append(worker)
             else:
                 await self._remove(worker)
@@ -298,7 +301,7 @@ class WorkerPool:
         else:
             self._numbered += 1
             number = self._numbered
-        worker = _Worker(number, self.grace_s)
+        worker = _Worker(number, self.grace_s, self._readable)
         self._workers.add(worker)
         return worker
 
@@ -319,7 +322,7 @@ class WorkerPool:
             for worker in [worker for worker in self._workers if worker.forsaken]:
                 worker.lines = {}
                 await self._remove(worker)
-            now = anyio.current_time()
+            now = time.monotonic()
             while self._idle and self._idle[0].idle_since + self.idle_s <= now:
                 await self._remove(self._idle.popleft())
             next_s = self._idle[0].idle_since + self.idle_s - now if self._idle else self.idle_s
@@ -437,8 +440,8 @@ class _Lines:
 class _Worker:
     """The driver's end of one worker process and its guard."""
 
-    def __init__(self, number: int, grace_s: float) -> None:
-        self.number, self.name, self.grace_s = number, f"process-{number}", grace_s
+    def __init__(self, number: int, grace_s: float, readable: Callable[[int], Awaitable[None]]) -> None:
+        self.number, self.name, self.grace_s, self._readable = number, f"process-{number}", grace_s, readable
         self.process: subprocess.Popen[bytes] | None = None
         self.pid = 0  # the worker's, not the guard's; known from its first words
         self.cpu_s = self.child_mb = 0.0  # of its whole life, at the end of its latest call
@@ -454,6 +457,7 @@ class _Worker:
         self._received = bytearray()
         self._fds: dict[int, str] = {}
         self._selector: selectors.DefaultSelector | None = None
+        self._glance = select.poll()
 
     # --- from start to end
 
@@ -469,6 +473,8 @@ class _Worker:
             self._selector.register(self._life, selectors.EVENT_READ, "life")
             for fd, stream in self._fds.items():
                 self._selector.register(fd, selectors.EVENT_READ, stream)
+            for each in (self._control.fileno(), self._life.fileno(), *self._fds):
+                self._glance.register(each, select.POLLIN)
             command = [
                 *(sys.executable, *_interpreter_flags(), "-P", far_end.__file__),
                 *(str(control), str(life), str(os.getpid())),
@@ -503,11 +509,10 @@ class _Worker:
 
     def is_ready(self) -> bool:
         """Whether the idle worker is alive and has nothing to say. Drops what it printed in the meantime."""
-        assert self._selector is not None
-        for key, _ in self._selector.select(0):
-            if key.data in ("control", "life"):
+        for descriptor, _ in self._glance.poll(0):
+            if descriptor not in self._fds:
                 return False
-            _drain(key.fd)
+            _drain(descriptor)
         return True
 
     def order(self, kind: bytes, memory_mb: float = 0.0) -> None:
@@ -598,7 +603,12 @@ class _Worker:
         if unsent:
             selector.modify(control, selectors.EVENT_READ | selectors.EVENT_WRITE, "control")
         while True:
-            await anyio.wait_readable(selector.fileno())
+            await self._readable(selector.fileno())
+            if not unsent and (data := self._read()):  # most often it is the reply
+                reply = self._heard(data, on_message)
+                if reply is not None:
+                    self._take_lines()
+                    return reply
             for key, mask in selector.select(0):
                 if key.data == "control":
                     if mask & selectors.EVENT_WRITE:
@@ -609,8 +619,7 @@ class _Worker:
                         data = self._read()
                         reply = self._heard(data, on_message)
                         if reply is not None:
-                            for fd, stream in self._fds.items():
-                                self.lines[stream].feed(_drain(fd))
+                            self._take_lines()
                             return reply
                         if data == b"":
                             raise await self._ended()
@@ -625,6 +634,11 @@ class _Worker:
                     if not self.pid:
                         self.last_words += data.decode("utf-8", "replace")
                     self.lines[key.data].feed(data)
+
+    def _take_lines(self) -> None:
+        for fd, stream in self._fds.items():
+            if data := _drain(fd):
+                self.lines[stream].feed(data)
 
     def _request(self, entry: str, shared: tuple[str, bytes], payload: bytes, main: bool) -> bytes:
         key, data = shared
