@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -35,7 +37,7 @@ class Machine(msgspec.Struct, kw_only=True):
             processor=_processor(),
             memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
             system=platform.system(),
-            python=platform.python_version(),
+            python=platform.python_version() + (f" with uvloop {version('uvloop')}" if find_spec("uvloop") else ""),
             commit=_commit(),
             day=datetime.now(UTC).strftime("%Y-%m-%d"),
         )

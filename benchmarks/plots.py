@@ -38,7 +38,7 @@ def ratios(rows: Sequence[Row], folder: Path) -> None:
                 range(len(shown)), [_plain(f"{row.workload}\nover {row.floor}") for row in reversed(shown)], fontsize=8
             )
             axes.set_xscale("log")
-            axes.set_xlim(0.4, max(row.ratio for row in shown) * 1.6)
+            axes.set_xlim(0.4, max(max([row.ratio, *(row.aim or ())]) for row in shown) * 1.6)
             _decimal(axes)
             axes.set_xlabel("gluepy's time over the floor's; grey: the aims, good and (left of it) excellent")
 
@@ -52,6 +52,7 @@ def peers(results: PeerResults, folder: Path) -> None:
             for panel, (key, title) in zip(panels, COLUMNS.items(), strict=True):
                 _panel(panel, [(peer.name, peer.workloads.get(key)) for peer in reversed(found)], theme)
                 panel.set_title(_broken(title), fontsize=8.5, color=theme["ink"])
+            figure.supxlabel("time a task, or for all of it, on a logarithmic scale", fontsize=8, color=theme["soft"])
             panels[0].set_yticks(range(len(found)), [peer.name for peer in reversed(found)], fontsize=9)
 
 
