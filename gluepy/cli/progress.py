@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -158,16 +159,21 @@ class Plain:
 
 
 class _Running:
-    """A task that runs, as the live display shows it."""
+    """A task that runs, as the live display shows it. Most end before they are ever shown, and should cost little."""
 
-    __slots__ = ("attempt", "begun", "done", "last", "limit", "name", "total")
-
-    def __init__(self, event: e.TaskStarted, begun: float) -> None:
-        self.name = _told(event.task)
-        self.attempt, self.limit = event.attempt, event.max_attempts
-        self.begun = begun
+    def __init__(self, event: e.TaskStarted) -> None:
+        self.event = event
         self.done = self.total = 0.0
         self.last = ""
+
+    @cached_property
+    def name(self) -> str:
+        return _told(self.event.task)
+
+    @cached_property
+    def begun(self) -> float:
+        """By the monotonic clock."""
+        return time.monotonic() - _age_s(self.event)
 
 
 class Live:
@@ -188,6 +194,7 @@ class Live:
         styles = {**STYLE_OF, "dim": "dim", "bold": "bold"} if wants_colour(sys.stderr) else {}
         self._styles = defaultdict(Style.null, {name: Style.parse(style) for name, style in styles.items()})
         self._console: Console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+        self._words: dict[str, Any] = {}  # laid out, as lines begin with them
         self._running: dict[str, _Running] = {}
         self._metrics: dict[str, list[str]] = {}
         self._sizes: dict[str, int] = {}
@@ -209,11 +216,12 @@ class Live:
     def show(self, events: Sequence[e.Event]) -> None:
         """Take `events` in, and write what has ended above the live lines."""
         lines: list[Any] = []
-        now = time.monotonic()
         for event in events:
             match event:
+                case e.TaskFinished():
+                    lines += self._ended(event)
                 case e.TaskStarted():
-                    self._running[event.task] = _Running(event, now - _age_s(event))
+                    self._running[event.task] = _Running(event)
                 case e.TaskProgress():
                     if (running := self._running.get(event.task)) is not None:
                         running.done, running.total = event.done, event.total
@@ -265,8 +273,8 @@ class Live:
     def _live_line(self, task: _Running, now: float, column: int, width: int) -> Iterable[Any]:
         yield self._segment(f"{padded('running', _WORD)}  ")
         facts = [padded(fit(task.name, column), column), f"{_ticking(now - task.begun):>8}"]
-        if task.attempt > 1:
-            facts.append(f"attempt {task.attempt} of {task.limit}")
+        if task.event.attempt > 1:
+            facts.append(f"attempt {task.event.attempt} of {task.event.max_attempts}")
         if task.total:
             facts.append(f"{amount(task.done)}/{amount(task.total)}")
         elif task.done:
@@ -303,10 +311,12 @@ class Live:
         word, rest = ended
         if word != "retrying":
             self._counts[word] += 1
-        return [
-            self._segment(f"{padded(word, _WORD)}  ", self._styles[word]),
-            self._segment(f"{rest}\n"),
-        ]
+        return [self._word(word), self._segment(f"{rest}\n")]
+
+    def _word(self, word: str) -> Any:
+        if word not in self._words:
+            self._words[word] = self._segment(f"{padded(word, _WORD)}  ", self._styles[word])
+        return self._words[word]
 
 
 class _Segments:
@@ -348,6 +358,8 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
 
 def _told(task: str) -> str:
     """A task's id, fit for a line: parameters may be of any length."""
+    if len(task) <= _LONGEST_ID and task.isascii() and task.isprintable():
+        return task
     return fit(printable(task), _LONGEST_ID)
 
 
