@@ -1,35 +1,40 @@
 """Consumers of a run's events, which cannot slow or change the run.
 
-A sink is a callable that takes one event: plain (called in a thread, one event after another) or async. It may be a
-context manager, plain or async; then it is entered before the first event and left after the last.
+A sink is a callable that takes one event: plain (called in a thread of its own, one event after another) or async. It
+may be a context manager, plain or async; then it is entered before the first event and left after the last.
 """
 
 from __future__ import annotations
 
+import contextvars
 import inspect
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+import queue
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from gluepy.core.events import Event
+from gluepy.loop import Doorbell
 from gluepy.sinks.feed import Subscription
 
 Sink = Callable[[Event], object] | Callable[[Event], Awaitable[object]]
 
 
 async def consume(subscription: Subscription, sink: Sink) -> None:
-    """Feed `sink` until the subscription ends. A sink that raises is told so in the log, and gets nothing more."""
+    """Feed `sink` until the subscription ends. A sink that raises is told so in the log, and gets nothing more.
+
+    When this is cancelled, a plain sink that has not returned is left behind: it is left (as a context manager) when it
+    returns, and neither the event loop nor the interpreter waits for it.
+    """
+    consumer: Any = sink
+    aside = _Aside()
     try:
-        async with AsyncExitStack() as stack:
-            consumer: Any = sink
-            if hasattr(consumer, "__aenter__"):
-                await stack.enter_async_context(consumer)
-            elif hasattr(consumer, "__enter__"):
-                await _in_thread(lambda: stack.enter_context(consumer))
+        async with _entered(consumer, aside):
             is_async = inspect.iscoroutinefunction(consumer) or inspect.iscoroutinefunction(
                 getattr(consumer, "__call__", None)  # noqa: B004  # whether it is async, not whether it is there
             )
@@ -38,8 +43,8 @@ async def consume(subscription: Subscription, sink: Sink) -> None:
                     for event in events:
                         await consumer(event)
                 else:
-                    await _in_thread(partial(_each, consumer, events))
-    except Exception as error:
+                    await aside.call(partial(_each, consumer, events))
+    except (Exception, SystemExit) as error:
         import structlog
 
         structlog.get_logger("gluepy.sinks").warning(
@@ -47,6 +52,23 @@ async def consume(subscription: Subscription, sink: Sink) -> None:
             sink=repr(sink),
             error=f"{type(error).__name__}: {error}",
         )
+    finally:
+        aside.end()
+
+
+@asynccontextmanager
+async def _entered(consumer: Any, aside: _Aside) -> AsyncIterator[None]:
+    if hasattr(consumer, "__aenter__"):
+        async with consumer:
+            yield
+    elif hasattr(consumer, "__enter__"):
+        await aside.call(consumer.__enter__)
+        try:
+            yield
+        finally:
+            await aside.call(partial(consumer.__exit__, *sys.exc_info()))
+    else:
+        yield
 
 
 def _each(consumer: Callable[[Event], object], events: list[Event]) -> None:
@@ -54,5 +76,37 @@ def _each(consumer: Callable[[Event], object], events: list[Event]) -> None:
         consumer(event)
 
 
-async def _in_thread(work: Callable[[], object]) -> None:
-    await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+class _Aside:
+    """A thread for the plain calls of one sink, in order; started with the first. Nobody waits for it to end."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._doorbell: Doorbell | None = None
+
+    async def call(self, work: Callable[[], object]) -> None:
+        """Have `work` called, and wait for it. Raises what it raises. When the wait is cancelled it is called still."""
+        if self._doorbell is None:
+            self._doorbell = Doorbell()
+            threading.Thread(target=self._serve, name="gluepy-sink", daemon=True).start()
+        doorbell, context, done, failed = self._doorbell, contextvars.copy_context(), anyio.Event(), []
+
+        def called() -> None:
+            try:
+                context.run(work)
+            except BaseException as error:
+                failed.append(error)
+            doorbell.ring(done.set)
+
+        self._calls.put(called)
+        await done.wait()
+        for error in failed:
+            raise error
+
+    def end(self) -> None:
+        """End the thread when it has done what it was called for."""
+        if self._doorbell is not None:
+            self._calls.put(None)
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()

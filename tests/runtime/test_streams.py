@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 import structlog
 from steps import Fails, Go, LoopStep, Step, dag_of
 
-from gluepy import Task, parallel
+from gluepy import Retry, Task, parallel
 from gluepy.core.events import Event, RunFinished, TaskMetric, encode
-from gluepy.runtime import session
-from gluepy.sinks.feed import BUFFER
-from gluepy.testing import HELD, ScriptedExecutor, events_of, name_of, outline, until
+from gluepy.runtime import Runtime, session
+from gluepy.sinks.feed import BUFFER, Feed, Subscription
+from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, events_of, failed, name_of, outline, until
+from gluepy.testing import Step as Ends
 
 
 class Measures(Task):
@@ -167,7 +172,7 @@ async def test_async_context_manager_is_entered_before_the_first_and_left_after_
     assert told == ["enter", "run.started", "task.started", "task.finished", "run.finished", "exit"]
 
 
-@pytest.mark.parametrize("where", ["plain", "async", "enter"])
+@pytest.mark.parametrize("where", ["plain", "async", "enter", "exit"])
 async def test_sink_that_raises_is_told_and_left_out_and_the_run_goes_on(go: Go, where: str) -> None:
     others: list[Event] = []
 
@@ -187,12 +192,16 @@ async def test_sink_that_raises_is_told_and_left_out_and_the_run_goes_on(go: Go,
         def __call__(self, event: Event) -> None:
             pass
 
-    sink: Any = {"plain": plain, "async": in_loop, "enter": Enters()}[where]
+    def exits(event: Event) -> None:
+        sys.exit("sink broke")
+
+    sink: Any = {"plain": plain, "async": in_loop, "enter": Enters(), "exit": exits}[where]
     with structlog.testing.capture_logs() as logs:
         result = await go(Step(id="a"), Step(id="b"), sinks=[sink, others.append])
     assert result.status == "finished"
     assert len(others) == 6
-    assert [line["error"] for line in logs if "sink failed" in line["event"]] == ["ValueError: sink broke"]
+    error = "SystemExit" if where == "exit" else "ValueError"
+    assert [line["error"] for line in logs if "sink failed" in line["event"]] == [f"{error}: sink broke"]
 
 
 async def test_sink_that_blocks_does_not_hold_up_the_run_nor_its_end_for_long(
@@ -254,6 +263,155 @@ async def test_sink_that_lags_by_more_than_its_buffer_reads_the_rest_from_the_lo
 
     await go(Measures, Opens, sinks=[lags])
     assert seen == list(range(1, BUFFER * 2 + 6 + 1))
+
+
+@pytest.mark.parametrize("how", ["sleeps", "raises", "never returns"])
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_no_sink_slows_or_changes_a_run(go: Go, kind: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_LINGER_S", 0.01)
+    over = threading.Event()
+
+    async def sink(event: Event) -> None:
+        match how:
+            case "sleeps":
+                await anyio.sleep(0.002)
+            case "raises":
+                raise ValueError("sink broke")
+            case _:
+                await anyio.sleep_forever()
+
+    def plain(event: Event) -> None:
+        match how:
+            case "sleeps":
+                time.sleep(0.002)
+            case "raises":
+                raise ValueError("sink broke")
+            case _:
+                over.wait(30)
+
+    dag = dag_of(parallel(*(Again(id=str(number)) for number in range(20))), Step(id="end"))
+
+    async def run(run_id: str, **options: Any) -> list[bytes]:
+        clock = VirtualClock()
+        executor = ScriptedExecutor({"again": [Ends(failed(), lasts_s=1), Ends(lasts_s=2)]}, clock=clock)
+        settings = go.settings.replaced(RUNS_ROOT=run_id)  # each learns nothing from the other
+        runtime = Runtime(settings, executor=executor, clock=clock)
+        async with clock.autojump(), runtime, runtime.stream_dag(dag, run_id="run", **options) as stream:
+            result = await stream.result()  # and nobody reads the stream
+        assert result.duration_s > 60
+        # which of several that end at the same moment is told first is up to the event loop
+        return sorted(encode(msgspec.structs.replace(event, seq=0)) for event in events_of(result))
+
+    with structlog.testing.capture_logs():
+        alone = await run("alone")
+        watched = await run("watched", sinks=[sink if kind == "async" else plain])
+    over.set()
+    assert watched == alone
+
+
+class Again(Step):
+    retries = Retry(attempts=2, wait_s=60, jitter=0)
+
+
+async def test_memory_for_those_who_do_not_read_is_bounded(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_LINGER_S", 0.01)
+    over = threading.Event()
+    subscriptions: list[Subscription] = []
+    most: list[int] = []
+    subscribe = Feed.subscribe
+
+    def noting(self: Feed) -> Subscription:
+        subscriptions.append(subscribe(self))
+        return subscriptions[-1]
+
+    class Tells(Task):
+        async def run(self) -> None:
+            for number in range(BUFFER * 3):
+                self.metric("number", number)
+                if number % 1000 == 0:
+                    most.extend(len(each._buffer) for each in subscriptions)
+                    await anyio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Feed, "subscribe", noting)
+    blocked = lambda event: over.wait(30)  # noqa: E731
+    async with go.runtime() as runtime, runtime.stream_dag(dag_of(Tells), sinks=[blocked]) as run:
+        await run.result()
+    over.set()
+    assert len(subscriptions) == 2
+    assert max(most) == BUFFER
+
+
+async def test_sink_is_left_in_its_thread_where_it_may_take_its_time(go: Go) -> None:
+    """Were it left in the event loop, nothing else could go on meanwhile."""
+    leaving, go_on = threading.Event(), threading.Event()
+
+    class Slow(Collects):
+        def __exit__(self, *exc: object) -> None:
+            leaving.set()
+            assert go_on.wait(20)
+            super().__exit__(*exc)
+
+    async def let_it_go_on() -> None:
+        await until(leaving.is_set)
+        go_on.set()
+
+    left = Collects.left
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(let_it_go_on)
+        await go(Step(id="a"), sinks=[Slow()])
+    assert Collects.left == left + 1
+
+
+async def test_sink_that_is_left_behind_is_left_when_it_returns(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_LINGER_S", 0.05)
+    go_on = threading.Event()
+    told: list[str] = []
+
+    class Blocks:
+        def __enter__(self) -> None:
+            told.append("enter")
+
+        def __exit__(self, *exc: object) -> None:
+            told.append("exit")
+
+        def __call__(self, event: Event) -> None:
+            assert go_on.wait(20)
+            told.append(name_of(event))
+
+    await go(Step(id="a"), sinks=[Blocks()])
+    assert told == ["enter"]
+    go_on.set()
+    await until(lambda: told[-1] == "exit")
+    assert told.count("exit") == 1
+
+
+def test_sink_that_never_returns_does_not_keep_the_process_alive(folder: Path) -> None:
+    script = folder / "script.py"
+    script.write_text(NEVER_RETURNS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "finished\n"), done.stderr
+
+
+NEVER_RETURNS = """
+import threading
+import gluepy
+from gluepy.runtime import session
+
+session._LINGER_S = 0.05
+
+class Load(gluepy.Task):
+    async def run(self):
+        pass
+
+class LoadDAG(gluepy.DAG):
+    tasks = (Load,)
+
+def never_returns(event):
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    print(gluepy.run_dag_sync(LoadDAG, sinks=[never_returns]).status, flush=True)
+"""
 
 
 async def test_cancelled_run_still_tells_its_sinks_how_it_ended(go: Go) -> None:
