@@ -14,6 +14,7 @@ import typer
 from gluepy.cli.app import app
 from gluepy.cli.group import BROKEN_PIPE
 from gluepy.cli.text import let_go, printable_block, tell, wants_colour
+from gluepy.conf import use_project, used_project
 from gluepy.errors import GluepyError, OptionError, RunError, TaskError, UsageError, did_you_mean
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -32,12 +33,13 @@ _OPTIONS = {  # the options of a run by their names in Python
 
 
 def exit_code(argv: Sequence[str] | None) -> int:
-    """Run the command line, and return the code to exit with."""
-    show_warnings = warnings.showwarning
+    """Run the command line, and return the code to exit with. What it changes in this process it puts back."""
+    show_warnings, project = warnings.showwarning, used_project()
     try:
         return _exit_code(argv)
     finally:
         warnings.showwarning = show_warnings
+        use_project(project)
 
 
 def _exit_code(argv: Sequence[str] | None) -> int:

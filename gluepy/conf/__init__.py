@@ -20,7 +20,7 @@ from gluepy.conf.project import DEFAULT_MODULE, SETTINGS_VARIABLE, find_project,
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
 
-__all__ = ["default_context", "discovered_project", "settings", "use_project"]
+__all__ = ["default_context", "discovered_project", "settings", "use_project", "used_project"]
 
 _Stamps = tuple[tuple[str, int, int], ...]
 
@@ -71,6 +71,11 @@ _discovered = _Discovered()
 def use_project(folder: Path | None) -> None:
     """Outside a run, take the project in `folder` from now on; None: the one around the current folder."""
     _discovered.project = folder
+
+
+def used_project() -> Path | None:
+    """What `use_project` took last."""
+    return _discovered.project
 
 
 def discovered_project() -> Path | None:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from console_calls import Console, Terminal
 
+from gluepy.cli import main
+from gluepy.conf import used_project
+
 SLASHED = "fit[region=CNTRL/STORE [SUP] 🎉]"
 
 
@@ -494,3 +497,16 @@ def test_long_id_is_cut_in_progress(shop: Console) -> None:
     lines = [line for line in done.stderr.splitlines() if "wide[text=xxx" in line]
     assert len(lines) == 2
     assert all("xxx…" in line and len(line) < 250 for line in lines)
+
+
+def test_command_line_inside_a_program_leaves_its_project_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.gluepy]\nconcurrency = 3")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        main(["--project", str(tmp_path), "settings"])
+    assert ended.value.code == 0
+    assert "CONCURRENCY" in capsys.readouterr().out
+    assert used_project() is None
