@@ -75,7 +75,7 @@ async def in_processes(effort: Effort) -> AsyncIterator[Row]:
         async with Runtime() as runtime:
             await runtime.run_dag(burning.dag, concurrency=PROCESSES)
 
-    times = await in_turn(lambda: seconds(cold_floor()), lambda: seconds(cold()), effort.turns, warm=False)
+    times = await in_turn(lambda: seconds(cold_floor()), lambda: seconds(cold()), effort.turns, warm=effort.turns > 1)
     name = f"{count} × 0.5 s of CPU on {PROCESSES} processes, cold"
     yield Row(
         workload=name,

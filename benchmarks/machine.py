@@ -51,9 +51,12 @@ class Machine(msgspec.Struct, kw_only=True):
 
 @contextmanager
 def isolated(folder: Path) -> Iterator[None]:
-    """Have records and files in `folder`, and this package importable for processes that are started meanwhile."""
+    """Have records, files and bytecode in `folder`, and this package importable, for processes that are started
+    meanwhile; they keep bytecode as Python does unless it is told otherwise."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     ours = {
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
         "GLUEPY_RUNS_ROOT": str(folder / "runs"),
         "GLUEPY_STORAGE_ROOT": str(folder / "data"),
         "PYTHONPATH": paths,

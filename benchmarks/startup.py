@@ -73,6 +73,7 @@ def imports() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         write(folder, "one.py", PIPELINE)
         command = [sys.executable, "-X", "importtime", "-m", "gluepy", "run", "one.py"]
+        process(command, folder)  # for the bytecode
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     taken: Counter[str] = Counter()
     for own_us, module in _IMPORT.findall(done.stderr):

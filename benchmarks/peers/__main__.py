@@ -23,6 +23,7 @@ from benchmarks.peers.results import Measured, PeerResult, PeerResults, peer_tab
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gluepy-benchmarks"
 LIMIT_S = 1_200
+NOT_THEIRS = ("VIRTUAL_ENV", "FORCE_COLOR", "PYTHONDONTWRITEBYTECODE")
 
 
 def environment_of(peer: Peer, venvs: Path) -> Path:
@@ -59,7 +60,7 @@ def measure(peer: Peer, venvs: Path, turns: int) -> PeerResult:
 def _run(peer: Peer, python: Path, home: str, turns: int) -> str:
     homes = dict.fromkeys(("HOME", "PREFECT_HOME", "AIRFLOW_HOME", "DAGSTER_HOME", "XDG_CONFIG_HOME"), home)
     ours = {"PYTHONPATH": str(ROOT), "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
-    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "FORCE_COLOR")}
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
     command = [str(python), "-P", "-m", f"benchmarks.peers.with_{peer.script}", "--turns", str(turns)]
     command += ["--tasks", str(peer.tasks), "--variant", peer.variant]
     log = python.parents[1] / "stderr.txt"
