@@ -1,11 +1,13 @@
 """The kit for tests of pipelines and executors, with pytest or without. Only `ExecutorContract` needs pytest.
 
 - `task_run`: one task, without a run.
-- `ScriptedExecutor` (`Step`, `failed`, `skipped`, `HELD`): how each attempt goes, as data.
+- `ScriptedExecutor` (`Step`, `failed`, `skipped`, `HELD`, `RUNS`): how each attempt goes, as data; without any work, or
+  with failures among attempts that do theirs.
 - `VirtualClock`: hours in no time.
 - `until`, `settle`: wait for something, without guessing how long it takes.
 - `events_of`, `outline`, `assert_events` (`happened`): what a run told.
 - `ExecutorContract`: what every task-level executor has to do, as tests.
+- `gluepy.testing.plugin`: fixtures; pytest knows them by itself.
 
 A run in a test, whose tasks are never called:
 
@@ -14,21 +16,33 @@ A run in a test, whose tasks are never called:
     async with clock.autojump(), Runtime(settings, executor=executor, clock=clock) as runtime:
         result = await runtime.run_dag(TrainDAG)
     assert_events(events_of(result), "task.retrying load", "task.started load #2", "run.finished")
+
+Every name is imported when it is first used: pytest imports this package at its start, in each project.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gluepy.testing.clock import VirtualClock
-from gluepy.testing.events import Happened, assert_events, events_of, happened, name_of, outline
-from gluepy.testing.run import TaskRun, task_run
-from gluepy.testing.script import HELD, ScriptedExecutor, Step, failed, skipped
-from gluepy.testing.wait import settle, until
-
 if TYPE_CHECKING:
+    from gluepy.testing.clock import VirtualClock
     from gluepy.testing.contract import ExecutorContract
+    from gluepy.testing.events import Happened, assert_events, events_of, happened, name_of, outline
+    from gluepy.testing.run import TaskRun, task_run
+    from gluepy.testing.script import HELD, RUNS, ScriptedExecutor, Step, failed, skipped
+    from gluepy.testing.wait import settle, until
+
+_HOME = {
+    "gluepy.testing.clock": ("VirtualClock",),
+    "gluepy.testing.contract": ("ExecutorContract",),
+    "gluepy.testing.events": ("Happened", "assert_events", "events_of", "happened", "name_of", "outline"),
+    "gluepy.testing.run": ("TaskRun", "task_run"),
+    "gluepy.testing.script": ("HELD", "RUNS", "ScriptedExecutor", "Step", "failed", "skipped"),
+    "gluepy.testing.wait": ("settle", "until"),
+}
 
 __all__ = [
     "HELD",
+    "RUNS",
     "ExecutorContract",
     "Happened",
     "ScriptedExecutor",
@@ -49,11 +63,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ExecutorContract":
-        import pytest
+    for module, names in _HOME.items():
+        if name in names:
+            if name == "ExecutorContract":
+                import pytest
 
-        pytest.register_assert_rewrite("gluepy.testing.contract")
-        from gluepy.testing.contract import ExecutorContract
-
-        return ExecutorContract
+                pytest.register_assert_rewrite(module)
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'gluepy.testing' has no attribute {name!r}")

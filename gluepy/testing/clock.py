@@ -68,12 +68,17 @@ class VirtualClock:
     @asynccontextmanager
     async def autojump(self) -> AsyncIterator[VirtualClock]:
         """While the block runs, jump to the next awaited moment whenever every task of the event loop waits."""
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_jumping)
             try:
                 yield self
+            except Exception as error:
+                failure = error  # the task group would wrap it
             finally:
                 tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _keep_jumping(self) -> None:
         while True:

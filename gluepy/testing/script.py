@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import anyio
+import anyio.lowlevel
 
 from gluepy.clock import Clock, SystemClock
 from gluepy.core.events import JSON, Reason
@@ -18,7 +21,8 @@ class Step:
 
     It emits `emits`, lasts `lasts_s` seconds of the executor's clock, then, if `held`, waits for
     `ScriptedExecutor.release`, and then ends as `outcome`, or raises `breaks`, as an executor does whose infrastructure
-    is broken. A `stubborn` one goes on when it is stopped, as a thread does, until it is released.
+    is broken. One that `runs` has the task run before it ends; where that ends badly, so does the attempt. A `stubborn`
+    one goes on when it is stopped, as a thread does, until it is released.
     """
 
     outcome: Outcome = FINISHED
@@ -26,6 +30,7 @@ class Step:
     lasts_s: float = 0.0
     held: bool = False
     breaks: Exception | None = None
+    runs: bool = False
     stubborn: bool = False
 
 
@@ -46,6 +51,7 @@ def skipped(why: str = "") -> Outcome:
 
 
 HELD = Step(held=True)
+RUNS = Step(runs=True)
 
 
 class ScriptedExecutor(Executor):
@@ -57,6 +63,12 @@ class ScriptedExecutor(Executor):
     each, of which the last goes on holding. Tasks that it does not name finish at once. `clock` is what `lasts_s`
     is measured by; hand in the run's own.
 
+    Given a `real` executor, it makes attempts fail among others that do their work: what the script does not name, and
+    what it says `RUNS` of, runs there.
+
+        lost = Step(failed(reason="lost"), runs=True)
+        ScriptedExecutor({"load": [failed(), RUNS], "train": [lost, RUNS]}, real=LocalExecutor())
+
     `started` has (task id, attempt) of every attempt in the order in which they came, `running` those that run now,
     `stopped` those that were stopped while they ran; `most` is how many ran at once. `wait_for` waits until an attempt
     runs, `release` lets held ones go on.
@@ -67,8 +79,10 @@ class ScriptedExecutor(Executor):
         script: Mapping[str, Outcome | Step | Sequence[Outcome | Step]] | None = None,
         *,
         clock: Clock | None = None,
+        real: Executor | None = None,
     ) -> None:
         self.script = dict(script or {})
+        self.real = real
         self.started: list[tuple[str, int]] = []
         self.running: list[tuple[str, int]] = []
         self.stopped: list[tuple[str, int]] = []
@@ -79,6 +93,16 @@ class ScriptedExecutor(Executor):
         self._gates: list[tuple[str, anyio.Event]] = []
         self._ends: list[tuple[str, Callable[[], None]]] = []
         self._news = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        if self.real is not None:
+            await self.real.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return None if self.real is None else await self.real.__aexit__(exc_type, exc, traceback)
 
     def release(self, task: str | None = None) -> None:
         """Let all held attempts of `task` (its id; None: of every task) go on, those that are still to come too."""
@@ -101,6 +125,7 @@ class ScriptedExecutor(Executor):
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """Do as the script says."""
         step, key = self._step(attempt), (attempt.task, attempt.number)
+        ended: Outcome | None = None
         gate = (attempt.task, anyio.Event())
         self.started.append(key)
         self.running.append(key)
@@ -117,6 +142,9 @@ class ScriptedExecutor(Executor):
                 self._gates.append(gate)
                 await gate[1].wait()
             await anyio.lowlevel.checkpoint()
+            if step.runs:
+                assert self.real is not None, f"{attempt.task} is to run, and there is no real executor"
+                ended = await self.real.run(attempt, emit)
         except anyio.get_cancelled_exc_class():
             self.stopped.append(key)
             if step.stubborn:
@@ -129,10 +157,13 @@ class ScriptedExecutor(Executor):
             self.running.remove(key)
         if step.breaks is not None:
             raise step.breaks
-        return step.outcome
+        if ended is None or (ended.status == "finished" and step.outcome is not FINISHED):
+            return step.outcome
+        return ended
 
     def _step(self, attempt: Attempt) -> Step:
-        told = self.script.get(attempt.task, self.script.get(attempt.spec.label, FINISHED))
+        unnamed = FINISHED if self.real is None else RUNS
+        told = self.script.get(attempt.task, self.script.get(attempt.spec.label, unnamed))
         if not isinstance(told, (Outcome, Step)):
             told = told[min(attempt.number, len(told)) - 1]
         return told if isinstance(told, Step) else Step(told)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 
 import anyio
+import anyio.lowlevel
 import pytest
-from steps import Go, Step, dag_of
+from steps import Fails, Go, LoopStep, Notes, Step, dag_of
 
-from gluepy import parallel
+from gluepy import Retry, parallel
 from gluepy.core.events import TaskMetric
+from gluepy.exec.executors import LocalExecutor
 from gluepy.exec.port import Metric
 from gluepy.testing import (
     HELD,
+    RUNS,
     ScriptedExecutor,
     VirtualClock,
     assert_events,
@@ -82,6 +86,36 @@ async def test_clock_jumps_by_itself_when_everything_waits() -> None:
     assert [name for name, moment in seen if moment != 86_400] == ["half", "half", "day"]
 
 
+async def test_what_the_block_of_a_jumping_clock_raises_comes_out_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with VirtualClock().autojump():
+            raise ZeroDivisionError
+    with anyio.CancelScope() as scope:
+        async with VirtualClock().autojump():
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_two_who_wait_for_everybody_else_do_not_wait_for_each_other() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        done.append("work")
+
+    async def wait() -> None:
+        await settle()
+        done.append("settled")
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            for each in (work, wait, wait):
+                tasks.start_soon(each)
+    assert done == ["work", "settled", "settled"]
+
+
 async def test_wall_clock_may_be_set_and_now_is_not_touched() -> None:
     clock = VirtualClock()
     await clock.advance(10)
@@ -115,6 +149,30 @@ async def test_script_tells_what_it_is_told_to(go: Go) -> None:
     executor = ScriptedExecutor({"step": Ends(emits=[Metric("rows", 3.0)])})
     result = await go(Step, executor=executor)
     assert [(each.name, each.value) for each in events_of(result) if isinstance(each, TaskMetric)] == [("rows", 3.0)]
+
+
+async def test_attempts_fail_as_told_among_others_that_do_their_work(go: Go, notes: Notes) -> None:
+    class Again(Step):
+        label = "again"
+        retries = Retry(attempts=3, wait_s=0)
+
+    lost = Ends(failed(reason="lost"), runs=True)  # after its work was done
+    executor = ScriptedExecutor({"again": [failed(), lost, RUNS]}, real=LocalExecutor())
+    result = await go(LoopStep, Again, executor=executor)
+    assert {id: task.attempts for id, task in result.tasks.items()} == {"loopstep": 1, "again": 3}
+    assert notes.lines() == [
+        [what, task, attempt, str(os.getpid())]
+        for task, attempt in (("loopstep", "1"), ("again", "2"), ("again", "3"))
+        for what in ("begin", "end")
+    ]
+
+
+async def test_work_that_ends_badly_is_not_glossed_over(go: Go) -> None:
+    for told in (RUNS, Ends(failed(reason="lost"), runs=True)):
+        result = await go(Fails, executor=ScriptedExecutor({"fails": told}, real=LocalExecutor()))
+        error = result.tasks["fails"].error
+        assert error is not None
+        assert (error.reason, error.type) == ("exception", "steps.Boom")
 
 
 async def test_held_attempts_wait_for_their_release_and_stay_open(go: Go) -> None:
