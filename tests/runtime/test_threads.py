@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -67,6 +68,40 @@ async def test_work_that_is_cancelled_later_is_told_as_abandoned_and_when_it_end
         assert told == ["abandoned"]
         go_on.set()
         await until(lambda: told == ["abandoned", "released"])
+
+
+class Heard(Threads):
+    """Says when a thread has rung."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rung = threading.Event()
+
+    def ring(self, call: Callable[..., object], *args: object) -> None:
+        super().ring(call, *args)
+        self.rung.set()
+
+
+async def test_work_that_ends_just_before_it_is_cancelled_is_not_abandoned_for_ever() -> None:
+    told: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(30)
+
+    async def call(threads: Threads) -> None:
+        await threads.run(work, lambda: told.append("abandoned"), lambda: told.append("released"))
+
+    async with Heard() as threads:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, threads)
+            await until(begun.is_set)
+            go_on.set()
+            assert threads.rung.wait(30)  # the loop, held up here, has not heard of it yet
+            tasks.cancel_scope.cancel()
+        await settle()
+    assert told in ([], ["abandoned", "released"])
 
 
 async def test_threads_are_used_again() -> None:
