@@ -13,10 +13,11 @@ from anyio.lowlevel import current_token
 class Signal:
     """One task waits for it, once; another sets it, in the same event loop. `signals()` makes them."""
 
-    __slots__ = ("_event", "_future")
+    __slots__ = ("_event", "_future", "is_set")
 
     def __init__(self, future: Any, event: anyio.Event | None) -> None:
         self._future, self._event = future, event
+        self.is_set = False  # whatever became of the wait: the future of a cancelled one is done before it is set
 
     async def wait(self) -> None:
         """Return once it is set. Cancelling is as with any wait."""
@@ -27,16 +28,11 @@ class Signal:
 
     def set(self) -> None:
         """Let the waiting task go on. Idempotent."""
+        self.is_set = True
         if self._event is not None:
             self._event.set()
         elif not self._future.done():
             self._future.set_result(None)
-
-    def is_set(self) -> bool:
-        """Whether `set` was called, before the wait was cancelled if it was."""
-        if self._event is not None:
-            return self._event.is_set()
-        return self._future.done() and not self._future.cancelled()
 
 
 def signals() -> Callable[[], Signal]:

@@ -74,7 +74,7 @@ class Threads:
         except BaseException:
             if self._take_back(job):
                 self._busy -= 1
-            elif not job.done.is_set():
+            elif not job.done.is_set:
                 job.abandoned = release
                 abandon()
             raise
