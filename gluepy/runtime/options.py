@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from gluepy.conf.project import import_object
 from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON
-from gluepy.core.graph import Graph
+from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq
 from gluepy.core.policy import OnFailure
 from gluepy.core.scheduler import Selection
 from gluepy.errors import OptionError, UnknownTask, did_you_mean
@@ -71,25 +71,27 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
     if not tasks and from_task is None and to_task is None:
         return None
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())
-    coming = {node: graph.labels_of(node) for node in graph.tasks() if graph.expandable(node)}
+    coming = _asking(graph)
     known = [*graph.index, *dict.fromkeys(label for labels in coming.values() for label in labels)]
+    have_found = set(graph.origin.values())
 
-    def nodes_of(name: str) -> list[int]:
+    def nodes_of(name: str) -> tuple[list[int], list[int]]:
+        """The nodes that `name` means, as far as they are known, and those that add what it means."""
         label = name.partition("[")[0]  # an instance that an `each` will add has its id only then
-        nodes = graph.names(name)
-        nodes += [node for node, labels in coming.items() if label in labels]
-        if not nodes:
+        nodes, asking = graph.names(name), [node for node, labels in coming.items() if label in labels]
+        if not nodes and not asking:
             raise UnknownTask(name, dag, known)
-        return nodes
+        return nodes, asking
 
     chosen = set(graph.tasks())
     parts = {node: set(labels) for node, labels in coming.items()}
     if names:
-        chosen = {node for name in names for node in nodes_of(name)}
+        chosen = {node for name in names for nodes in nodes_of(name) for node in nodes}
     for name, after in ((from_task, True), (to_task, False)):
         if name is not None:
-            nodes = nodes_of(name)
-            chosen &= graph.descendants(nodes) if after else graph.ancestors(nodes)
+            nodes, asking = nodes_of(name)
+            nodes = [*nodes, *(node for node in asking if node not in have_found)]
+            chosen &= {*(graph.descendants(nodes) if after else graph.ancestors(nodes)), *asking}
             for node, labels in coming.items():
                 if name in labels:
                     parts[node] &= graph.labels_along(node, name, after=after)
@@ -100,6 +102,29 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
     return Selection(
         frozenset(chosen), parts={node: frozenset(labels) for node, labels in parts.items() if node in chosen}
     )
+
+
+def _asking(graph: Graph) -> dict[int, set[str]]:
+    """The nodes that ask for the values of an `each`, also those that have found them, and the labels of what it adds."""
+    asking = {}
+    for part in _parts(graph.tree.root):
+        if isinstance(part, Each) and part.expander is not None:
+            node = graph.index[graph.specs[part.expander].label]
+            asking[node] = {graph.specs[leaf.spec].label for leaf in _parts(part.item) if isinstance(leaf, Leaf)}
+    return asking
+
+
+def _parts(element: Element) -> Iterator[Element]:
+    """`element` and all that is in it."""
+    yield element
+    match element:
+        case Leaf():
+            pass
+        case Each():
+            yield from _parts(element.item)
+        case Seq() | Par() | Deps():
+            for item in element.items:
+                yield from _parts(item)
 
 
 def make_executor(option: Any, settings: Settings) -> Executor:

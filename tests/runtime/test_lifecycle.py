@@ -168,7 +168,7 @@ class Lives(RuleBasedStateMachine):
 
     def run(self, data: st.DataObject, drive: Drive) -> None:
         option = data.draw(st.sampled_from([None, None, "tasks", "from_task", "to_task"]))
-        names = st.sampled_from(self.plain())
+        names = st.sampled_from(sorted(self.pipe.kinds))
         choice: Choice = None
         options: dict[str, Any] = {"on_failure": drive.policy}
         if option is not None:

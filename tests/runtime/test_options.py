@@ -70,6 +70,38 @@ async def test_selection_from_an_each_on_runs_all_that_it_adds(go: Go, notes: No
     assert sorted(notes.of("end")) == ["region[region=eu]", "region[region=us]", "z"]
 
 
+@pytest.mark.parametrize("found", [[], ["eu"]])
+@pytest.mark.parametrize(
+    "options", [{"tasks": ["region", "a"]}, {"from_task": "region"}, {"to_task": "region"}], ids=str
+)
+async def test_selection_of_what_an_each_adds_means_the_same_when_the_run_goes_on(
+    go: Go, found: list[str], options: Any
+) -> None:
+    """Also where the `each` has found nothing to which the name could belong."""
+    dag = dag_of(each((Region, Score), region=lambda: found), Step(id="a"), Step(id="b"))
+    executor = ScriptedExecutor({"a": failed(), "score": failed()})
+    async with go.runtime(executor=executor) as runtime:
+        first = await runtime.run_dag(dag, check=False, on_failure="continue", **options)
+        again = await runtime.resume_run(first.run_id, dag=dag, check=False)
+    assert statuses(again) == statuses(first)
+
+
+async def test_what_asks_for_an_each_that_is_selected_runs_again_with_what_comes_before_it(go: Go) -> None:
+    dag = dag_of(Step(id="a"), each(Region, region=lambda: ["eu"]), Step(id="b"))
+    async with go.runtime(executor=ScriptedExecutor()) as runtime:
+        first = await runtime.run_dag(dag, tasks=["a", "region"])
+        again = await runtime.resume_run(first.run_id, dag=dag, force="a")
+    assert statuses(again) == {
+        "a": "finished",
+        "each-region": "finished",
+        "region[region=eu]": "finished",
+        "b": "skipped",
+    }
+    assert [task for task, result in again.tasks.items() if result.attempts == 2] == [
+        "a", "each-region", "region[region=eu]"
+    ]  # fmt: skip
+
+
 async def test_selected_tasks_still_wait_for_each_other_through_what_was_left_out(go: Go) -> None:
     executor = ScriptedExecutor({"a": failed()})
     result = await go(*CHAIN, executor=executor, tasks=["a", "c"])
