@@ -121,7 +121,7 @@ class RandomDag:
             "__annotations__": dict.fromkeys(names, "int"),
             "ends": ends,
             "retries": Retry(attempts=attempts, wait_s=0.0 if self.in_haste else rng.choice((0.0, 5.0)), jitter=0.0),
-            "trigger": rng.choice(triggers),
+            "trigger": rng.choice(triggers) if self.script else "all_success",  # so that something runs
             "uses": {name: 1 for name in LIMITS if rng.random() < 0.2},
             "timeout_s": TIMEOUT_S if "takes too long" in ends else None,
             "turns": rng.randint(0, 3),

@@ -275,7 +275,7 @@ async def test_run_cancelled_at_any_moment_ends_well_and_can_be_resumed(
 ) -> None:
     bench = Bench(settings, seed, real)
     moments_are_heard(bench)
-    assert await cancel_anywhere(bench, anyio_backend) >= 3
+    assert await cancel_anywhere(bench, anyio_backend) >= 2
 
 
 @pytest.mark.exhaustive
@@ -287,4 +287,4 @@ async def test_many_runs_cancelled_at_any_moment_end_well_and_can_be_resumed(
 ) -> None:
     bench = Bench(settings, seed, real)
     moments_are_heard(bench)
-    assert await cancel_anywhere(bench, anyio_backend) >= 3
+    assert await cancel_anywhere(bench, anyio_backend) >= 2
