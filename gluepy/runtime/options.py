@@ -105,7 +105,7 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
 
 
 def _asking(graph: Graph) -> dict[int, set[str]]:
-    """The nodes that ask for the values of an `each`, also those that have found them, and the labels of what it adds."""
+    """The nodes that ask for an `each`'s values, also those that have found them, with the labels of what it adds."""
     asking = {}
     for part in _parts(graph.tree.root):
         if isinstance(part, Each) and part.expander is not None:
