@@ -176,7 +176,7 @@ def import_table(imports: dict[str, float]) -> str:
 
 def imports_told(imports: dict[str, float]) -> str:
     """The most expensive imports in one sentence."""
-    first = ", ".join(f"{package} {taken * 1e3:.0f} ms" for package, taken in list(imports.items())[:8])
+    first = ", ".join(f"{package} {taken * 1e3:.0f} ms" for package, taken in imports.items() if taken >= 1e-3)
     return f"A one-task `gluepy run` imports, by `-X importtime`: {first}."
 
 
