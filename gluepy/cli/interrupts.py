@@ -13,14 +13,16 @@ from gluepy.cli.progress import View, show_cursor
 
 
 class Interrupts:
-    """While the block runs, SIGINT and SIGTERM are taken over. `received` is the first that came.
+    """While the block runs, SIGINT and SIGTERM are taken over. `received` is the first that came; `killed` says what to
+    tell, of a run's id, when the second has come.
 
     These are plain signal handlers, not tasks that wait for signals: Python calls them in the main thread between two
     instructions, also while a task holds the event loop and nothing else would be heard.
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, killed: Callable[[str], str]) -> None:
         self.received: signal.Signals | None = None
+        self._killed, self._last_words = killed, b""
         self._view = view
         self._cancel: Callable[[], None] | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -36,9 +38,9 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def cancels(self, cancel: Callable[[], None]) -> None:
+    def cancels(self, run_id: str, cancel: Callable[[], None]) -> None:
         """From now on the first signal calls `cancel`, which must be safe in a signal handler."""
-        self._cancel = cancel
+        self._cancel, self._last_words = cancel, f"{self._killed(run_id)}\n".encode(errors="replace")
 
     @property
     def exit_code(self) -> int:
@@ -48,6 +50,7 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.received is not None:
             show_cursor()
+            os.write(2, self._last_words)
             os._exit(128 + number)  # worker processes have guards that die with this process
         self.received = signal.Signals(number)
         if self._cancel is None:

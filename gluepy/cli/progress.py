@@ -335,6 +335,8 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
         case e.TaskFinished():
             measured = f"  {', '.join(metrics.pop(event.task))}" if event.task in metrics else ""
             return "finished", f"{_told(event.task)}  {duration(event.duration_s)}{measured}"
+        case e.TaskFailed(reason="interrupted"):
+            return "interrupted", f"{_told(event.task)}  {first_line(event.error_message)}"
         case e.TaskFailed():
             tries = f"attempt {event.attempt} of {event.max_attempts}: " if event.max_attempts > 1 else ""
             return "failed", f"{_told(event.task)}  {duration(event.duration_s)}  {tries}{_error(event)}"

@@ -88,7 +88,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
             options["sinks"] = sinks
             return runtime.stream_resume(run, **options)
 
-        ending = carry_out(call, settings, own, start, lambda plan: list(explanation(plan)))
+        ending = carry_out(invocation, call, settings, own, start, lambda plan: list(explanation(plan)))
     return conclude(invocation, call, ending)
 
 

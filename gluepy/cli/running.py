@@ -34,6 +34,7 @@ from gluepy.runs.record import Record
 from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, Runtime, Streaming, select
 from gluepy.runtime.checks import check_processes, check_storage
 from gluepy.runtime.options import make_executor
+from gluepy.runtime.results import RunTimedOut
 from gluepy.sinks.consume import Sink
 from gluepy.sinks.jsonlines import JsonLines
 
@@ -91,7 +92,7 @@ def run(invocation: Invocation, call: RunCall) -> int:
             options["sinks"] = sinks
             return runtime.stream_dag(call.label, **options)
 
-        ending = carry_out(call, settings, own, start)
+        ending = carry_out(invocation, call, settings, own, start)
     return conclude(invocation, call, ending)
 
 
@@ -105,6 +106,7 @@ def stdout_kept(call: Call, *, runs: bool = True) -> Iterator[IO[bytes] | None]:
 
 
 def carry_out(
+    invocation: Invocation,
     call: Call,
     settings: Settings,
     own: IO[bytes] | None,
@@ -122,7 +124,8 @@ def carry_out(
         if events is not None or settings.SINKS or call.debug:
             _log_to_stderr()
         view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
-        interrupts = stack.enter_context(Interrupts(view))
+        killed = lambda run: f"killed; resume it with: {invocation.command('resume', run)}"  # noqa: E731
+        interrupts = stack.enter_context(Interrupts(view, killed))
         uvloop = {"use_uvloop": find_spec("uvloop") is not None}
         sinks = [] if events is None else [events]
         try:
@@ -167,7 +170,7 @@ async def _drive(
 ) -> Ending:
     doorbell = Doorbell()
     async with Runtime(settings) as runtime, start(runtime, sinks) as run:
-        interrupts.cancels(lambda: doorbell.ring(run.cancel))
+        interrupts.cancels(run.id, lambda: doorbell.ring(run.cancel))
         session = 1
         if run.plan is not None:
             session, kept = run.plan.session, len(run.plan.kept)
@@ -264,7 +267,10 @@ def conclude(invocation: Invocation, call: Call, ending: Ending | int) -> int:
             tell(f"error: {ending.error}")
     if ending.status == "finished":
         return 0
-    tell(f"resume it with: {invocation.command('resume', ending.run_id)}")
+    more: tuple[str, ...] = ()
+    if isinstance(ending.error, RunTimedOut) and ending.error.timeout_s:
+        more = ("--timeout", f"{2 * ending.error.timeout_s:g}")  # with the same one it would end the same way
+    tell(f"resume it with: {invocation.command('resume', ending.run_id, *more)}")
     if ending.status == "stopped":
         return 3
     if ending.status == "cancelled" and ending.interrupted:

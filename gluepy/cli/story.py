@@ -122,6 +122,7 @@ class Story:
             "run_id": state.run_id,
             "dag": state.dag,
             "status": self.status,
+            "reason": state.reason,
             "path": str(self.record.path),
             "started_at": state.started_at,
             "duration_s": round(self.duration_s, 6),
@@ -139,7 +140,7 @@ class Story:
         facts = [
             ("run", state.run_id),
             ("dag", printable(state.dag)),
-            ("status", styled(status, STYLE_OF.get(status, "bold"), colour)),
+            ("status", styled(status, STYLE_OF.get(status, "bold"), colour) + self._why()),
             ("started", f"{begun:%Y-%m-%d %H:%M:%S}"),
             ("took", duration(self.duration_s)),
             ("code", self.opening.code_version),
@@ -186,7 +187,7 @@ class Story:
     def _task(self, node: int) -> dict[str, JSON]:
         state = self.state
         task: dict[str, JSON] = {
-            "status": STATUS[state.status[node]],
+            "status": self._word(STATUS[state.status[node]], self.status),
             "attempts": state.attempt[node],
             "duration_s": state.duration_s[node],
         }
@@ -207,6 +208,12 @@ class Story:
             task["metrics"] = state.metrics[node]
         return task
 
+    def _why(self) -> str:
+        limit = self.state.options.get("timeout_s")
+        if self.state.reason == "timeout" and isinstance(limit, (int, float)):
+            return f": it took longer than its timeout_s of {limit:g} s"
+        return f": {self.state.reason}" if self.state.reason else ""
+
     def _unselected(self, node: int) -> bool:
         return self.state.why.get(node) == "unselected" and self.state.status[node] == SKIPPED
 
@@ -215,7 +222,7 @@ class Story:
 
     def _tries(self, node: int) -> str:
         attempts = self.state.attempt[node]
-        limit = self.state.graph.spec(node).retry.attempts
+        limit = max(self.state.graph.spec(node).retry.attempts + self.state.earlier.get(node, 0), attempts)
         return f"{attempts} of {limit}" if attempts and limit > 1 else str(attempts or "")
 
     def _what(self, node: int) -> str:

@@ -53,6 +53,7 @@ class State:
         self.dag = ""
         self.started_at = ""
         self.run_duration_s = 0.0
+        self.reason: str | None = None  # why the run failed, where no task's failure is the reason
         self.session = 0
         self.seq = 0
         self.options: dict[str, JSON] = {}
@@ -136,11 +137,12 @@ class State:
                 self.run, self.session = "running", event.session
                 self.run_id, self.dag = event.run_id, event.dag
                 self.started_at = self.started_at or event.timestamp
-                self.options = event.options
+                self.options, self.reason = event.options, None
                 return -1
             case e.RunFinished():
                 return self._over("finished", event.duration_s)
             case e.RunFailed():
+                self.reason = event.reason
                 return self._over("failed", event.duration_s)
             case e.RunCancelled():
                 return self._over("cancelled", event.duration_s)
@@ -165,7 +167,7 @@ class State:
         old = State.__new__(State)
         old.__dict__.update(self.__dict__)
         State.__init__(self, graph)
-        for name in ("run", "run_id", "dag", "started_at", "run_duration_s", "session", "seq", "options"):
+        for name in ("run", "run_id", "dag", "started_at", "run_duration_s", "reason", "session", "seq", "options"):
             setattr(self, name, getattr(old, name))
         for node, rows in old.rows.items():
             here = graph.index.get(old.graph.id(node), -1)

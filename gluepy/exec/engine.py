@@ -409,6 +409,7 @@ class Engine:
         log = self._log_of(attempt)
         type, message, stack = outcome.error_type, outcome.error_message, outcome.error_stack or None
         if delay_s is not None:
+            limit = max(limit, attempt.number + 1)  # where it lost workers too, there is one more than was known
             header = (*self._header("warning"), attempt.task, attempt.number)
             facts: tuple[Any, ...] = (
                 limit,

@@ -37,6 +37,11 @@ class LogBroken(GluepyError):
         return f"cannot write {self.path}: {self.why}" + (f"; {self.mend}" if self.mend else "")
 
 
+def disk_mend(error: OSError) -> str:
+    """What to do about a write that failed with `error`, where that can be said."""
+    return "free some space, then resume the run" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+
+
 class UnreadableLog(UsageError):
     """A log that this version cannot read. `path` and `why` say more."""
 
@@ -167,8 +172,7 @@ class FileLog:
         return LogBroken(*self._broken.args)
 
     def _break(self, error: OSError) -> None:
-        mend = "free some space, then resume the run" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        self._broken = LogBroken(str(self.path), error.strerror or str(error), mend)
+        self._broken = LogBroken(str(self.path), error.strerror or str(error), disk_mend(error))
 
     def _start(self) -> None:
         doorbell, file = Doorbell(), os.dup(self._file)

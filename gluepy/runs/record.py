@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -54,10 +56,11 @@ class Record:
             raise OptionError("run_id", "'latest' means the newest run", "give another")
         if _BESIDE.fullmatch(run_id):
             raise OptionError("run_id", f"{run_id!r} is the name of a file beside the runs", "give another")
-        record = cls(root, run_id)
+        record, is_new = cls(root, run_id), False
         try:
             root.mkdir(parents=True, exist_ok=True)
             record.path.mkdir()
+            is_new = True
             record.logs.mkdir()
             record.write_context(context)
         except FileExistsError:
@@ -67,10 +70,12 @@ class Record:
                 "run_id", f"a run {run_id!r} is recorded already in {root}", "give another, or resume it"
             ) from None
         except OSError as error:
-            where = error.filename or root
-            raise RunStopped(
-                run_id, f"cannot write {where}: {error.strerror}", "set RUNS_ROOT to a writable folder"
-            ) from error
+            if is_new:
+                shutil.rmtree(record.path, ignore_errors=True)  # the id is still free
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            mend = "free some space, or set RUNS_ROOT to another" if full else "set RUNS_ROOT to a writable"
+            where = error.filename or record.path
+            raise RunStopped(run_id, f"cannot write {where}: {error.strerror}", f"{mend} folder") from error
         return record
 
     @classmethod

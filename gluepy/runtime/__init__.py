@@ -24,7 +24,15 @@ from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor
 from gluepy.exec.scope import current_scope
-from gluepy.runtime.options import ResumeOptions, RunOptions, check_concurrency, check_options, make_executor, select
+from gluepy.runtime.options import (
+    ResumeOptions,
+    RunOptions,
+    check_concurrency,
+    check_options,
+    make_executor,
+    recorded_name,
+    select,
+)
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResult
 from gluepy.runtime.session import Session, Shared, find_record
 from gluepy.sinks.feed import Subscription
@@ -133,6 +141,7 @@ class Runtime:
             units=tuple((name, 1) for name in bound),
             concurrency=self._concurrency,
             clock=self._clock,
+            chosen=self._chosen(),
         )
         return self
 
@@ -181,6 +190,12 @@ class Runtime:
     def _resumed(self, run: str, options: ResumeOptions) -> Session:
         check_options(options, ResumeOptions)
         return Session.resumed(self._ready(), run, dict(options))
+
+    def _chosen(self) -> str | None:
+        if self._executor is not None:
+            return recorded_name(self._executor)
+        from_option = self.settings.sources.get("EXECUTOR_BACKEND", "").startswith("option ")
+        return self.settings.EXECUTOR_BACKEND if from_option else None
 
     def _ready(self) -> Shared:
         _refuse_nesting()

@@ -127,6 +127,14 @@ def _parts(element: Element) -> Iterator[Element]:
                 yield from _parts(item)
 
 
+def recorded_name(executor: object) -> str:
+    """By what a run's record names the executor that an option chose, so that it is chosen again when the run goes on;
+    empty for one that was handed in ready made, which has to be handed in again."""
+    if isinstance(executor, str):
+        return executor
+    return f"{executor.__module__}:{executor.__qualname__}" if isinstance(executor, type) else ""
+
+
 def make_executor(option: Any, settings: Settings) -> Executor:
     """The executor that `option` means: one, its class, the class's dotted path or entry point. Raises `UsageError`."""
     found = option

@@ -31,10 +31,10 @@ from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.task import Task
 from gluepy.runs.durations import learn_durations, read_durations, typical
-from gluepy.runs.log import FileLog, LogBroken, LogReader
+from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_mend
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
-from gluepy.runtime.options import make_executor, make_sinks, select
+from gluepy.runtime.options import make_executor, make_sinks, recorded_name, select
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
@@ -55,6 +55,7 @@ class Shared:
     units: tuple[tuple[str, int], ...]
     concurrency: int | None
     clock: Clock
+    chosen: str | None = None  # the executor's name, as a run's record has it, where an option chose it
 
 
 class Choice(NamedTuple):
@@ -149,6 +150,8 @@ class Session:
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
             compiled = compile_dag(find_dag(merged.get("dag") or state.dag, settings), settings.LIMITS)
+            if shared.chosen is not None and "executor" not in given:
+                merged.pop("executor", None)  # it is the runtime's
             merged["dag"] = _recorded(merged.get("dag") or state.dag)
             told: list[str] = []
             if compiled.graph.tree != state.graph.tree:
@@ -169,9 +172,9 @@ class Session:
                 for node in rest
                 if state.status[node] in (PENDING, RETRYING) and (chosen is None or node in chosen.nodes)
             ]
-            context = load_context(settings, given.get("params") or {}, recorded=record.context).to_dict()
-            if given.get("params"):
-                record.write_context(context)
+            params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
+            context = load_context(settings, params, recorded=record.context).to_dict()
+            merged["params"] = params
             plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, reader.bad, reader.gaps)
             choice = choose(settings, compiled, merged)
             return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
@@ -260,6 +263,11 @@ class Session:
 
     def _scheduler(self, engine: Engine, now: float, wall: float) -> Scheduler:
         shared = self.shared
+        if self.plan is not None and self.options.get("params"):  # they are in the log by now
+            try:
+                self.record.write_context(self.context)
+            except OSError as error:
+                raise LogBroken(str(self.record.context), error.strerror or str(error), disk_mend(error)) from error
         concurrency = self.options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
         return Scheduler(
             self.state,
@@ -289,6 +297,8 @@ class Session:
 
     def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
         options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}
+        own = self.options.get("executor")
+        options["executor"] = self.shared.chosen if own is None else recorded_name(own)
         if self.plan is None:
             options.pop("params", None)  # they are in the context
         params = msgspec.json.encode(self.context, order="sorted")

@@ -392,3 +392,51 @@ def test_executor_beside_the_dag_is_found_without_a_project(gluepy: Console, tmp
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+POLITE = """
+    from gluepy.exec.executors import LocalExecutor
+
+    class Polite(LocalExecutor):
+        pass
+"""
+
+
+def executors(console: Console, run: str) -> set[str]:
+    events = map(json.loads, console("events", run).stdout.splitlines())
+    return {event["executor"] for event in events if event["event"] == "task.started" and event["session"] == 2}
+
+
+def test_resumed_run_goes_on_with_the_executor_that_it_was_given(pipe: Console) -> None:
+    pipe.write("mine.py", POLITE)
+    for run in ("r1", "r2"):
+        assert pipe("run", "pipe.py", "--executor", "mine.Polite", "--run-id", run).returncode == 1
+    pipe.write("good.flag", "")
+    assert pipe("resume", "r1").returncode == 0
+    assert executors(pipe, "r1") == {"Polite"}
+    assert pipe("resume", "r2", "--executor", "gluepy.exec.executors.LocalExecutor").returncode == 0
+    assert executors(pipe, "r2") == {"LocalExecutor"}
+
+
+def test_run_that_was_out_of_time_says_so_and_how_to_go_on(pipe: Console) -> None:
+    pipe.write("wait.flag", "")
+    pipe.write("good.flag", "")
+    ended = pipe("run", "pipe.py", "--timeout", "0.5", "--run-id", "slow")
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().endswith("resume slow --timeout 1")
+    assert "failed: it took longer than its timeout_s of 0.5 s" in pipe("show", "slow").stdout
+    assert json.loads(pipe("show", "slow", "--json").stdout)["reason"] == "timeout"
+    (pipe.folder / "wait.flag").unlink()
+    assert pipe("resume", "slow", "--timeout", "30").returncode == 0
+    assert "timeout_s of" not in pipe("show", "slow").stdout.partition("options")[0]
+
+
+def test_parameters_given_to_a_resumed_run_outlive_a_driver_that_dies_before_it_writes_them(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "r").returncode == 1
+    context = pipe.folder / ".gluepy/runs/r/context.yaml"
+    before = context.read_text()
+    assert pipe("resume", "r", "-P", "flag=7").returncode == 1
+    assert '"flag": 7' in context.read_text()
+    context.write_text(before)  # as if it had died after the event and before the file
+    assert pipe("resume", "r").returncode == 1
+    assert '"flag": 7' in context.read_text()

@@ -86,8 +86,10 @@ def test_second_signal_kills_although_a_task_holds_the_loop(pipe: Console) -> No
         assert line
     assert run.poll() is None
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
+    _, told = run.communicate(timeout=30)
     assert run.returncode == 130
+    assert "killed; resume it with:" in told
+    assert told.rstrip().endswith("resume first")
     assert "status    interrupted" in pipe("show", "first").stdout.replace("status   ", "status    ")
 
 

@@ -124,6 +124,17 @@ async def test_lost_workers_and_own_failures_have_budgets_of_their_own(go: Go) -
     assert (result.status, result.tasks["fetch"].attempts) == ("failed", 5)
 
 
+async def test_attempt_that_is_followed_by_another_is_never_told_as_the_last(go: Go) -> None:
+    class Twice(Step):
+        label = "fetch"
+        retries = Retry(attempts=2, wait_s=1)
+
+    lost = failed(reason="lost")
+    result, _, _ = await run(go, Twice, [lost, failed(), lost])
+    told = [(e.attempt, e.max_attempts) for e in events_of(result) if isinstance(e, (TaskRetrying, TaskFailed))]
+    assert told == [(1, 2), (2, 3), (3, 3)]
+
+
 async def test_other_tasks_run_while_one_waits_for_its_next_attempt(go: Go) -> None:
     clock = VirtualClock()
     executor = ScriptedExecutor({"fetch": [failed(), Ends()], "b": HELD}, clock=clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -309,3 +310,14 @@ def test_asking_whether_a_run_is_held_keeps_no_driver_from_it(tmp_path: Path) ->
         while not record.is_held():
             pass  # asks as often as it can while the driver comes
         assert driver.answer() == "held"
+
+
+def test_a_record_that_cannot_be_made_leaves_its_id_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "context.new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write_context", full)
+        with pytest.raises(RunStopped, match=r"context\.new: No space left on device; free some space"):
+            Record.create(tmp_path, "first", {})
+    assert Record.create(tmp_path, "first", {}).context.is_file()
