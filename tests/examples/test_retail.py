@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,3 +172,36 @@ def test_departments_of_the_context_are_trained_and_unknown_ones_refused(project
     refused = run(project, "train", *quick, "-P", 'departments=["PASTERY"]')
     assert refused.returncode == 1
     assert "no department is called PASTERY" in refused.stdout + refused.stderr
+
+
+def finished(log: Path, session: int) -> list[str]:
+    """The tasks that a session of the run has recorded as finished; a line that is being written is none yet."""
+    found = []
+    for line in log.read_text().split("\n")[:-1] if log.exists() else []:
+        event = json.loads(line) if line.endswith("}") else {}
+        if event.get("event") == "task.finished" and event["session"] == session:
+            found.append(event["task"])
+    return found
+
+
+@pytest.mark.exhaustive
+def test_train_that_is_killed_half_way_and_resumed_has_the_metrics_of_an_undisturbed_run(
+    project: Path, trained: Path
+) -> None:
+    command = [sys.executable, "run.py", "dag", "train", "--run-id", "killed", "--quiet"]
+    log, files = project / ".gluepy/runs/killed/events.jsonl", project / "data/runs/killed"
+    with subprocess.Popen(command, cwd=project, env=environment()) as driver:
+        while len(finished(log, 1)) < 15:
+            assert driver.poll() is None
+            time.sleep(0.01)
+        driver.kill()
+    before = finished(log, 1)
+    scores = {file: file.stat().st_mtime_ns for file in (files / "scores").glob("*.json")}
+    resumed = subprocess.run(
+        [sys.executable, "run.py", "resume", "killed", "--quiet"], cwd=project, env=environment(), timeout=300
+    )
+    assert resumed.returncode == 0
+    assert not set(before) & set(finished(log, 2))
+    kept = [file for file, written in scores.items() if file.stat().st_mtime_ns == written]
+    assert len(kept) >= sum(task.startswith("fit[") for task in before) > 5  # by what the tasks themselves wrote
+    assert (files / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
