@@ -196,12 +196,12 @@ def test_train_that_is_killed_half_way_and_resumed_has_the_metrics_of_an_undistu
             time.sleep(0.01)
         driver.kill()
     before = finished(log, 1)
-    scores = {file: file.stat().st_mtime_ns for file in (files / "scores").glob("*.json")}
+    models = {file: file.stat().st_mtime_ns for file in (files / "models").glob("*.joblib")}
     resumed = subprocess.run(
         [sys.executable, "run.py", "resume", "killed", "--quiet"], cwd=project, env=environment(), timeout=300
     )
     assert resumed.returncode == 0
     assert not set(before) & set(finished(log, 2))
-    kept = [file for file, written in scores.items() if file.stat().st_mtime_ns == written]
+    kept = [file for file, written in models.items() if file.stat().st_mtime_ns == written]
     assert len(kept) >= sum(task.startswith("fit[") for task in before) > 5  # by what the tasks themselves wrote
     assert (files / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
