@@ -22,6 +22,9 @@ LINE_LENGTH = 65_536  # characters; the rest of a longer line is left out, and s
 _lock = threading.Lock()
 _depth = 0
 _undo: list[Callable[[], None]] = []
+_proxies: dict[
+    str, _Proxy
+] = {}  # kept for ever: a print that has begun in some thread holds no reference to its stream
 
 
 class AttemptOutput:
@@ -126,6 +129,10 @@ class _Proxy(io.TextIOBase):
     def __init__(self, name: str, original: TextIO) -> None:
         self._name, self._original = name, original
 
+    def stands_in_for(self, original: TextIO) -> None:
+        """From now on, what nobody's attempt prints goes to `original`."""
+        self._original = original
+
     def write(self, text: str) -> int:
         scope = current_scope()
         if scope is not None and scope.output is not None:
@@ -209,7 +216,9 @@ def _install() -> None:
     prints = False  # whether logging goes to a standard stream, and so is captured with it
     for name in ("stdout", "stderr"):
         original = getattr(sys, name)
-        proxy = _Proxy(name, original)
+        proxy = _proxies.setdefault(name, _Proxy(name, original))
+        if original is not proxy:
+            proxy.stands_in_for(original)
         setattr(sys, name, proxy)
 
         def restore(name: str = name, original: Any = original, proxy: Any = proxy) -> None:
