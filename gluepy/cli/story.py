@@ -78,7 +78,6 @@ class Story:
     def __init__(self, record: Record) -> None:
         self.record = record
         self._said: dict[str, str] = {}  # what tasks that skipped themselves gave as a reason
-        self._last = ""
         reader = LogReader(record.events)
         self.opening: e.RunStarted | None = None
         try:
@@ -101,12 +100,11 @@ class Story:
 
     @property
     def duration_s(self) -> float:
-        """How long it took, or has taken until now, or until the last that is known."""
-        if self.state.run != "running":
-            return self.state.run_duration_s
-        begun = datetime.fromisoformat(self.state.started_at)
-        end = datetime.now(UTC) if self.status == "running" else datetime.fromisoformat(self._last)
-        return max(0.0, (end - begun).total_seconds())
+        """How long its sessions took together, or have taken until now, or until the last that is known."""
+        since_s = 0.0
+        if self.status == "running":
+            since_s = (datetime.now(UTC) - datetime.fromisoformat(self.state.last_at)).total_seconds()
+        return self.state.lasted_s() + max(0.0, since_s)
 
     def failures(self) -> list[Failure]:
         """The tasks that failed, in the order of the graph."""
@@ -246,7 +244,6 @@ class Story:
                 self.opening = event
             if isinstance(event, e.TaskSkipped) and event.why:
                 self._said[event.task] = first_line(event.why)
-            self._last = event.timestamp
             yield event
 
 

@@ -32,6 +32,10 @@ class State:
     the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `why` (of a
     skip), `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `earlier` (attempts before
     the last reset).
+
+    Of the run: `started_at`, `began_at` and `last_at` are the timestamps of its first event, of its last session's
+    first one, and of its last one; `run_duration_s` is how long those of its sessions took that are over: by their own
+    clock, or by these timestamps where the driver was lost.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -51,7 +55,7 @@ class State:
         self.run: RunStatus = "pending"
         self.run_id = ""
         self.dag = ""
-        self.started_at = ""
+        self.started_at = self.began_at = self.last_at = ""
         self.run_duration_s = 0.0
         self.reason: str | None = None  # why the run failed, where no task's failure is the reason
         self.session = 0
@@ -79,12 +83,17 @@ class State:
         counts["pending"] -= self.graph.ids.count(None)  # joins are pending for ever
         return {status: count for status, count in counts.items() if count}
 
+    def lasted_s(self) -> float:
+        """How long the run has taken up to its last event: all its sessions, without the time between them."""
+        return self.run_duration_s + (_between(self.began_at, self.last_at) if self.run == "running" else 0.0)
+
     def apply(self, event: Event) -> int:
         """Take `event` in; returns the node it is about, -1 for an event about the run.
 
         Raises `KeyError` for a task that the graph does not have.
         """
         self.seq = event.seq
+        before, self.last_at = self.last_at, event.timestamp
         match event:
             case e.TaskStarted():
                 node = self.graph.index[event.task]
@@ -134,7 +143,9 @@ class State:
             case e.RunStarted() | e.RunResumed():
                 if isinstance(event, e.RunResumed) and (tree := Tree.of(event.graph)) != self.graph.tree:
                     self.carry_over(Graph(tree))
-                self.run, self.session = "running", event.session
+                if self.run == "running":  # the session before has no end
+                    self.run_duration_s += _between(self.began_at, before)
+                self.run, self.session, self.began_at = "running", event.session, event.timestamp
                 self.run_id, self.dag = event.run_id, event.dag
                 self.started_at = self.started_at or event.timestamp
                 self.options, self.reason = event.options, None
@@ -167,7 +178,7 @@ class State:
         old = State.__new__(State)
         old.__dict__.update(self.__dict__)
         State.__init__(self, graph)
-        for name in ("run", "run_id", "dag", "started_at", "run_duration_s", "reason", "session", "seq", "options"):
+        for name in _OF_THE_RUN:
             setattr(self, name, getattr(old, name))
         for node, rows in old.rows.items():
             here = graph.index.get(old.graph.id(node), -1)
@@ -191,12 +202,23 @@ class State:
         self.duration_s.extend([0.0] * added)
 
     def _over(self, status: RunStatus, duration_s: float) -> int:
-        self.run, self.run_duration_s = status, duration_s
+        self.run = status
+        self.run_duration_s += duration_s
         return -1
 
 
+_OF_THE_RUN = (
+    "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq", "options"
+)  # fmt: skip
 _FACTS = ("failures", "losses", "retry_at", "error", "why", "blocked_by", "metrics", "earlier")
 
 
 def _seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
+
+
+def _between(begin: str, end: str) -> float:
+    try:
+        return max(0.0, _seconds(end) - _seconds(begin))  # somebody may have set the clock back
+    except (ValueError, OverflowError):
+        return 0.0  # a damaged timestamp is no reason to refuse a log

@@ -62,6 +62,8 @@ def timeline(events: Iterable[e.Event], state: State) -> Timeline:
                 now = clock.seconds(event, begun.started_s + (event.duration_s or math.inf))
                 status = _ENDS[type(event)]
                 bars[event.task, event.attempt] = msgspec.structs.replace(begun, ended_s=now, status=status)
+            case e.RunFinished() | e.RunFailed() | e.RunCancelled():
+                now = clock.end(event.duration_s)
             case _:
                 now = clock.seconds(event)
     done = [bar if bar.status != "running" else msgspec.structs.replace(bar, ended_s=now) for bar in bars.values()]
@@ -93,6 +95,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self._session = 0
+        self._began = 0.0
         self._shift = 0.0
         self._last = 0.0
 
@@ -100,7 +103,7 @@ class _Clock:
         """When `event` happened; `due_s` is when it must have, more or less, by a clock that nobody can set."""
         at = datetime.fromisoformat(event.timestamp).timestamp()
         if event.session != self._session:
-            self._session = event.session
+            self._session, self._began = event.session, self._last
             self._shift = at - self._last
         now = at - self._shift
         if now < self._last or now > due_s + _JUMP_S:
@@ -108,6 +111,11 @@ class _Clock:
             self._shift = at - now
         self._last = now
         return now
+
+    def end(self, duration_s: float) -> float:
+        """When the session ended, which took so long by a clock that nobody can set."""
+        self._last = max(self._last, self._began + duration_s)
+        return self._last
 
 
 def _critical_path(state: State, bars: Sequence[Bar]) -> list[str]:

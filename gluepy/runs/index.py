@@ -11,31 +11,31 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from gluepy.core.events import Event, RunResumed, RunStarted
 from gluepy.core.state import FAILED, State
 from gluepy.runs.log import LogReader, UnreadableLog
 from gluepy.runs.record import Record
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, size INTEGER, dag TEXT, status TEXT, started_at TEXT, duration_s REAL, sessions INTEGER,
-    tasks INTEGER, counts TEXT, failed TEXT, problem TEXT, began_at TEXT, last_at TEXT
+    tasks INTEGER, counts TEXT, failed TEXT, problem TEXT, last_at TEXT
 );
 CREATE INDEX runs_by_age ON runs (started_at DESC, run_id DESC);
 """
-_INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class RunSummary(msgspec.Struct, frozen=True):
     """One line of `runs`. `status` is finished, failed or cancelled; running while a driver holds the run;
     interrupted when it has no end and no driver; unreadable (`problem` says why) when its log cannot be read.
-    `duration_s` is how long its last session took, or has taken."""
+    `duration_s` is how long its sessions took together, or have taken."""
 
     run_id: str
     dag: str
@@ -93,7 +93,7 @@ class Index:
         now = datetime.now(UTC)
         found = []
         columns = "run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem"
-        query = f"SELECT {columns}, began_at, last_at FROM runs {where} ORDER BY started_at DESC, run_id DESC"  # noqa: S608
+        query = f"SELECT {columns}, last_at FROM runs {where} ORDER BY started_at DESC, run_id DESC"  # noqa: S608
         ended = status not in (None, "running", "interrupted")
         for row in self._db.execute(query, values):
             if ended and row[2] != status:
@@ -138,21 +138,16 @@ class Index:
 
     def _take(self, run_id: str, size: int) -> None:
         reader = LogReader(self.root / run_id / "events.jsonl")
-        began_at = last_at = ""
-
-        def noting(events: Iterator[Event]) -> Iterator[Event]:
-            nonlocal began_at, last_at
-            for event in events:
-                last_at = event.timestamp
-                if isinstance(event, (RunStarted, RunResumed)):
-                    began_at = last_at
-                yield event
-
+        state: State | None = None
         try:
-            state = State.of(noting(reader.events()))
+            events = reader.events()
+            state = State.of(islice(events, 1))
+            for event in events:
+                state.apply(event)
         except (UnreadableLog, ValueError, KeyError, IndexError) as problem:
             why = str(problem) if isinstance(problem, (UnreadableLog, ValueError)) else "its events do not fit together"
-            row: Sequence[Any] = (run_id, size, "", "unreadable", began_at, 0.0, 0, 0, "{}", "[]", why, "", "")
+            started_at = state.started_at if state is not None else ""
+            row: Sequence[Any] = (run_id, size, "", "unreadable", started_at, 0.0, 0, 0, "{}", "[]", why, "")
             self._db.execute(_INSERT_RUN, row)
             return
         graph, status = state.graph, state.status
@@ -163,23 +158,23 @@ class Index:
             state.dag,
             state.run,
             state.started_at,
-            state.run_duration_s,
+            state.lasted_s(),
             state.session,
             len(graph.index),
             msgspec.json.encode(state.counts()).decode(),
             msgspec.json.encode(failed).decode(),
             "",
-            began_at,
-            last_at,
+            state.last_at,
         )
         self._db.execute(_INSERT_RUN, row)
 
     def _summary(self, row: Sequence[Any], now: datetime) -> RunSummary:
-        run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem, began_at, last_at = row
+        run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem, last_at = row
         if status == "running":
-            status = "running" if Record(self.root, run_id).is_held() else "interrupted"
-            end = now if status == "running" else datetime.fromisoformat(last_at)
-            duration_s = max(0.0, (end - datetime.fromisoformat(began_at)).total_seconds())
+            if Record(self.root, run_id).is_held():
+                duration_s += max(0.0, (now - datetime.fromisoformat(last_at)).total_seconds())
+            else:
+                status = "interrupted"
         return RunSummary(
             run_id,
             dag,

@@ -98,7 +98,11 @@ def test_runs_are_listed_newest_first(pipe: Console) -> None:
 
 def test_runs_know_who_runs_and_who_was_interrupted(pipe: Console) -> None:
     driver = holding(pipe, "first")
-    assert [row["status"] for row in json.loads(pipe("runs", "--json").stdout)] == ["running"]
+    (row,) = json.loads(pipe("runs", "--json").stdout)
+    (later,) = json.loads(pipe("runs", "--json").stdout)
+    shown = json.loads(pipe("show", "--json").stdout)
+    assert {row["status"], later["status"], shown["status"]} == {"running"}
+    assert row["duration_s"] < later["duration_s"] < shown["duration_s"]  # it goes on, although nothing happens
     assert json.loads(pipe("runs", "--json", "--status", "finished").stdout) == []
     driver.kill()
     driver.communicate()
@@ -238,6 +242,32 @@ def test_damaged_log_is_one_clear_line(gluepy: Console) -> None:
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert "fit together" in done.stderr
     assert "unreadable" in gluepy("runs").stdout
+
+
+def test_a_resumed_run_took_as_long_as_its_sessions_wherever_it_is_told(pipe: Console) -> None:
+    assert pipe("run", "pipe", "--run-id", "r", "-P", "bad=us", "-P", "sleep_s=0.3", "-q").returncode == 1
+    pipe.write("hold.flag", "")
+    driver = pipe.start("resume", "r", "--force", "load", "-q")
+    log = pipe.folder / ".gluepy/runs/r/logs/hold.2.log"
+    until(lambda: log.exists() and "holding" in log.read_text())
+    driver.kill()
+    driver.communicate()
+    (pipe.folder / "hold.flag").unlink()
+    (lost,) = json.loads(pipe("runs", "--json").stdout)
+    assert lost["status"] == "interrupted"
+    assert json.loads(pipe("show", "--json").stdout)["duration_s"] == pytest.approx(lost["duration_s"], abs=1e-5)
+    last = json.loads(pipe("resume", "r", "-P", "bad=none", "--json").stdout)
+    assert last["status"] == "finished"
+    assert last["duration_s"] > lost["duration_s"] >= 2 * 0.3
+    told = json.loads(pipe("show", "--json").stdout)
+    (listed,) = json.loads(pipe("runs", "--json").stdout)
+    assert [told["duration_s"], told["timeline"]["length_s"], listed["duration_s"]] == pytest.approx(
+        [last["duration_s"]] * 3, abs=1e-5
+    )
+    took = re.search("took +(.+)", pipe("show").stdout)
+    assert took is not None
+    assert f"timeline, {took[1]} long" in pipe("show").stdout
+    assert pipe("watch").stdout.startswith(f"run r of pipe finished in {took[1]}: ")
 
 
 # diff

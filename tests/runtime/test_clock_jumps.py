@@ -238,7 +238,7 @@ async def test_nothing_that_is_told_of_a_run_is_less_than_no_time(
         "later": "failed",
     }
     assert all(run.duration_s >= 0 for run in listed.values())
-    assert listed["ended"].duration_s == pytest.approx(6)  # b, then c, in its second session
+    assert listed["ended"].duration_s == pytest.approx(5 + 6)  # a in its first session; b, then c, in its second
     for run_id in listed:
         story = Story(Record(root, run_id))
         assert story.duration_s >= 0
@@ -290,7 +290,7 @@ async def test_every_command_can_tell_of_such_runs(
     with pytest.raises(SystemExit):
         main(["show", "ended", "--json"])
     told_json = json.loads(capsys.readouterr().out)
-    assert told_json["duration_s"] == pytest.approx(6)
+    assert told_json["duration_s"] == pytest.approx(11)
     assert told_json["timeline"]["length_s"] == pytest.approx(11)
 
 

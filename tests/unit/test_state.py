@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 from simulation import World, fingerprint
 
 from gluepy.core import events as e
@@ -315,7 +316,7 @@ def test_how_a_dag_has_changed_is_told_in_words() -> None:
     assert told == [f"added: {names} and 2 more", "removed: c"]
 
 
-# ---- timelines
+# ---- how long it took
 
 
 def at(seconds: float) -> str:
@@ -347,6 +348,48 @@ def starting(task: str, attempt: int = 1, queued_s: float = 0.0) -> tuple[Any, .
 
 def ending(task: str, attempt: int = 1, duration_s: float = 1.0) -> tuple[Any, ...]:
     return e.TaskFinished, (task, attempt, "x", "thread", duration_s)
+
+
+def ended(duration_s: float) -> tuple[Any, ...]:
+    return e.RunFailed, (duration_s, {}, [])
+
+
+def test_the_sessions_of_a_run_are_added_up_without_the_time_between_them() -> None:
+    session = [(0.0, 1, e.RunStarted, ()), (0.0, 1, *starting("a")), (3.0, 1, *ending("a"))]
+    _, state = told(*session)
+    assert (state.run_duration_s, state.lasted_s()) == (0.0, 3.0)
+    session += [(3.0, 1, *ended(3.5)), (500.0, 2, e.RunResumed, ()), (502.0, 2, *starting("b"))]
+    _, state = told(*session)
+    assert (state.run_duration_s, state.lasted_s()) == (3.5, 3.5 + 2.0)
+    session += [(900.0, 3, e.RunResumed, ()), (901.0, 3, *ended(1.25))]  # its driver died: by its last event
+    _, state = told(*session)
+    assert (state.run_duration_s, state.lasted_s()) == (3.5 + 2.0 + 1.25,) * 2
+    assert (state.started_at, state.began_at, state.last_at) == (at(0), at(900), at(901))
+
+
+@pytest.mark.parametrize("last_at", [at(-86400.0), "2026-01-01T00:00:0?.000000Z"])
+def test_a_clock_that_was_set_back_or_a_damaged_timestamp_makes_no_time(last_at: str) -> None:
+    (opening, starts, resumed), _ = told(
+        (0.0, 1, e.RunStarted, ()), (5.0, 1, *starting("a")), (9.0, 2, e.RunResumed, ())
+    )
+    state = State.of([opening, structs.replace(starts, timestamp=last_at)])
+    assert state.lasted_s() == 0.0
+    state.apply(resumed)
+    assert state.lasted_s() == 0.0
+
+
+def test_a_changed_dag_does_not_change_how_long_a_run_has_taken(story: Story) -> None:
+    story.tell(e.RunFailed, 12.5, {}, [])
+    story.resumes(Leaf(0))
+    story.starts("a")
+    assert story.state.lasted_s() == 12.5 + 0.75
+    story.state.carry_over(Graph(tree(Leaf(1))))
+    assert story.state.lasted_s() == 12.5 + 0.75
+    story.resumes(Leaf(1), session=3)
+    assert story.state.lasted_s() == 12.5 + 0.75
+
+
+# ---- timelines
 
 
 def test_a_timeline_has_the_attempts_and_the_path_that_the_run_waited_for() -> None:
@@ -400,6 +443,20 @@ def test_a_timeline_is_not_stretched_by_a_clock_that_was_set(jump_s: float) -> N
     line = timeline(events, state)
     assert [(bar.task, bar.started_s, bar.ended_s) for bar in line.bars] == [("a", 0, 2), ("b", 2, 5), ("c", 5, 6)]
     assert (line.length_s, line.working_s) == (6.0, 6.0)
+
+
+def test_a_timeline_is_as_long_as_the_sessions_of_its_run_took() -> None:
+    events, state = told(
+        (0.0, 1, e.RunStarted, ()),
+        (0.0, 1, *starting("a")),
+        (1.0, 1, *ending("a")),
+        (1.0, 1, *ended(1.25)),
+        (50.0, 2, e.RunResumed, ()),
+        (51.0, 2, *starting("b")),
+        (90.0, 3, e.RunResumed, ()),
+        (92.0, 3, *ended(2.5)),
+    )
+    assert timeline(events, state).length_s == state.run_duration_s == 1.25 + 1.0 + 2.5
 
 
 def test_a_long_interruption_is_not_taken_for_a_clock_that_was_set() -> None:
