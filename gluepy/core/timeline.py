@@ -64,6 +64,11 @@ def timeline(events: Iterable[e.Event], state: State) -> Timeline:
                 bars[event.task, event.attempt] = msgspec.structs.replace(begun, ended_s=now, status=status)
             case e.RunFinished() | e.RunFailed() | e.RunCancelled():
                 now = clock.end(event.duration_s)
+            case e.RunResumed():  # what had no end lost its driver; the DAG may have lost the task too
+                for key, bar in bars.items():
+                    if bar.status == "running":
+                        bars[key] = msgspec.structs.replace(bar, ended_s=now, status="failed")
+                now = clock.seconds(event)
             case _:
                 now = clock.seconds(event)
     done = [bar if bar.status != "running" else msgspec.structs.replace(bar, ended_s=now) for bar in bars.values()]
@@ -119,11 +124,12 @@ class _Clock:
 
 
 def _critical_path(state: State, bars: Sequence[Bar]) -> list[str]:
-    """From the attempt that ended last back to each time the task before it that ended last."""
-    last = {bar.task: bar for bar in bars}
+    """From the attempt that ended last back to each time the task before it that ended last, of the tasks that the DAG
+    still has."""
+    graph = state.graph
+    last = {bar.task: bar for bar in bars if bar.task in graph.index}
     if not last:
         return []
-    graph = state.graph
     node = graph.index[max(last.values(), key=lambda bar: bar.ended_s).task]
     path = [graph.id(node)]
     while True:

@@ -202,6 +202,24 @@ def test_show_has_a_timeline(gluepy: Console) -> None:
     assert 0.6 < told["forecast_s"]["2"] < 1.0
 
 
+def test_show_of_a_run_whose_dag_has_lost_a_task_still_has_it_in_the_timeline(gluepy: Console) -> None:
+    flow = """
+        from gluepy import DAG, Task
+        class A(Task):
+            async def run(self): pass
+        class B(A): pass
+        class LossDAG(DAG): tasks = (A, B)
+        """
+    gluepy.write("loss.py", flow)
+    assert gluepy("run", "loss.py", "-q").returncode == 0
+    gluepy.write("loss.py", flow.replace("(A, B)", "(A,)"))
+    assert gluepy("resume", "-q").returncode == 0
+    told = json.loads(gluepy("show", "--json").stdout)
+    assert list(told["tasks"]) == ["a"]
+    assert [bar["task"] for bar in told["timeline"]["bars"]] == ["a", "b"]
+    assert told["timeline"]["critical_path"] == ["a"]
+
+
 def test_show_of_many_tasks_stays_short(gluepy: Console) -> None:
     gluepy.write(
         "many.py",

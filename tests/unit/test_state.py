@@ -420,12 +420,12 @@ def test_a_timeline_has_the_attempts_and_the_path_that_the_run_waited_for() -> N
         Bar("a", 1, 0.0, 2.0, 0.0, "finished"),
         Bar("b", 1, 2.0, 3.0, 0.0, "finished"),
         Bar("c", 1, 2.5, 4.0, 0.5, "failed"),
-        Bar("c", 2, 4.0, 9.0, 0.0, "running"),
+        Bar("c", 2, 4.0, 4.0, 0.0, "failed"),
         Bar("c", 3, 4.0, 7.0, 0.0, "finished"),
         Bar("each-t", 1, 7.0, 8.0, 0.0, "finished"),
         Bar("t[x=x]", 1, 8.0, 9.0, 0.0, "running"),
     ]
-    assert (line.length_s, line.waiting_s, line.working_s) == (9.0, 0.5, 2 + 1 + 1.5 + 5 + 3 + 1 + 1)
+    assert (line.length_s, line.waiting_s, line.working_s) == (9.0, 0.5, 2 + 1 + 1.5 + 3 + 1 + 1)
     assert line.critical_path == ["a", "c", "each-t", "t[x=x]"]
 
 
@@ -457,6 +457,27 @@ def test_a_timeline_is_as_long_as_the_sessions_of_its_run_took() -> None:
         (92.0, 3, *ended(2.5)),
     )
     assert timeline(events, state).length_s == state.run_duration_s == 1.25 + 1.0 + 2.5
+
+
+def test_what_a_changed_dag_has_lost_stays_in_the_timeline_but_is_not_on_its_path() -> None:
+    events, state = told(
+        (0.0, 1, e.RunStarted, ()),
+        (0.0, 1, *starting("a")),
+        (1.0, 1, *ending("a")),
+        (1.0, 1, *starting("b")),
+        (1.0, 1, *starting("c")),
+        (3.0, 1, *ending("c")),
+        (50.0, 2, e.RunResumed, ()),
+        (54.0, 2, *ended(4.0)),
+    )
+    state.carry_over(Graph(tree(Leaf(0))))
+    line = timeline(events, state)
+    assert [(bar.task, bar.ended_s, bar.status) for bar in line.bars] == [
+        ("a", 1.0, "finished"),
+        ("b", 3.0, "failed"),  # its driver was lost
+        ("c", 3.0, "finished"),
+    ]
+    assert line.critical_path == ["a"]
 
 
 def test_a_long_interruption_is_not_taken_for_a_clock_that_was_set() -> None:
