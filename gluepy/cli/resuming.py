@@ -104,7 +104,7 @@ def _run_of(label: str, run: str, settings: Settings) -> str:
 
 
 def explanation(plan: ResumePlan) -> Iterator[str]:
-    """What a resumed run does again and why, what is wrong with its log, how its code differs: a screenful."""
+    """What a resumed run does again and why, what is wrong with its log, how DAG and code differ: a screenful."""
     facts = [
         f"{count(len(tasks), 'task')} {what}"
         for tasks, what in (
@@ -121,6 +121,9 @@ def explanation(plan: ResumePlan) -> Iterator[str]:
             yield f"warning: its log has {count(number, what)}; tasks whose end is lost run again"
     for change in plan.changes[:_SHOWN]:
         yield f"the DAG has changed: {printable(change)}"
+    if plan.code_version != plan.code_before:
+        before = printable(plan.code_before)
+        yield f"the code has changed: {before} in session {plan.session - 1}, {plan.code_version} now"
     yield from _capped([(printable(task), printable(cause)) for task, cause in plan.again.items()])
 
 

@@ -79,12 +79,12 @@ class Story:
         self.record = record
         self._said: dict[str, str] = {}  # what tasks that skipped themselves gave as a reason
         reader = LogReader(record.events)
-        self.opening: e.RunStarted | None = None
+        self._has_begun = False
         try:
             self.state = State.of(self._noting(reader.events()))
         except (ValueError, KeyError, IndexError) as error:
             begun = f"its events do not fit together ({error!r})"
-            why = "it has no events of a run yet" if self.opening is None else begun
+            why = "it has no events of a run yet" if not self._has_begun else begun
             raise NoStory(str(record.events), why) from None
         self.damage = [
             f"{count(number, what)}"
@@ -115,7 +115,6 @@ class Story:
     def record_of(self) -> dict[str, JSON]:
         """The run as one JSON object."""
         state = self.state
-        assert self.opening is not None
         return {
             "run_id": state.run_id,
             "dag": state.dag,
@@ -124,7 +123,8 @@ class Story:
             "path": str(self.record.path),
             "started_at": state.started_at,
             "duration_s": round(self.duration_s, 6),
-            "code_version": self.opening.code_version,
+            "code_version": state.code_version,
+            "first_code_version": state.first_code_version,
             "options": state.options,
             "counts": state.counts(),
             "tasks": {state.graph.id(node): self._task(node) for node in state.graph.tasks()},
@@ -133,7 +133,6 @@ class Story:
     def text(self, colour: bool) -> Iterator[str]:
         """The run in plain text: header, tasks, metrics. Failures and what to do next are `failure_text`."""
         state, status = self.state, self.status
-        assert self.opening is not None
         begun = datetime.fromisoformat(state.started_at).astimezone()
         facts = [
             ("run", state.run_id),
@@ -141,7 +140,7 @@ class Story:
             ("status", styled(status, STYLE_OF.get(status, "bold"), colour) + self._why()),
             ("started", f"{begun:%Y-%m-%d %H:%M:%S}"),
             ("took", duration(self.duration_s)),
-            ("code", self.opening.code_version),
+            ("code", state.code_version + self._began_with()),
             ("options", _options(state.options)),
             ("record", str(self.record.path)),
         ]
@@ -212,6 +211,10 @@ class Story:
             return f": it took longer than its timeout_s of {limit:g} s"
         return f": {self.state.reason}" if self.state.reason else ""
 
+    def _began_with(self) -> str:
+        first = self.state.first_code_version
+        return f"; it began with {first}" if first != self.state.code_version else ""
+
     def _unselected(self, node: int) -> bool:
         return self.state.why.get(node) == "unselected" and self.state.status[node] == SKIPPED
 
@@ -240,8 +243,7 @@ class Story:
 
     def _noting(self, events: Iterable[e.Event]) -> Iterator[e.Event]:
         for event in events:
-            if isinstance(event, e.RunStarted) and self.opening is None:
-                self.opening = event
+            self._has_begun |= isinstance(event, e.RunStarted)
             if isinstance(event, e.TaskSkipped) and event.why:
                 self._said[event.task] = first_line(event.why)
             yield event

@@ -35,7 +35,8 @@ class State:
 
     Of the run: `started_at`, `began_at` and `last_at` are the timestamps of its first event, of its last session's
     first one, and of its last one; `run_duration_s` is how long those of its sessions took that are over: by their own
-    clock, or by these timestamps where the driver was lost.
+    clock, or by these timestamps where the driver was lost. `first_code_version` and `code_version` are those of its
+    first and of its last session.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -61,6 +62,7 @@ class State:
         self.session = 0
         self.seq = 0
         self.options: dict[str, JSON] = {}
+        self.first_code_version = self.code_version = ""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> State:
@@ -148,6 +150,8 @@ class State:
                 self.run, self.session, self.began_at = "running", event.session, event.timestamp
                 self.run_id, self.dag = event.run_id, event.dag
                 self.started_at = self.started_at or event.timestamp
+                self.code_version = event.code_version
+                self.first_code_version = self.first_code_version or event.code_version
                 self.options, self.reason = event.options, None
                 return -1
             case e.RunFinished():
@@ -208,7 +212,8 @@ class State:
 
 
 _OF_THE_RUN = (
-    "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq", "options"
+    "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq",
+    "options", "first_code_version", "code_version",
 )  # fmt: skip
 _FACTS = ("failures", "losses", "retry_at", "error", "why", "blocked_by", "metrics", "earlier")
 

@@ -50,7 +50,7 @@ def check_storage(settings: Settings) -> None:
             raise SettingsError("STORAGE_ROOT", source, why, "install it, or give a folder") from None
 
 
-def code_version(compiled: Compiled, project: str | None) -> str:
+def code_version(compiled: Compiled, project: Path | None) -> str:
     """Which code the DAG has: the git commit where there is one, and a digest of its modules' sources."""
     modules = {compiled.dag.__module__} | {
         target.__module__ for target in compiled.targets if isinstance(target, type) and issubclass(target, Task)
@@ -63,7 +63,7 @@ def code_version(compiled: Compiled, project: str | None) -> str:
                 digest.update(Path(file).read_bytes())
             except OSError:
                 digest.update(name.encode())
-    commit = _git_commit(Path(project or "."))
+    commit = _git_commit(project or Path())
     return f"{commit[:12]}+{digest.hexdigest()[:12]}" if commit else digest.hexdigest()[:12]
 
 

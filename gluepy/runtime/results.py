@@ -86,8 +86,9 @@ class RunResult:
 class ResumePlan:
     """What a resumed run does: `again` maps each task that finished or began before and runs again to the cause,
     `waiting` are the tasks that had not begun or wait for another attempt, `kept` the finished ones that do not run;
-    `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count what could not be read of the log, and
-    events that it lacks."""
+    `changes` tell how the DAG differs from that of the run's last session, and `code_before` and `code_version` which
+    code that session had and this one has; `bad_lines` and `gaps` count what could not be read of the log, and events
+    that it lacks."""
 
     run_id: str
     session: int
@@ -95,5 +96,7 @@ class ResumePlan:
     waiting: Sequence[str]
     kept: Sequence[str]
     changes: list[str]
+    code_before: str
+    code_version: str
     bad_lines: int
     gaps: int

@@ -175,7 +175,10 @@ class Session:
             params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
             context = load_context(settings, params, recorded=record.context).to_dict()
             merged["params"] = params
-            plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, reader.bad, reader.gaps)
+            code = state.code_version, code_version(compiled, settings.project)
+            plan = ResumePlan(
+                record.run_id, state.session + 1, tasks, waiting, kept, told, *code, reader.bad, reader.gaps
+            )
             choice = choose(settings, compiled, merged)
             return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing
@@ -309,7 +312,7 @@ class Session:
             os.getpid(),
             self.state.graph.tree.record(),
             hashlib.sha256(params).hexdigest()[:16],
-            code_version(self.compiled, self.run.project),
+            self.plan.code_version if self.plan else code_version(self.compiled, self.shared.settings.project),
             {name: value for name, value in options.items() if value not in (None, False, "", [], ())},
         )
         if self.plan is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +236,27 @@ def test_changes_of_the_dag_are_told(pipe: Console) -> None:
     assert done.returncode == 0, done.stderr
     assert "the DAG has changed: added: check\nthe DAG has changed: removed: wait\n" in done.stderr
     assert ran(pipe)[0] == "check"
+
+
+def test_change_of_the_code_alone_is_told(pipe: Console) -> None:
+    def version() -> str:
+        return str(json.loads(pipe("show", "--json").stdout)["code_version"])
+
+    assert pipe("run", "pipe.py").returncode == 1
+    first = version()
+    assert re.search(f"^code +{first}$", pipe("show").stdout, re.MULTILINE)
+    assert "has changed" not in pipe("resume").stderr
+    pipe.write("pipe.py", PIPE.replace("no data", "still no data"))
+    done = pipe("resume")
+    second = version()
+    assert f"the code has changed: {first} in session 2, {second} now\n" in done.stderr
+    assert "the DAG has changed" not in done.stderr
+    assert re.search(f"^code +{second}; it began with {first}$", pipe("show").stdout, re.MULTILINE)
+    assert json.loads(pipe("show", "--json").stdout)["first_code_version"] == first
+    pipe.write("good.flag", "")
+    pipe.write("pipe.py", PIPE)
+    assert f"the code has changed: {second} in session 3, {first} now\n" in pipe("resume").stderr
+    assert re.search(f"^code +{first}$", pipe("show").stdout, re.MULTILINE)
 
 
 def test_damage_of_the_log_is_told(pipe: Console) -> None:

@@ -37,7 +37,7 @@ class Story:
 
     def opening(self, kind: Any, tree: Tree, session: int = 1, **more: Any) -> Any:
         self.seq += 1
-        facts = (1, "0", "host", 1, tree.record(), "digest", "code", {"concurrency": session})
+        facts = (1, "0", "host", 1, tree.record(), "digest", f"code {session}", {"concurrency": session})
         return kind(self.seq, session, "2026-01-01T00:00:01.500000Z", "info", "r1", "dag", *facts, **more)
 
     def tell(self, kind: Any, *facts: Any, **more: Any) -> int:
@@ -314,6 +314,15 @@ def test_how_a_dag_has_changed_is_told_in_words() -> None:
     told = changes(graph, Graph(tree(Seq((*many, Leaf(0), Leaf(1), ASK)))))
     names = ", ".join(f"n{number:02}" for number in range(10))
     assert told == [f"added: {names} and 2 more", "removed: c"]
+
+
+def test_the_code_of_the_first_and_of_the_last_session_is_known(story: Story) -> None:
+    assert (story.state.first_code_version, story.state.code_version) == ("code 1", "code 1")
+    story.resumes(Leaf(0))
+    story.resumes(Leaf(0), session=3)
+    assert (story.state.first_code_version, story.state.code_version) == ("code 1", "code 3")
+    story.state.carry_over(Graph(tree(Leaf(1))))
+    assert (story.state.first_code_version, story.state.code_version) == ("code 1", "code 3")
 
 
 # ---- how long it took
