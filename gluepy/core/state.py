@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final, Literal, assert_never
+from typing import Any, Final, Literal, NamedTuple, assert_never
 
 from gluepy.core import events as e
 from gluepy.core.events import JSON, Event
@@ -24,6 +24,17 @@ STATUS = ("pending", "running", "retrying", "finished", "skipped", "failed", "ca
 RunStatus = Literal["pending", "running", "finished", "failed", "cancelled"]
 
 
+class Known(NamedTuple):
+    """What is known of one task, wherever it stands: `facts` by the names that they have in a `State`, and the `rows`
+    that an `each` found."""
+
+    status: int
+    attempt: int
+    duration_s: float
+    facts: dict[str, Any]
+    rows: Sequence[Sequence[JSON]] | None
+
+
 class State:
     """What is known about a run after some of its events.
 
@@ -31,7 +42,7 @@ class State:
     `duration_s` (of the last one ended). Where there is something to tell: `failures` and `losses` (attempts used up by
     the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `why` (of a
     skip), `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `earlier` (attempts before
-    the last reset).
+    the last reset). `absent` has, by id, what is known of tasks that the DAG had in an earlier session and lacks now.
 
     Of the run: `started_at`, `began_at` and `last_at` are the timestamps of its first event, of its last session's
     first one, and of its last one; `run_duration_s` is how long those of its sessions took that are over: by their own
@@ -53,6 +64,7 @@ class State:
         self.rows: dict[int, Sequence[Sequence[JSON]]] = {}
         self.metrics: dict[int, dict[str, float]] = {}
         self.earlier: dict[int, int] = {}
+        self.absent: dict[str, Known] = {}
         self.run: RunStatus = "pending"
         self.run_id = ""
         self.dag = ""
@@ -135,11 +147,7 @@ class State:
             case e.TaskCancelled():
                 return self._ended(event, CANCELLED, event.duration_s)
             case e.TaskReset():
-                node = self._ended(event, PENDING, None)
-                for facts in (self.failures, self.losses, self.retry_at, self.error, self.why, self.blocked_by):
-                    facts.pop(node, None)
-                self.earlier[node] = self.attempt[node]
-                return node
+                return self._reset(self.graph.index[event.task])
             case e.TaskExpanded():
                 return self._expanded(event)
             case e.RunStarted() | e.RunResumed():
@@ -174,31 +182,58 @@ class State:
     def _expanded(self, event: e.TaskExpanded) -> int:
         node = self.graph.index[event.task]
         self.rows[node] = event.values
-        self._grow(len(self.graph.expand(node, event.values)))
+        added = self.graph.expand(node, event.values)
+        self._grow(len(added))
+        if self.absent:
+            for new in added:
+                if (known := self.absent.pop(self.graph.ids[new] or "", None)) is not None:
+                    self._know(new, known)
+                    self._reset(new)  # what it follows has just run
+        return node
+
+    def _reset(self, node: int) -> int:
+        self.status[node] = PENDING
+        for facts in (self.failures, self.losses, self.retry_at, self.error, self.why, self.blocked_by):
+            facts.pop(node, None)
+        self.earlier[node] = self.attempt[node]
         return node
 
     def carry_over(self, graph: Graph) -> None:
-        """The DAG has changed: what is known about tasks that it still has, by id, is known of the new graph."""
+        """The DAG has changed: what is known about its tasks, by id, is known of the new graph, and what is known about
+        tasks that this one lacks is kept for a DAG that has them again."""
         old = State.__new__(State)
         old.__dict__.update(self.__dict__)
         State.__init__(self, graph)
         for name in _OF_THE_RUN:
             setattr(self, name, getattr(old, name))
-        for node, rows in old.rows.items():
-            here = graph.index.get(old.graph.id(node), -1)
+        found = {old.graph.id(node): rows for node, rows in old.rows.items()}
+        found.update((task, known.rows) for task, known in old.absent.items() if known.rows is not None)
+        for task, rows in found.items():
+            here = graph.index.get(task, -1)
             each = graph.expandable(here)
             if each is not None and all(len(row) == len(each.names) for row in rows) and not graph.clash(here, rows):
                 self.rows[here] = rows
                 self._grow(len(graph.expand(here, rows)))
         for task, node in old.graph.index.items():
-            here = graph.index.get(task, -1)
-            if here >= 0:
-                self.status[here], self.attempt[here] = old.status[node], old.attempt[node]
-                self.duration_s[here] = old.duration_s[node]
-                for name in _FACTS:
-                    facts = getattr(old, name)
-                    if node in facts:
-                        getattr(self, name)[here] = facts[node]
+            self._know_of(task, old._known(node))
+        for task, known in old.absent.items():
+            self._know_of(task, known)
+
+    def _known(self, node: int) -> Known:
+        facts = {name: facts[node] for name in _FACTS if node in (facts := getattr(self, name))}
+        return Known(self.status[node], self.attempt[node], self.duration_s[node], facts, self.rows.get(node))
+
+    def _know_of(self, task: str, known: Known) -> None:
+        here = self.graph.index.get(task, -1)
+        if here >= 0:
+            self._know(here, known)
+        elif known.attempt or known.status != PENDING:
+            self.absent[task] = known
+
+    def _know(self, node: int, known: Known) -> None:
+        self.status[node], self.attempt[node], self.duration_s[node] = known.status, known.attempt, known.duration_s
+        for name, fact in known.facts.items():
+            getattr(self, name)[node] = fact
 
     def _grow(self, added: int) -> None:
         self.status.extend(bytes(added))

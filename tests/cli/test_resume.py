@@ -238,6 +238,22 @@ def test_changes_of_the_dag_are_told(pipe: Console) -> None:
     assert ran(pipe)[0] == "check"
 
 
+def test_task_that_comes_back_has_its_past_and_its_logs(pipe: Console) -> None:
+    assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
+    pipe.write("pipe.py", PIPE.replace('each(Fit, region=["eu", "us"]), ', ""))
+    assert pipe("resume", "-P", "flag=2").returncode == 0
+    ran(pipe)
+    pipe.write("pipe.py", PIPE)
+    pipe.write("good.flag", "")
+    done = pipe("resume", "-P", "flag=3")
+    assert "session 3: 2 tasks again, 3 tasks kept\n" in done.stderr
+    assert "  fit[region=us]  it failed\n" in done.stderr
+    assert ran(pipe) == ["fit[region=us]", "report"]
+    first, _, second = pipe("logs", "first", "fit[region=us]").stdout.partition("\n\n")
+    assert first.startswith("==> fit[region=us], attempt 1 <==\nflag is None\n")
+    assert second == "==> fit[region=us], attempt 2 <==\nflag is 3\n"
+
+
 def test_change_of_the_code_alone_is_told(pipe: Console) -> None:
     def version() -> str:
         return str(json.loads(pipe("show", "--json").stdout)["code_version"])

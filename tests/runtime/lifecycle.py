@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -190,27 +190,24 @@ class Recorded:
     end: str = "interrupted"
 
     @classmethod
-    def of(cls, log: Path, pipes: list[Pipe], ended: bool) -> Recorded:
-        """Read `log`; `pipes` has what the pipeline was in each session. Of a line that lacks but its newline nobody
-        knows that it is whole before the log has `ended`."""
+    def of(cls, log: Path, ended: bool) -> Recorded:
+        """Read `log`. Of a line that lacks but its newline nobody knows that it is whole before the log has `ended`."""
         known = cls()
         for line in log.read_text().splitlines(keepends=True):
             if not ended and not line.endswith("\n"):
                 break
             try:
-                known.take(json.loads(line), pipes)
+                known.take(json.loads(line))
             except json.JSONDecodeError:
                 continue  # torn
         return known
 
-    def take(self, event: dict[str, Any], pipes: list[Pipe]) -> None:
+    def take(self, event: dict[str, Any]) -> None:
         kind, _, word = event["event"].partition(".")
         task = event.get("task", "")
         if kind == "run":
             self.end = "interrupted" if word in ("started", "resumed") else word
-            if word in ("started", "resumed"):
-                self.sessions += 1
-                self.forget_all_but(pipes[self.sessions - 1])
+            self.sessions += word in ("started", "resumed")
         elif word == "expanded":
             self.rows[task.removeprefix("each-")] = [value for (value,) in event["values"]]
         elif word in ("started", "retrying", "reset"):
@@ -222,11 +219,11 @@ class Recorded:
             if word == "finished":
                 self.finishes.append((task, event["attempt"]))
 
-    def forget_all_but(self, pipe: Pipe) -> None:
-        self.rows = {name: found for name, found in self.rows.items() if pipe.kinds.get(name) == "asks"}
+    def within(self, pipe: Pipe) -> Recorded:
+        """The part of it that is about tasks of `pipe`: what it lacks is not forgotten, and may come back."""
         depends = pipe.depends(self.rows)
-        self.statuses = {task: status for task, status in self.statuses.items() if task in depends}
-        self.attempts = {task: attempt for task, attempt in self.attempts.items() if task in depends}
+        statuses = {task: status for task, status in self.statuses.items() if task in depends}
+        return replace(self, statuses=statuses)
 
     def is_left_out(self, task: str) -> bool:
         return self.statuses.get(task) == "skipped" and self.why[task] == "unselected"

@@ -26,24 +26,24 @@ def check_log(events: Sequence[e.Event]) -> dict[str, str]:
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     tasks: dict[str, str] = {}
     attempts: dict[str, int] = {}
+    absent: set[str] = set()
     session, open_ = 0, False
     for event in events:
         if isinstance(event, (e.RunStarted, e.RunResumed)):
             session += 1
             open_ = True
-            if isinstance(event, e.RunResumed) and event.changes:  # what was taken out of the DAG is forgotten
-                known = State.of(events[: event.seq]).graph.index
-                tasks = {task: status for task, status in tasks.items() if task in known}
-                attempts = {task: attempt for task, attempt in attempts.items() if task in known}
+            if isinstance(event, e.RunResumed) and event.changes:  # what was taken out of the DAG may come back
+                absent = tasks.keys() - State.of(events[: event.seq]).graph.index
         assert open_, f"after the end of its session: {event}"
         assert event.session == session, event
         if isinstance(event, e.TaskEvent):
             _check_task(event, tasks, attempts)
         elif type(event) in OVER:
             open_ = False
-            unended = {task: status for task, status in tasks.items() if status in (*WAITS, "running")}
+            waits = (*WAITS, "running")
+            unended = {task: status for task, status in tasks.items() if status in waits and task not in absent}
             assert not unended, f"{unended} when the session ended"
-    return tasks
+    return {task: status for task, status in tasks.items() if task not in absent}
 
 
 def _check_task(event: e.TaskEvent, tasks: dict[str, str], attempts: dict[str, int]) -> None:

@@ -78,7 +78,7 @@ class Life:
         self.pipes = [pipe]
 
     def recorded(self, ended: bool = False) -> Recorded:
-        return Recorded.of(self.log, self.pipes, ended)
+        return Recorded.of(self.log, ended)
 
     def keeps(self) -> list[str]:
         """The tasks with outputs."""
@@ -184,8 +184,7 @@ class Lives(RuleBasedStateMachine):
         self.count("run")
 
     def resume(self, data: st.DataObject, life: Life, drive: Drive) -> None:
-        known = life.recorded(ended=True)
-        known.forget_all_but(self.pipe)
+        known = life.recorded(ended=True).within(self.pipe)
         again = self.lost(life)
         options: dict[str, Any] = {"on_failure": drive.policy}
         forces = data.draw(st.sampled_from([None, None, "force", "from_task"]))
@@ -239,7 +238,7 @@ class Lives(RuleBasedStateMachine):
             raise
 
     def check_end(self, life: Life, expected: Expected, drive: Drive, result: RunResult) -> None:
-        after = life.recorded()
+        after = life.recorded().within(life.pipes[-1])
         assert (after.end, after.sessions) == (result.status, len(life.pipes))
         statuses = {task: each.status for task, each in result.tasks.items()}
         state = LogReader(life.log).state()
@@ -316,7 +315,7 @@ class Lives(RuleBasedStateMachine):
             listed = {run.run_id: run for run in index.runs()}
         assert set(listed) == {life.run_id for life in self.lives}
         for life in self.lives:
-            known, run = life.recorded(), listed[life.run_id]
+            known, run = life.recorded().within(life.pipes[-1]), listed[life.run_id]
             assert (run.status, run.sessions) == (known.end, known.sessions)
             if known.end != "interrupted":
                 assert run.counts == Counter(known.statuses.values())

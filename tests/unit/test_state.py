@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,7 +33,8 @@ class Story:
 
     def __init__(self, root: Element) -> None:
         self.seq = 0
-        self.state = State.of([self.opening(e.RunStarted, tree(root))])
+        self.events: list[e.Event] = [self.opening(e.RunStarted, tree(root))]
+        self.state = State.of(self.events)
 
     def opening(self, kind: Any, tree: Tree, session: int = 1, **more: Any) -> Any:
         self.seq += 1
@@ -43,7 +44,11 @@ class Story:
     def tell(self, kind: Any, *facts: Any, **more: Any) -> int:
         self.seq += 1
         header = (self.seq, 1, "2026-01-01T00:00:02.250000Z", "info", "r1", "dag")
-        return self.state.apply(kind(*header, *facts, **more))
+        return self.happens(kind(*header, *facts, **more))
+
+    def happens(self, event: e.Event) -> int:
+        self.events.append(event)
+        return self.state.apply(event)
 
     def starts(self, task: str, attempt: int = 1) -> None:
         self.tell(e.TaskStarted, task, attempt, 3, "x", "thread", "host", 1, 0.0)
@@ -58,7 +63,7 @@ class Story:
         self.tell(e.TaskFailed, task, attempt, 3, "x", "thread", 1.5, reason, "E", "m")
 
     def resumes(self, root: Element, session: int = 2) -> None:
-        self.state.apply(self.opening(e.RunResumed, tree(root), session, changes=[]))
+        self.happens(self.opening(e.RunResumed, tree(root), session, changes=[]))
 
     def status(self) -> dict[str, str]:
         state = self.state
@@ -235,6 +240,87 @@ def test_an_each_that_is_gone_takes_what_it_found_along(story: Story) -> None:
     story.resumes(Deps((Leaf(0),), ((),)))
     assert story.status() == {"a": "pending"}
     assert story.state.rows == {}
+
+
+def test_what_is_known_of_a_task_that_was_taken_out_comes_back_with_it(story: Story) -> None:
+    story.starts("a")
+    story.finishes("a")
+    story.starts("b")
+    story.retries("b", 1, "lost")
+    story.tell(e.TaskMetric, "b", 1, "rmse", 0.5)
+    story.starts("c")
+    story.resumes(Leaf(3, fixed={"x": 1}))
+    assert story.status() == {"t[x=1]": "pending"}
+    assert not any((story.state.losses, story.state.error, story.state.metrics))
+    story.resumes(Leaf(3, fixed={"x": 2}), session=3)
+    story.resumes(Seq((Leaf(2), Leaf(1), Leaf(0))), session=4)
+    state = story.state
+    assert story.status() == {"c": "running", "b": "retrying", "a": "finished"}
+    assert (list(state.attempt), list(state.duration_s)) == ([1, 1, 1], [0.0, 1.5, 2.5])
+    assert (state.losses, state.metrics, state.retry_at) == ({1: 1}, {1: {"rmse": 0.5}}, {1: 1767225606.25})
+    assert state.error[1].reason == "lost"
+    assert not state.absent
+    assert resets_of(story) == {"c": "it was interrupted", "a": "b runs again"}  # what is before it decides, as ever
+
+
+@pytest.mark.parametrize("rows", [[["x"], ["y"]], []])
+def test_an_each_that_comes_back_has_found_what_it_had(story: Story, rows: list[list[str]]) -> None:
+    story.starts("each-t")
+    story.tell(e.TaskExpanded, "each-t", 1, rows)
+    story.finishes("each-t")
+    if rows:
+        story.starts("t[x=y]")
+        story.finishes("t[x=y]")
+    story.resumes(Leaf(0))
+    story.finishes("a")
+    story.resumes(Seq((Leaf(0), ASK)), session=3)
+    found = {"t[x=x]": "pending", "t[x=y]": "finished"} if rows else {}
+    assert story.status() == {"a": "finished", "each-t": "finished", **found}
+    assert story.state.rows == {story.state.graph.index["each-t"]: rows}
+    assert resets_of(story) == {}
+
+
+def test_what_an_each_finds_that_was_a_task_before_runs_again_in_a_new_attempt() -> None:
+    story = Story(Seq((Leaf(0), Leaf(3, fixed={"x": 1}))))
+    story.starts("t[x=1]", 2)
+    story.fails("t[x=1]", 2)
+    story.resumes(ASK)
+    story.starts("each-t")
+    story.tell(e.TaskExpanded, "each-t", 1, [[1], [2]])
+    assert story.status() == {"each-t": "running", "t[x=1]": "pending", "t[x=2]": "pending"}
+    state, node = story.state, story.state.graph.index["t[x=1]"]
+    assert (state.attempt[node], state.earlier) == (2, {node: 2})
+    assert not state.error
+    assert not state.absent
+
+
+def test_the_state_of_a_run_whose_dag_changes_is_the_fold_at_every_prefix(story: Story) -> None:
+    """Also where the driver has carried it over before it wrote that down."""
+    session: list[Callable[[], object]] = [
+        lambda: story.starts("a"),
+        lambda: story.finishes("a"),
+        lambda: story.tell(e.TaskExpanded, "each-t", 1, [["x"], ["y"]]),
+        lambda: story.finishes("each-t"),
+        lambda: story.starts("t[x=y]"),
+        lambda: story.fails("t[x=y]"),
+        lambda: story.resumes(Seq((Leaf(2), Leaf(1)))),
+        lambda: story.starts("b"),
+        lambda: story.resumes(Seq((Leaf(3, fixed={"x": "x"}), ASK, Leaf(0))), 3),
+        lambda: story.tell(e.TaskReset, "each-t", 1, "what it found is not known any more"),
+        lambda: story.tell(e.TaskExpanded, "each-t", 2, [["y"]]),
+        lambda: story.resumes(Seq((Leaf(0), ASK, Leaf(1))), 4),
+    ]
+    for step in session:
+        step()
+        assert fingerprint(State.of(story.events)) == fingerprint(story.state)
+        before, last = State.of(story.events[:-1]), story.events[-1]
+        if isinstance(last, e.RunResumed):
+            before.carry_over(Graph(Tree.of(last.graph)))
+            before.apply(last)
+            assert fingerprint(before) == fingerprint(story.state)
+    assert story.status() == {
+        "a": "finished", "each-t": "pending", "b": "running", "t[x=y]": "pending"
+    }  # fmt: skip
 
 
 def test_states_of_equal_logs_are_equal_and_of_others_differ(story: Story) -> None:
