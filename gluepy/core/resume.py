@@ -1,4 +1,4 @@
-"""What a resumed run does again, and why: from the state alone."""
+"""What a resumed run does again, and why: from its state, and from what it is about."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from gluepy.core.graph import Graph
+from gluepy.core.scheduler import Selection
 from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
 
 _UNFINISHED: Final = {
@@ -17,20 +18,28 @@ _UNFINISHED: Final = {
 }
 
 
-def resets(state: State, forced: Mapping[int, str], gone: Collection[int] = ()) -> dict[int, str]:
+def resets(
+    state: State, forced: Mapping[int, str], gone: Collection[int] = (), selection: Selection | None = None
+) -> dict[int, str]:
     """The tasks that have to be reset before the run goes on, each with the cause, in topological order.
 
     That is every task that has not finished (one that waits for a retry keeps waiting, one that never started needs no
     reset), every one that is `forced`, for the reason given there, every finished one whose outputs are `gone`, and
-    every descendant of one that runs again. What the run left out stays so, and hides nothing that comes before it.
+    every descendant of one that runs again. What the run leaves out, now or before, does not run: it resets nothing,
+    and hides nothing that comes before it. Where it had begun it is reset, so that it can be left out.
     """
     graph, status = state.graph, state.status
     causes: dict[int, str] = {}
-    again: set[int] = set()
+    again: dict[int, str] = {}  # what runs again, and what is behind it: the task that does
     for node in graph.order():
-        if _is_passed_through(state, node):
-            if any(before in again for before in graph.after[node]):
-                again.add(node)
+        before = next((again[other] for other in graph.after[node] if other in again), "")
+        if before:
+            again[node] = before
+        if graph.ids[node] is None or (status[node] == SKIPPED and state.why.get(node) == "unselected"):
+            continue
+        if selection is not None and not selection.takes(graph, node):
+            if status[node] in _UNFINISHED or (before and status[node] == FINISHED):
+                causes[node] = "the run's selection leaves it out"
             continue
         cause = forced.get(node) or _UNFINISHED.get(status[node], "")
         if not cause and node in gone:
@@ -38,13 +47,13 @@ def resets(state: State, forced: Mapping[int, str], gone: Collection[int] = ()) 
         if not cause and status[node] == FINISHED and graph.expandable(node):
             cause = "what it found is not known any more"
         if status[node] in (PENDING, RETRYING):
-            again.add(node)
+            again[node] = graph.id(node)
             if status[node] == PENDING or node not in forced:
                 continue
-        if not cause and any(before in again for before in graph.after[node]):
-            cause = f"{_runs_again(state, node, again)} runs again"
+        if not cause and before:
+            cause = f"{before} runs again"
         if cause:
-            again.add(node)
+            again[node] = graph.id(node)
             causes[node] = cause
     return causes
 
@@ -62,21 +71,6 @@ def changes(before: Graph, after: Graph) -> list[str]:
     if _edges(before, set(removed)) != _edges(after, set(added)):
         told.append("dependencies changed")
     return told
-
-
-def _is_passed_through(state: State, node: int) -> bool:
-    """Whether it is a join, or a task that is not selected: neither runs, and those after it follow those before it."""
-    return state.graph.ids[node] is None or (state.status[node] == SKIPPED and state.why.get(node) == "unselected")
-
-
-def _runs_again(state: State, node: int, again: set[int]) -> str:
-    after = state.graph.after
-    todo = [before for before in after[node] if before in again]
-    while True:
-        before = todo.pop()
-        if not _is_passed_through(state, before):
-            return state.graph.id(before)
-        todo.extend(other for other in after[before] if other in again)
 
 
 def _edges(graph: Graph, without: set[str]) -> set[tuple[str, str]]:

@@ -32,6 +32,7 @@ import msgspec
 
 from gluepy.core import events as e
 from gluepy.core.events import Event
+from gluepy.core.graph import Graph
 from gluepy.core.policy import OnFailure
 from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
 
@@ -94,6 +95,16 @@ class Selection(msgspec.Struct, frozen=True):
     origins: frozenset[int] = frozenset()
     ids: frozenset[str] = frozenset()
     parts: dict[int, frozenset[str]] = {}
+
+    def takes(self, graph: Graph, node: int) -> bool:
+        """Whether the run is about the task `node` of `graph`."""
+        if node in self.nodes:
+            return True
+        origin, label = graph.origin.get(node, -1), graph.spec(node).label
+        if origin < 0:
+            return False
+        by_name = label in self.labels or graph.ids[node] in self.ids
+        return by_name or origin in self.origins or label in self.parts.get(origin, ())
 
 
 Command = Start | SkipTask | BlockTask | CancelTask | StopTask | EndRun
@@ -418,14 +429,7 @@ class Scheduler:
         return bool(failed) and self.graph.spec(node).trigger in ("all_success", "none_failed")
 
     def _is_selected(self, node: int) -> bool:
-        chosen = self._selection
-        if chosen is None or node in chosen.nodes:
-            return True
-        origin, label = self.graph.origin.get(node, -1), self.graph.spec(node).label
-        if origin < 0:
-            return False
-        by_name = label in chosen.labels or self.graph.ids[node] in chosen.ids
-        return by_name or origin in chosen.origins or label in chosen.parts.get(origin, ())
+        return self._selection is None or self._selection.takes(self.graph, node)
 
     def _queue(self, node: int, now: float) -> None:
         self._ready_at[node] = now

@@ -160,17 +160,19 @@ class Session:
                 told = changes(before, state.graph)
             forced = _forced(state.graph, compiled.label, given)
             chosen = select(state.graph, compiled.label, merged)
-            if chosen is not None and forced and not forced.keys() & chosen.nodes:
+
+            def is_chosen(node: int) -> bool:
+                return chosen is None or chosen.takes(state.graph, node)
+
+            if forced and not any(map(is_chosen, forced)):
                 task, selection = state.graph.id(min(forced)), f"the selection of run {record.run_id}"
                 raise OptionError(f"task {task!r}", f"{selection} left it out", "start a new run")
-            again = resets(state, forced, _gone(compiled, state, settings, record))
-            tasks = {state.graph.id(node): cause for node, cause in again.items()}
+            again = resets(state, forced, _gone(compiled, state, settings, record), chosen)
+            tasks = {state.graph.id(node): cause for node, cause in again.items() if is_chosen(node)}
             rest = [node for node in state.graph.tasks() if node not in again]
             kept = [state.graph.id(node) for node in rest if state.status[node] == FINISHED]
             waiting = [
-                state.graph.id(node)
-                for node in rest
-                if state.status[node] in (PENDING, RETRYING) and (chosen is None or node in chosen.nodes)
+                state.graph.id(node) for node in rest if state.status[node] in (PENDING, RETRYING) and is_chosen(node)
             ]
             params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
             context = load_context(settings, params, recorded=record.context).to_dict()

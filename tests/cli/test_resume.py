@@ -147,6 +147,18 @@ def test_selection_of_the_run_stays(pipe: Console) -> None:
     )
 
 
+def test_new_task_that_the_selection_leaves_out_changes_nothing(pipe: Console) -> None:
+    pipe.write("good.flag", "")
+    assert pipe("run", "pipe.py", "--task", "load", "--task", "report", "--run-id", "some").returncode == 0
+    ran(pipe)
+    check = "class Check(Note):\n        pass\n\n    class Report(Note):"
+    pipe.write("pipe.py", PIPE.replace("class Report(Note):", check).replace(", Report)", ", Check, Report)"))
+    done = pipe("resume")
+    assert "session 2: 2 tasks kept; nothing is left to do\nthe DAG has changed: added: check\n" in done.stderr
+    assert ran(pipe) == []
+    assert "and 4 tasks that the run's selection left out\n" in pipe("show").stdout
+
+
 def test_gone_outputs_are_made_again(pipe: Console) -> None:
     pipe.write("good.flag", "")
     assert pipe("run", "pipe.py", "--run-id", "first").returncode == 0

@@ -266,20 +266,24 @@ class Expected:
                 if behind:
                     runs_again.add(task)  # for those after it
                 continue
+            if task not in selected:  # it is new in the pipeline, or was moved
+                stays = known.statuses.get(task) == "finished" and not behind
+                expected.statuses[task] = "finished" if stays else "skipped"
+                hands[task] = set() if stays else got & {"bad"}
+                if behind:
+                    runs_again.add(task)
+                continue
             if known.statuses.get(task) == "finished" and not behind and task not in forced:
                 expected.statuses[task] = "finished"
                 hands[task] = set()
                 continue
-            runs_again.add(task)  # also one that is not selected: it is new in the pipeline
+            runs_again.add(task)
             expected.again.add(task)
             number = known.attempts.get(task, 0) + 1
-            status = cls._end(pipe, task, number, got) if task in selected else "skipped"
-            if status not in ("blocked", "skipped upstream") and task in selected:
+            status = cls._end(pipe, task, number, got)
+            if status not in ("blocked", "skipped upstream"):
                 expected.begins.add(task)
-            if task not in selected:
-                hands[task] = got & {"bad"}
-            else:
-                hands[task] = {"failed": {"bad"}, "blocked": {"bad"}, "finished": set()}.get(status, {"left out"})
+            hands[task] = {"failed": {"bad"}, "blocked": {"bad"}, "finished": set()}.get(status, {"left out"})
             expected.statuses[task] = status.split()[0]
         return expected
 

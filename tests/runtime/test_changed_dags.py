@@ -68,3 +68,24 @@ async def test_what_an_each_finds_that_was_a_task_before_runs_again_in_a_new_att
     last = await sessions(go, executor, (Region(region="eu"),), (each(Region, region=lambda: ["eu"]),))
     assert executor.started == [("region[region=eu]", 1), ("region[region=eu]", 2)]
     assert statuses(last) == {"each-region": "finished", "region[region=eu]": "finished"}
+
+
+async def test_a_new_task_that_the_run_is_not_about_makes_nothing_run_again(go: Go) -> None:
+    a, b, c = (Step(id=name) for name in "abc")
+    executor = ScriptedExecutor()
+    last = await sessions(go, executor, (a, c), (a, b, c), tasks=["a", "c"])
+    assert executor.started == [("a", 1), ("c", 1)]
+    assert statuses(last) == {"a": "finished", "b": "skipped", "c": "finished"}
+
+
+async def test_a_task_that_the_run_is_not_about_any_more_is_left_out_and_not_told_of_as_running_again(go: Go) -> None:
+    a, b, c = (Step(id=name) for name in "abc")
+    executor = ScriptedExecutor({"c": failed()})
+    async with go.runtime(executor=executor) as runtime:
+        await runtime.run_dag(dag_of(a, b, c), check=False, run_id="run", from_task="b")
+        async with runtime.stream_resume("run", dag=dag_of(c, b)) as run:
+            assert run.plan is not None
+            assert (run.plan.again, run.plan.waiting, run.plan.kept) == ({}, [], ["b"])
+            last = await run.result()
+    assert executor.started == [("b", 1), ("c", 1)]
+    assert statuses(last) == {"c": "skipped", "b": "finished"}

@@ -294,8 +294,9 @@ class Run:
         self.record(e.RunResumed(*self.header(), *facts))
         self.graph, self.order = self.state.graph, None
         finished = {node for node in self.graph.tasks() if self.state.status[node] == FINISHED}
-        causes = resets(self.state, {})
-        assert sorted(causes) == sorted(again(self.state))
+        causes = resets(self.state, {}, selection=self.selection)
+        left_out = {node for node in self.graph.tasks() if not self.is_selected(node)}
+        assert sorted(causes) == sorted(again(self.state, left_out))
         for node, cause in causes.items():
             if self.state.status[node] == RUNNING:
                 lost: tuple[Any, ...] = (1, "sim", "thread", 0.0, "interrupted", "Interrupted", "gone")
@@ -608,7 +609,7 @@ class Run:
         return verdicts
 
     def trigger(self, node: int, got: int) -> str:
-        if self.selection is not None and not self.selected(node, self.selection):
+        if not self.is_selected(node):
             return "unselected"
         trigger = self.graph.spec(node).trigger
         if got & BAD and trigger in ("all_success", "none_failed"):
@@ -617,7 +618,10 @@ class Run:
             return "upstream"
         return "trigger" if trigger == "one_failed" and not got & BAD else "start"
 
-    def selected(self, node: int, selection: s.Selection) -> bool:
+    def is_selected(self, node: int) -> bool:
+        selection = self.selection
+        if selection is None:
+            return True
         origin = self.graph.origin.get(node)
         if origin is None:
             return node in selection.nodes
@@ -671,8 +675,7 @@ class Run:
 
     def check_skip(self, node: int, reason: str) -> None:
         if reason == "unselected" and (self.stopping or self.draining or self.abandoned) and not self.flights:
-            assert self.selection is not None  # the run is over
-            assert not self.selected(node, self.selection)
+            assert not self.is_selected(node)  # the run is over
             self.closing |= self.verdict(node) != reason
         else:
             assert self.verdict(node) == reason, f"{reason}, yet {self.verdict(node)}"
@@ -711,14 +714,14 @@ class Run:
         return fits and len(self.slots) < self.concurrency
 
 
-def again(state: State) -> list[int]:
+def again(state: State, left_out: set[int]) -> list[int]:
     """What a resumed run has to reset, as the contract says it."""
     graph, status = state.graph, state.status
     marked: set[int] = set()
     found = []
     for node in in_order(graph):
         befores = any(before in marked for before in graph.after[node])
-        if graph.ids[node] is None or (status[node] == SKIPPED and state.why[node] == "unselected"):
+        if graph.ids[node] is None or node in left_out:
             if befores:
                 marked.add(node)
         elif status[node] in (PENDING, RETRYING):

@@ -203,7 +203,7 @@ def retry_that_starves_behind_others(patch: pytest.MonkeyPatch) -> None:
 
 
 def finished_tasks_that_run_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("simulation.resets", lambda state, forced: dict.fromkeys(state.graph.tasks(), "again"))
+    patch.setattr("simulation.resets", lambda state, forced, **_: dict.fromkeys(state.graph.tasks(), "again"))
 
 
 def one_task_too_many(patch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from simulation import World, fingerprint
 from gluepy.core import events as e
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
 from gluepy.core.resume import changes, resets
+from gluepy.core.scheduler import Selection
 from gluepy.core.state import PENDING, STATUS, State
 from gluepy.core.timeline import Bar, timeline, with_more_slots
 
@@ -331,10 +332,15 @@ def test_states_of_equal_logs_are_equal_and_of_others_differ(story: Story) -> No
     assert Graph(story.state.graph.tree).ids == story.state.graph.ids
 
 
-def resets_of(story: Story, forced: dict[str, str] | None = None, gone: Iterable[str] = ()) -> dict[str, str]:
+def resets_of(
+    story: Story, forced: dict[str, str] | None = None, gone: Iterable[str] = (), selected: Iterable[str] | None = None
+) -> dict[str, str]:
     index = story.state.graph.index
     found = resets(
-        story.state, {index[task]: why for task, why in (forced or {}).items()}, [index[task] for task in gone]
+        story.state,
+        {index[task]: why for task, why in (forced or {}).items()},
+        [index[task] for task in gone],
+        None if selected is None else Selection(frozenset(index[task] for task in selected)),
     )
     return {story.state.graph.id(node): why for node, why in found.items()}
 
@@ -387,6 +393,34 @@ def test_what_was_left_out_hides_nothing_that_runs_again_before_it() -> None:
     story.finishes("c")
     assert resets_of(story) == {}
     assert resets_of(story, {"a": "it was forced"}) == {"a": "it was forced", "c": "a runs again"}
+
+
+def test_a_new_task_that_is_not_selected_resets_nothing_and_hides_nothing_before_it() -> None:
+    story = Story(Seq((Leaf(0), Leaf(2))))
+    story.finishes("a")
+    story.finishes("c")
+    story.resumes(Seq((Leaf(0), Leaf(1), Leaf(2))))
+    assert resets_of(story) == {"c": "b runs again"}
+    assert resets_of(story, selected="ac") == {}
+    assert resets_of(story, {"b": "it was forced"}, selected="ac") == {}
+    assert resets_of(story, {"a": "it was forced"}, selected="ac") == {"a": "it was forced", "c": "a runs again"}
+
+
+def test_what_is_not_selected_any_more_is_reset_where_it_could_not_stay_and_resets_nothing() -> None:
+    story = Story(Seq((Leaf(0), Leaf(1), Leaf(2), Leaf(3, fixed={"x": 1}))))
+    story.finishes("a")
+    story.fails("b")
+    story.finishes("c")
+    story.finishes("t[x=1]")
+    left_out = "the run's selection leaves it out"
+    assert resets_of(story, gone=["c"], selected=["a", "t[x=1]"]) == {"b": left_out}
+    assert resets_of(story, gone=["a"], selected=["a", "t[x=1]"]) == {
+        "a": "its declared outputs are gone", "b": left_out, "c": left_out, "t[x=1]": "a runs again"
+    }  # fmt: skip
+    story.starts("b", 2)
+    assert resets_of(story, selected=["a", "t[x=1]"]) == {"b": left_out}
+    story.retries("b", 2, "exception")
+    assert resets_of(story, selected=["a", "t[x=1]"]) == {}
 
 
 def test_how_a_dag_has_changed_is_told_in_words() -> None:
