@@ -169,10 +169,11 @@ class Graph:
 
     def params(self, node: int) -> dict[str, JSON]:
         """The parameters of a task node by name, for the caller to keep: nobody else sees what becomes of them."""
-        params = dict(zip(self.specs[self.spec_of[node]].params, self.values[node], strict=True))
-        for name, value in params.items():
+        values = self.values[node]
+        params = dict(zip(self.specs[self.spec_of[node]].params, values, strict=True))
+        for value in values:
             if isinstance(value, (list, dict)):
-                params[name] = deepcopy(value)
+                return deepcopy(params)
         return params
 
     def expand(self, node: int, rows: Sequence[Sequence[JSON]]) -> range:

@@ -177,7 +177,6 @@ class Scheduler:
         self.held: dict[int, tuple[int, float]] = {}  # node -> (abandoned attempt, when to wait for it no longer)
         self._limits = limits if limits is not None else Limits({})
         self._uses = [shared + tuple(spec.uses.items()) for spec in self.graph.specs]
-        self._eager = [spec.trigger != "one_failed" for spec in self.graph.specs]  # starts when all went well
         self._selection = selection
         self._weight = weight
         self._starved = starved
@@ -207,7 +206,7 @@ class Scheduler:
                 pass  # `next` has counted it already
             case e.TaskFinished():
                 self._free(node)
-                self._resolve(node, self._flags[node] & _AFTERMATH, now)
+                self._resolve(node, self._hands_on(node), now)
             case e.TaskFailed():
                 self._leave(node, event.attempt, event.abandoned, now)
                 self._fail(node, now)
@@ -245,8 +244,10 @@ class Scheduler:
         """
         if self._commands:
             return self._commands.popleft()
-        if self._stopping or self._ended:
-            return self._end(self._stopping) if self._stopping and not (self.running or self._ended) else None
+        if self._ended:
+            return None
+        if self._stopping:
+            return None if self.running else self._end(self._stopping)
         while self._delayed and self._delayed[0][0] <= now:
             _, node = heapq.heappop(self._delayed)
             if node not in self.held:
@@ -357,10 +358,9 @@ class Scheduler:
 
     def _resolve(self, node: int, flags: int, now: float) -> None:
         """The node has ended: tell those that wait for it, and through joins those behind, until nothing follows."""
-        todo = [(node, flags)]
+        todo: list[tuple[int, int]] = []
         ids, before, origin, waiting = self.graph.ids, self.graph.before, self.graph.origin, self._waiting
-        while todo:
-            node, flags = todo.pop()
+        while True:
             causes = self._causes.get(node) if flags & _FAILED else None
             for after in before[node]:
                 if flags:
@@ -378,6 +378,9 @@ class Scheduler:
                         todo.append((after, self._hands_on(after)))
                     else:
                         self._judge(after, now)
+            if not todo:
+                return
+            node, flags = todo.pop()
 
     def _see_through(self, node: int, instance: int) -> None:
         """What an `each` added judges its trigger by what comes before that `each`, as if it had been there always."""
@@ -399,9 +402,8 @@ class Scheduler:
         status, flags = self.state.status[node], self._flags[node]
         if status not in (PENDING, RETRYING) or self._stopping or self._ended:
             return  # it has ended already, by what a log says; or it ends with the run
-        spec = self.graph.spec_of[node]
-        trigger = self.graph.specs[spec].trigger
-        if self._is_smooth and not flags and self._eager[spec] and status == PENDING:
+        trigger = self.graph.specs[self.graph.spec_of[node]].trigger
+        if self._is_smooth and not flags and trigger != "one_failed" and status == PENDING:
             self._queue(node, now)
         elif not self._is_selected(node):
             self._commands.append(SkipTask(node, "unselected"))

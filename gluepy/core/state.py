@@ -119,12 +119,14 @@ class State:
                 self.status[node] = FINISHED
                 self.duration_s[node] = event.duration_s
                 return node
-            case e.TaskProgress() | e.TaskOutput():
-                return self.graph.index[event.task]
             case e.TaskMetric():
                 node = self.graph.index[event.task]
-                self.metrics.setdefault(node, {})[event.name] = event.value
+                if node not in self.metrics:
+                    self.metrics[node] = {}
+                self.metrics[node][event.name] = event.value
                 return node
+            case e.TaskProgress() | e.TaskOutput():
+                return self.graph.index[event.task]
             case e.TaskFailed():
                 node = self._ended(event, FAILED, event.duration_s)
                 self.error[node] = event

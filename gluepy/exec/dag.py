@@ -348,6 +348,8 @@ class _Compiler:
                     )
                 places[positions[key]] = None
             after_of.append(list(places))
+        if all(not after or max(after) < position for position, after in enumerate(after_of)):
+            return Deps(tuple(leaves), tuple([tuple(sorted(after)) for after in after_of]))  # as most authors write it
         order = self.topological(after_of, keys)
         place = {old: new for new, old in enumerate(order)}
         return Deps(

@@ -92,7 +92,7 @@ class Engine:
         self._listening = anyio.CancelScope()
         self._patient = patient
         self._pid = os.getpid()
-        self._run_id, self._dag = run.run_id, run.dag
+        self._now, self._timestamp = 0.0, ""  # the present moment: see `_tick`
         self._second, self._second_text = -1, ""
         self._seq = state.seq
         self._lines: list[bytes] = []  # stored, and written with the next `_flush`
@@ -128,7 +128,7 @@ class Engine:
 
         Raises `RunStopped` when the run could not go on, and lets cancellation pass when all is written down.
         """
-        self._began = self._clock.now()
+        self._began = self._tick()
         self._session += 1
         try:
             async with anyio.create_task_group() as self._tasks:
@@ -144,6 +144,7 @@ class Engine:
                         self._scheduler.stop(self._stop_first)
                     await self._log.durable()
                     await anyio.lowlevel.checkpoint()  # in a scope that is cancelled already nothing starts
+                    self._tick()
                     self._tasks.start_soon(self._keep_time)
                     if self._stop_asked is not None:
                         self._tasks.start_soon(self._listen, self._stop_asked)
@@ -171,6 +172,7 @@ class Engine:
         if not hasattr(self, "_scheduler"):
             self._stop_first = end
         elif not self._is_over:
+            self._tick()
             self._scheduler.stop(end)
             self._advance()
 
@@ -202,7 +204,7 @@ class Engine:
 
     def _advance(self, taken: int = 0) -> None:
         """Carry out what the scheduler wants now; `taken` slots are about to look for work themselves."""
-        now = self._clock.now()
+        now = self._now
         try:
             while (command := self._scheduler.next(now)) is not None:
                 match command:
@@ -231,11 +233,26 @@ class Engine:
             self._call_slot()
 
     def _start(self, start: s.Start) -> None:
-        node, number, graph = start.node, start.attempt, self._graph
+        node, number, graph, run = start.node, start.attempt, self._graph, self.run
         spec, target, executor, pool = self._kinds[graph.spec_of[node]]
-        task, limit, queued_s = graph.id(node), self._scheduler.max_attempts(node), _rounded(start.queued_s)
-        header = self._header("info")
-        self._put(e.TaskStarted(*header, task, number, limit, executor.name, pool, _HOST, self._pid, queued_s))
+        task, limit = graph.id(node), self._scheduler.max_attempts(node)
+        event = e.TaskStarted(
+            self._seq + 1,
+            self._session,
+            self._timestamp,
+            "info",
+            run.run_id,
+            run.dag,
+            task,
+            number,
+            limit,
+            executor.name,
+            pool,
+            _HOST,
+            self._pid,
+            _rounded(start.queued_s),
+        )
+        self._put(event)
         params = graph.params(node) if spec.params else _NONE
         self._work.append((node, executor, Attempt(self.run, spec, task, number, limit, params, pool, target)))
 
@@ -250,7 +267,7 @@ class Engine:
 
     def _end(self, end: s.EndRun) -> None:
         header = self._header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
-        duration_s = _rounded(self._clock.now() - self._began)
+        duration_s = _rounded(self._now - self._began)
         counts = self.state.counts()
         dropped = self._feed.dropped or None
         match end.status:
@@ -304,7 +321,7 @@ class Engine:
             node, executor, attempt = self._work.popleft()
             if self._work and not self._coming:
                 self._call_slot()
-            self._begin(slot, node, attempt)
+            self._begin(slot, node, attempt, executor)
             if attempt.spec.expands and node in self.state.rows:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
@@ -312,8 +329,8 @@ class Engine:
             events = self._settle(slot, attempt, outcome)
             if self._commits:
                 await self._make_durable()
-            now = self._conclude(slot, events)
-            if now - self._breath > _BREATH_S:
+            self._conclude(slot, events)
+            if self._now - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
 
@@ -321,23 +338,24 @@ class Engine:
         self._flush()
         with anyio.CancelScope(shield=True):  # a stop that came too late must not leave the end unheard
             await self._log.durable()
+        self._tick()
 
-    def _conclude(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> float:
-        """Go on from how the slot's attempt ended, as `events` have stored it; returns the present time."""
-        now = self._clock.now()
+    def _conclude(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> None:
+        """Go on from how the slot's attempt ended, as `events` have stored it."""
         for event in events:
-            self._scheduler.observe(event, now)
+            self._scheduler.observe(event, self._now)
         slot.ending = None
         if slot.released:
             self._scheduler.release(slot.node, events[-1].attempt)
         self._advance(taken=1)
-        return now
 
     def _executor_of(self, spec: Spec) -> Executor:
         return self._here if spec.expands else self._executor
 
-    def _begin(self, slot: _Slot, node: int, attempt: Attempt) -> None:
-        slot.begin(node, attempt, self._clock.now())
+    def _begin(self, slot: _Slot, node: int, attempt: Attempt, executor: Executor) -> None:
+        slot.node, slot.attempt, slot.executor, slot.began = node, attempt, executor, self._clock.now()
+        slot.late = slot.abandoned = slot.released = False
+        slot.cost = None
         self._busy[node] = slot
         if attempt.spec.timeout_s is not None and not self._patient:
             deadline = slot.began + attempt.spec.timeout_s
@@ -346,17 +364,11 @@ class Engine:
 
     def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> Sequence[e.TaskEvent]:
         """The attempt has ended by itself: store how."""
-        node, duration_s = slot.node, self._clock.now() - slot.began
-        slot.attempt, slot.ending = None, attempt
-        del self._busy[node]
+        duration_s = self._ended(slot, attempt)
         timeout_s = attempt.spec.timeout_s
         if timeout_s is not None and duration_s > timeout_s and not self._patient:
             outcome = _timed_out(attempt, outcome)  # it overran, and nobody could interrupt it
-        if outcome.status == "finished" and not attempt.spec.expands:
-            finished = self._finished(attempt, outcome, duration_s)
-            self._store(finished)
-            return (finished,)
-        events = self._events(node, attempt, outcome, duration_s, False)
+        events = self._events(slot, attempt, outcome, duration_s)
         for event in events:
             self._store(event)
         return events
@@ -364,12 +376,10 @@ class Engine:
     def _interrupted(self, slot: _Slot, attempt: Attempt) -> Sequence[e.TaskEvent]:
         """The attempt was stopped, at its deadline or because the run is: store that."""
         events: Sequence[e.TaskEvent]
-        node, duration_s = slot.node, self._clock.now() - slot.began
-        slot.attempt, slot.ending = None, attempt
-        del self._busy[node]
+        duration_s = self._ended(slot, attempt)
         if slot.late:
             outcome = _timed_out(attempt, slot.cost, slot.abandoned)
-            events = self._events(node, attempt, outcome, duration_s, slot.abandoned)
+            events = self._events(slot, attempt, outcome, duration_s, slot.abandoned)
         else:
             header = (*self._header("warning"), attempt.task, attempt.number)
             cost = slot.cost or Stopped()
@@ -379,15 +389,24 @@ class Engine:
             self._store(event)
         return events
 
+    def _ended(self, slot: _Slot, attempt: Attempt) -> float:
+        """The slot's attempt runs no more; returns the seconds that it took."""
+        slot.attempt, slot.ending = None, attempt
+        del self._busy[slot.node]
+        return self._tick() - slot.began
+
     def _events(
-        self, node: int, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool
+        self, slot: _Slot, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool = False
     ) -> Sequence[e.TaskEvent]:
         """How the attempt ended, as events."""
-        found: tuple[e.TaskEvent, ...] = ()
-        if outcome.status == "finished" and attempt.spec.expands and self._graph.expandable(node):
+        duration_s = _rounded(duration_s)
+        if outcome.status == "finished" and not attempt.spec.expands:
+            return (self._finished(slot, attempt, outcome, duration_s),)
+        node, found = slot.node, False
+        if outcome.status == "finished" and self._graph.expandable(node):
             clash = self._graph.clash(node, outcome.value)
             if clash is None:
-                found = (e.TaskExpanded(*self._header("info"), attempt.task, attempt.number, outcome.value),)
+                found = True
             else:
                 outcome = Outcome(
                     status="failed",
@@ -396,12 +415,12 @@ class Engine:
                     error_message=str(clash),
                     exception=clash,
                 )
-        if outcome.status == "finished":
-            return (*found, self._finished(attempt, outcome, duration_s, len(found)))
-        duration_s = _rounded(duration_s)
         header = (*self._header("info"), attempt.task, attempt.number)
-        executor, pool, limit = self._executor_of(attempt.spec).name, attempt.pool, attempt.max_attempts
+        executor, pool, limit = slot.executor.name, attempt.pool, attempt.max_attempts
         worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
+        if outcome.status == "finished":
+            finished = self._finished(slot, attempt, outcome, duration_s, ahead=int(found))
+            return (e.TaskExpanded(*header, outcome.value), finished) if found else (finished,)
         if outcome.status == "skipped":
             return (e.TaskSkipped(*header, "skip", outcome.error_message, duration_s),)
         reason = outcome.reason or "exception"
@@ -429,11 +448,28 @@ class Engine:
         end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
         return (e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log)),)
 
-    def _finished(self, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0) -> e.TaskFinished:
-        header = (*self._header("info", ahead), attempt.task, attempt.number)
-        ran = (self._executor_of(attempt.spec).name, attempt.pool, _rounded(duration_s))
-        where = (outcome.worker, outcome.pid or self._pid, outcome.host or _HOST)
-        return e.TaskFinished(*header, *ran, *where, outcome.cpu_s, outcome.peak_rss_mb, attempt.max_attempts)
+    def _finished(
+        self, slot: _Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0
+    ) -> e.TaskFinished:
+        return e.TaskFinished(
+            self._seq + 1 + ahead,
+            self._session,
+            self._timestamp,
+            "info",
+            self.run.run_id,
+            self.run.dag,
+            attempt.task,
+            attempt.number,
+            slot.executor.name,
+            attempt.pool,
+            duration_s,
+            outcome.worker,
+            outcome.pid or self._pid,
+            outcome.host or _HOST,
+            outcome.cpu_s,
+            outcome.peak_rss_mb,
+            attempt.max_attempts,
+        )
 
     def _log_of(self, attempt: Attempt) -> str | None:
         """The attempt's log file, relative to the record, if anything was written to it."""
@@ -443,6 +479,7 @@ class Engine:
 
     def _hear(self, slot: _Slot, attempt: Attempt, emission: Emission) -> None:
         """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended."""
+        self._tick()
         if isinstance(emission, Released):
             slot.released = attempt is slot.attempt or attempt is slot.ending
             self._scheduler.release(self._graph.index[attempt.task], attempt.number)
@@ -451,16 +488,18 @@ class Engine:
         if slot.attempt is not attempt or self._broken is not None:
             return  # late: the attempt has ended already
         match emission:
+            case Metric():
+                header = self._header("info")
+                self._tell(e.TaskMetric(*header, attempt.task, attempt.number, emission.name, emission.value))
+            case Progress():
+                header = self._header("info")
+                self._tell(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
             case Output():
                 if self._feed.live:
                     header = self._header("info", -1)
                     self._feed.output(
                         e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
                     )
-            case Progress():
-                self._tell(e.TaskProgress, attempt, emission.done, emission.total)
-            case Metric():
-                self._tell(e.TaskMetric, attempt, emission.name, emission.value)
             case Abandoned():
                 slot.abandoned = True
             case Stopped():
@@ -468,9 +507,8 @@ class Engine:
             case _:
                 assert_never(emission)
 
-    def _tell(self, kind: Callable[..., e.TaskEvent], attempt: Attempt, *facts: object) -> None:
+    def _tell(self, event: e.TaskProgress | e.TaskMetric) -> None:
         try:
-            event = kind(*self._header("info"), attempt.task, attempt.number, *facts)
             self._store(event)
             self.state.apply(event)  # the scheduler has no use for it
             self._flush()
@@ -488,7 +526,7 @@ class Engine:
             self._alarm = None
             if self._over.is_set():
                 return
-            now = self._clock.now()
+            now = self._tick()
             while self._deadlines and self._deadlines[0][0] <= now:
                 _, node, number = heapq.heappop(self._deadlines)
                 slot = self._busy.get(node)
@@ -530,22 +568,26 @@ class Engine:
 
     # Writing.
 
-    def _header(self, level: str, ahead: int = 0) -> tuple[int, int, str, str, str, str]:
-        """The header of the event that is stored next, or of the one `ahead` after it."""
-        wall = self._clock.wall()
+    def _tick(self) -> float:
+        """Begin a new moment: all that is stored and decided before the next one has its time, by both clocks."""
+        self._now, wall = self._clock.now(), self._clock.wall()
         second = int(wall)
         if second != self._second:
             self._second = second
             self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-        timestamp = "%s%06dZ" % (self._second_text, (wall - second) * 1e6)  # noqa: UP031  # the quickest way
-        return self._seq + 1 + ahead, self._session, timestamp, level, self._run_id, self._dag
+        self._timestamp = "%s%06dZ" % (self._second_text, (wall - second) * 1e6)  # noqa: UP031  # half of an f-string's time
+        return self._now
+
+    def _header(self, level: str, ahead: int = 0) -> tuple[int, int, str, str, str, str]:
+        """The header of the event that is stored next, or of the one `ahead` after it."""
+        return self._seq + 1 + ahead, self._session, self._timestamp, level, self.run.run_id, self.run.dag
 
     def _about(self, node: int, level: str = "info") -> tuple[int, int, str, str, str, str, str, int]:
         return (*self._header(level), self._graph.id(node), self.state.attempt[node])
 
     def _put(self, event: e.Event) -> None:
         self._store(event)
-        self._scheduler.observe(event, self._clock.now())
+        self._scheduler.observe(event, self._now)
 
     def _store(self, event: e.Event) -> None:
         if self._broken is not None:
@@ -580,6 +622,7 @@ class Engine:
             if self._is_over:
                 return
             try:
+                self._tick()
                 self._scheduler.stop(s.EndRun("failed", "stopped"))
                 for node, slot in self._busy.items():
                     if slot.attempt is not None:
@@ -619,12 +662,15 @@ class _Slot:
         "began",
         "cost",
         "ending",
+        "executor",
         "late",
         "node",
         "released",
         "scope",
         "stopped",
     )
+
+    executor: Executor
 
     def __init__(self, awake: Signal) -> None:
         self.scope: anyio.CancelScope = anyio.CancelScope()
@@ -635,12 +681,6 @@ class _Slot:
         self.late = self.abandoned = self.released = self.stopped = False
         self.cost: Stopped | None = None
         self.awake = awake  # what it waits for when there is no work
-
-    def begin(self, node: int, attempt: Attempt, now: float) -> None:
-        """Take `attempt` up."""
-        self.node, self.attempt, self.began = node, attempt, now
-        self.late = self.abandoned = self.released = False
-        self.cost = None
 
     def stop(self) -> None:
         """Interrupt the attempt."""

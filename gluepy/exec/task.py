@@ -54,6 +54,7 @@ class Task:
     outputs: Any = ()
 
     _parameters: ClassVar[tuple[str, ...]] = ()
+    _names: ClassVar[frozenset[str]] = frozenset()  # the same, to look up
     # For a class whose own __init__ does not call this one's.
     _scope: Scope | None = None
     _id: str | None = None
@@ -69,16 +70,16 @@ class Task:
                 for name, annotation in inspect.get_annotations(base).items():
                     if name not in _CONFIGURABLE and not _is_classvar(annotation) and not name.startswith("_"):
                         names[name] = None
-        cls._parameters = tuple(names)
+        cls._parameters, cls._names = tuple(names), frozenset(names)
 
     def __init__(self, *, id: str | None = None, **parameters: JSON) -> None:
         self._scope = current_scope()  # so that its own threads, too, find it; a run sets it anyhow
         self._id = id
-        for name in parameters:
-            if name not in self._parameters:
-                known = ", ".join(self._parameters) or "none"
-                mend = did_you_mean(name, self._parameters).removeprefix("; ") or f"its parameters: {known}"
-                raise DagError(type(self).__qualname__, f"no parameter {name!r}", mend)
+        if not self._names.issuperset(parameters):
+            name = next(name for name in parameters if name not in self._names)
+            known = ", ".join(self._parameters) or "none"
+            mend = did_you_mean(name, self._parameters).removeprefix("; ") or f"its parameters: {known}"
+            raise DagError(type(self).__qualname__, f"no parameter {name!r}", mend)
         self.__dict__.update(parameters)
         self._given = parameters
 

@@ -85,6 +85,7 @@ class FileLog:
         self._written = 0  # appended lines, and below how many of them are flushed
         self._flushed = 0
         self._due = threading.Event()
+        self._is_due = False  # as `_due`, for a tenth of the time
         self._hurry = threading.Event()  # somebody waits for the flush: no time for company
         self._closing = False
         self._flusher: threading.Thread | None = None
@@ -96,6 +97,7 @@ class FileLog:
             self.size = os.fstat(self._file).st_size
             if self.size and os.pread(self._file, 1, self.size - 1) != b"\n":
                 self._write(b"\n")
+                self.size += 1
         except OSError as error:
             if self._file >= 0:
                 os.close(self._file)
@@ -122,13 +124,16 @@ class FileLog:
         if self._broken is not None:
             raise self._refusal()
         try:
-            self._write(line)
+            written = os.write(self._file, line)
+            if written < len(line):  # the disk is nearly full, or a signal came
+                self._write(line[written:])
+            self.size += len(line)
             self._written += 1
-            if self.sync == "batch":
+            if not self._is_due and self.sync == "batch":
                 if self._flusher is None:
                     self._start()
-                if not self._due.is_set():
-                    self._due.set()
+                self._is_due = True
+                self._due.set()
         except OSError as error:
             self._break(error)
             raise self._refusal() from error
@@ -157,14 +162,12 @@ class FileLog:
         if self._broken is not None:
             raise self._refusal()
 
-    def _write(self, line: bytes) -> None:
-        written = os.write(self._file, line)
-        while written < len(line):  # a short write: the disk is nearly full, or a signal came
-            more = os.write(self._file, line[written:])
-            if not more:
+    def _write(self, rest: bytes) -> None:
+        while rest:
+            written = os.write(self._file, rest)
+            if not written:
                 raise OSError(errno.EIO, "nothing was written")
-            written += more
-        self.size += len(line)
+            rest = rest[written:]
 
     def _refusal(self) -> LogBroken:
         assert self._broken is not None
@@ -192,6 +195,7 @@ class FileLog:
                 break
             self._hurry.clear()
             self._due.clear()
+            self._is_due = False  # before `_written` is read: what comes later says so again
             upto = self._written
             if upto == flushed:
                 continue

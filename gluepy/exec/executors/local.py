@@ -62,13 +62,17 @@ class LocalExecutor(Executor):
         await self._threads.__aexit__(None, None, None)
         return None
 
-    async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+    def run(self, attempt: Attempt, emit: Emit) -> Coroutine[Any, Any, Outcome]:
         """Carry out `attempt` where its `pool` says."""
-        scope = self._scopes.get(attempt.run.run_id)
-        if scope is None or scope.run is not attempt.run:
-            scope = self._enter_run(attempt.run)
-        if not attempt.run.capture or self._inline:
-            return await self._run(attempt, emit, scope, None)
+        run = attempt.run
+        scope = self._scopes.get(run.run_id)
+        if scope is None or scope.run is not run:
+            scope = self._enter_run(run)
+        if run.capture and not self._inline:
+            return self._captured(attempt, emit, scope)
+        return self._run(attempt, emit, scope, None)
+
+    async def _captured(self, attempt: Attempt, emit: Emit, scope: RunScope) -> Outcome:
         record = attempt.run.record
         output = AttemptOutput(Path(record, attempt.log) if record else None, partial(self._send, emit))
         try:
