@@ -8,14 +8,16 @@ run cancels only the wait for it, and the engine then stops what runs, writes th
 
 from __future__ import annotations
 
+import contextvars
 import heapq
 import math
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, assert_never
 
 import anyio
@@ -38,11 +40,12 @@ from gluepy.exec.port import (
     Outcome,
     Output,
     Progress,
+    Relay,
     Released,
     RunInfo,
     Stopped,
 )
-from gluepy.loop import Signal, signals
+from gluepy.loop import Doorbell, Signal, signals
 from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
 
@@ -76,8 +79,10 @@ class Engine:
         timeout_s: float | None = None,
         stop_asked: Callable[[], bool] | None = None,
         patient: bool = False,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
         self.run = run
+        self._turn = threading.RLock() if turn is None else turn
         self.state = state
         self.errors: dict[int, TaskError] = {}
         self._graph = state.graph
@@ -96,7 +101,8 @@ class Engine:
         self._second, self._second_text = -1, ""
         self._seq = state.seq
         self._lines: list[bytes] = []  # stored, and written with the next `_flush`
-        self._unpublished: list[e.Event] = []
+        self._unpublished: list[tuple[e.Event, int]] = []  # with the byte of the log at which its line begins
+        self._size = 0  # of the log, with the `_lines`
         self._session = state.session
         self._began = 0.0
         self._kinds: list[tuple[Spec, Any, Executor, str]] = []  # of each spec: what it runs, where, and its pool
@@ -110,6 +116,8 @@ class Engine:
         self._look_again = False
         self._is_over, self._over = False, anyio.Event()
         self._signal = signals()
+        self._doorbell, self._thread = Doorbell(), threading.get_ident()
+        self._context = contextvars.copy_context()
         self._broken: BaseException | None = None
         self._tasks: TaskGroup | None = None
         self._breath = 0.0
@@ -128,7 +136,7 @@ class Engine:
 
         Raises `RunStopped` when the run could not go on, and lets cancellation pass when all is written down.
         """
-        self._began = self._tick()
+        self._began, self._size = self._tick(), self._log.size
         self._session += 1
         try:
             async with anyio.create_task_group() as self._tasks:
@@ -144,11 +152,12 @@ class Engine:
                         self._scheduler.stop(self._stop_first)
                     await self._log.durable()
                     await anyio.lowlevel.checkpoint()  # in a scope that is cancelled already nothing starts
-                    self._tick()
                     self._tasks.start_soon(self._keep_time)
                     if self._stop_asked is not None:
                         self._tasks.start_soon(self._listen, self._stop_asked)
-                    self._advance()
+                    with self._turn:
+                        self._tick()
+                        self._advance()
                     await self._over.wait()
                 except LogBroken as error:
                     self._give_up(error)
@@ -169,12 +178,13 @@ class Engine:
 
     def stop(self, end: s.EndRun) -> None:
         """Stop what runs, cancel what waits, and end as `end` says. Idempotent; from the event loop only."""
-        if not hasattr(self, "_scheduler"):
-            self._stop_first = end
-        elif not self._is_over:
-            self._tick()
-            self._scheduler.stop(end)
-            self._advance()
+        with self._turn:
+            if not hasattr(self, "_scheduler"):
+                self._stop_first = end
+            elif not self._is_over:
+                self._tick()
+                self._scheduler.stop(end)
+                self._advance()
 
     def _open(
         self, opening: Callable[..., e.RunStarted | e.RunResumed], resets: Callable[[], Mapping[int, str]]
@@ -278,8 +288,7 @@ class Engine:
                 self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
             case "cancelled":
                 self._put(e.RunCancelled(*header, duration_s, counts, dropped))
-        self._is_over = True
-        self._over.set()
+        self._finish()
 
     # Slots: where attempts run.
 
@@ -287,11 +296,21 @@ class Engine:
         """Have a slot look for work. One is called at a time, and calls the next while work is left: tasks that never
         wait are all run by the first."""
         self._coming = True
-        if self._idle:
+        if threading.get_ident() != self._thread:
+            self._on_loop(self._summon)
+        elif self._idle:
             self._idle.pop().awake.set()
         else:
             assert self._tasks is not None
             self._tasks.start_soon(self._serve, _Slot(self._signal()))
+
+    def _summon(self) -> None:
+        # For a thread, in the event loop but in no task: only a task can start another.
+        if self._idle:
+            self._idle.pop().awake.set()
+        else:
+            self._coming = False
+            self.look_again()
 
     async def _serve(self, slot: _Slot) -> None:
         self._coming = False
@@ -301,10 +320,12 @@ class Engine:
                 with anyio.CancelScope(shield=True) as slot.scope:
                     await self._work_on(slot)
                 if slot.attempt is not None and self._broken is None:
-                    events = self._interrupted(slot, slot.attempt)
+                    with self._turn:
+                        events = self._interrupted(slot, slot.attempt)
+                        if not self._commits:
+                            self._conclude(slot, events)
                     if self._commits:
-                        await self._make_durable()
-                    self._conclude(slot, events)
+                        await self._conclude_durably(slot, events)
         except BaseException as error:
             self._give_up(error)
             if not isinstance(error, Exception):
@@ -312,33 +333,69 @@ class Engine:
 
     async def _work_on(self, slot: _Slot) -> None:
         while not (slot.stopped or self._is_over):
-            if not self._work:
+            with self._turn:
+                call = self._take(slot) if self._work else None
+            if call is None:
                 self._idle.append(slot)
                 slot.awake = self._signal()
                 await slot.awake.wait()
                 self._coming = False
                 continue
-            node, executor, attempt = self._work.popleft()
-            if self._work and not self._coming:
-                self._call_slot()
-            self._begin(slot, node, attempt, executor)
-            if attempt.spec.expands and node in self.state.rows:
+            if call.attempt.spec.expands and slot.node in self.state.rows:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
-                outcome = await executor.run(attempt, partial(self._hear, slot, attempt))
-            events = self._settle(slot, attempt, outcome)
+                emit = call if slot.executor.goes_on else call.__call__
+                outcome = await slot.executor.run(call.attempt, emit)
+            with self._turn:
+                if (attempt := slot.attempt) is None:
+                    continue  # it has been settled where it ran
+                events = self._settle(slot, attempt, outcome)
+                if not self._commits:
+                    self._conclude(slot, events)
             if self._commits:
-                await self._make_durable()
-            self._conclude(slot, events)
+                await self._conclude_durably(slot, events)
             if self._now - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
 
-    async def _make_durable(self) -> None:
+    def proceed(self, call: _Call, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
+        """`Relay.proceed`, from the thread that has run the attempt."""
+        slot = call.slot
+        with self._turn:
+            ended = slot.attempt is call.attempt and outcome.status == "finished"
+            if not ended or slot.stopped or self._is_over or self._commits:
+                return False
+            self._conclude(slot, self._settle(slot, call.attempt, outcome))
+            if self._is_over or not self._work:
+                return False
+            _, executor, attempt = self._work[0]
+            if executor is not slot.executor or attempt.pool != call.attempt.pool:
+                return False
+            take(attempt, self._take(slot))
+            return True
+
+    def _take(self, slot: _Slot) -> _Call:
+        """Have the slot take up the attempt that is the next."""
+        node, executor, attempt = self._work.popleft()
+        if self._work and not self._coming:
+            self._call_slot()
+        slot.node, slot.attempt, slot.executor, slot.began = node, attempt, executor, self._clock.now()
+        slot.late = slot.abandoned = slot.released = False
+        slot.cost = None
+        self._busy[node] = slot
+        if attempt.spec.timeout_s is not None and not self._patient:
+            deadline = slot.began + attempt.spec.timeout_s
+            heapq.heappush(self._deadlines, (deadline, node, attempt.number))
+            self._set_alarm(deadline)
+        return _Call(self, slot, attempt)
+
+    async def _conclude_durably(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> None:
         self._flush()
         with anyio.CancelScope(shield=True):  # a stop that came too late must not leave the end unheard
             await self._log.durable()
-        self._tick()
+        with self._turn:
+            self._tick()
+            self._conclude(slot, events)
 
     def _conclude(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> None:
         """Go on from how the slot's attempt ended, as `events` have stored it."""
@@ -351,16 +408,6 @@ class Engine:
 
     def _executor_of(self, spec: Spec) -> Executor:
         return self._here if spec.expands else self._executor
-
-    def _begin(self, slot: _Slot, node: int, attempt: Attempt, executor: Executor) -> None:
-        slot.node, slot.attempt, slot.executor, slot.began = node, attempt, executor, self._clock.now()
-        slot.late = slot.abandoned = slot.released = False
-        slot.cost = None
-        self._busy[node] = slot
-        if attempt.spec.timeout_s is not None and not self._patient:
-            deadline = slot.began + attempt.spec.timeout_s
-            heapq.heappush(self._deadlines, (deadline, node, attempt.number))
-            self._set_alarm(deadline)
 
     def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> Sequence[e.TaskEvent]:
         """The attempt has ended by itself: store how."""
@@ -477,35 +524,37 @@ class Engine:
         there = run.capture and run.record is not None and os.path.exists(os.path.join(run.record, attempt.log))
         return attempt.log if there else None
 
-    def _hear(self, slot: _Slot, attempt: Attempt, emission: Emission) -> None:
-        """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended."""
-        self._tick()
-        if isinstance(emission, Released):
-            slot.released = attempt is slot.attempt or attempt is slot.ending
-            self._scheduler.release(self._graph.index[attempt.task], attempt.number)
-            self._advance()
+    def hear(self, slot: _Slot, attempt: Attempt, emission: Emission) -> None:
+        """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended. From any
+        thread."""
+        if isinstance(emission, Output) and not self._feed.live:
             return
-        if slot.attempt is not attempt or self._broken is not None:
-            return  # late: the attempt has ended already
-        match emission:
-            case Metric():
-                header = self._header("info")
-                self._tell(e.TaskMetric(*header, attempt.task, attempt.number, emission.name, emission.value))
-            case Progress():
-                header = self._header("info")
-                self._tell(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
-            case Output():
-                if self._feed.live:
+        with self._turn:
+            self._tick()
+            if isinstance(emission, Released):
+                slot.released = attempt is slot.attempt or attempt is slot.ending
+                self._scheduler.release(self._graph.index[attempt.task], attempt.number)
+                self.look_again()
+                return
+            if slot.attempt is not attempt or self._broken is not None:
+                return  # late: the attempt has ended already
+            match emission:
+                case Metric():
+                    header = self._header("info")
+                    self._tell(e.TaskMetric(*header, attempt.task, attempt.number, emission.name, emission.value))
+                case Progress():
+                    header = self._header("info")
+                    self._tell(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
+                case Output():
                     header = self._header("info", -1)
-                    self._feed.output(
-                        e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
-                    )
-            case Abandoned():
-                slot.abandoned = True
-            case Stopped():
-                slot.cost = emission
-            case _:
-                assert_never(emission)
+                    output = e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
+                    self._on_loop(self._feed.output, output)
+                case Abandoned():
+                    slot.abandoned = True
+                case Stopped():
+                    slot.cost = emission
+                case _:
+                    assert_never(emission)
 
     def _tell(self, event: e.TaskProgress | e.TaskMetric) -> None:
         try:
@@ -519,24 +568,26 @@ class Engine:
 
     async def _keep_time(self) -> None:
         while not self._over.is_set():
-            self._alarm_at = self._next_alarm()
-            self._look_again = False
+            with self._turn:
+                self._alarm_at = self._next_alarm()
+                self._look_again = False
             with anyio.CancelScope(shield=True) as self._alarm:
                 await self._clock.sleep_until(self._alarm_at)
             self._alarm = None
             if self._over.is_set():
                 return
-            now = self._tick()
-            while self._deadlines and self._deadlines[0][0] <= now:
-                _, node, number = heapq.heappop(self._deadlines)
-                slot = self._busy.get(node)
-                if slot is not None and slot.attempt is not None and slot.attempt.number == number:
-                    slot.late = True
-                    slot.stop()
-            if self._timeout_s is not None and now >= self._began + self._timeout_s:
-                self._timeout_s = None
-                self._scheduler.stop(s.EndRun("failed", "timeout"))
-            self._advance()
+            with self._turn:
+                now = self._tick()
+                while self._deadlines and self._deadlines[0][0] <= now:
+                    _, node, number = heapq.heappop(self._deadlines)
+                    slot = self._busy.get(node)
+                    if slot is not None and slot.attempt is not None and slot.attempt.number == number:
+                        slot.late = True
+                        slot.stop()
+                if self._timeout_s is not None and now >= self._began + self._timeout_s:
+                    self._timeout_s = None
+                    self._scheduler.stop(s.EndRun("failed", "timeout"))
+                self._advance()
 
     async def _listen(self, stop_asked: Callable[[], bool]) -> None:
         # Not by the run's clock: whoever asks is outside.
@@ -558,8 +609,11 @@ class Engine:
     def _set_alarm(self, at: float) -> None:
         if at < self._alarm_at:
             self._alarm_at = at
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._on_loop(self._wake_up)
+
+    def _wake_up(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def look_again(self) -> None:
         """A limit that this run shares with others has come free: decide again, soon."""
@@ -592,30 +646,37 @@ class Engine:
     def _store(self, event: e.Event) -> None:
         if self._broken is not None:
             raise LogBroken("the log", "the run has stopped")
-        self._lines.append(e.encode(event))
+        line = e.encode(event)
+        self._lines.append(line)
         self._seq = event.seq
         if self._feed.live:
-            self._unpublished.append(event)
+            self._unpublished.append((event, self._size))
+        self._size += len(line)
 
     def _flush(self) -> None:
         """Write what was stored, in one write, and then publish it. Comes before every effect: before an executor sees
         an attempt, before anybody hears that something has ended, before the loop goes on to something else."""
         lines = self._lines
-        if not lines:
-            return
-        self._lines = []
-        offset = self._log.size
-        self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
-        if events := self._unpublished:
-            self._unpublished = []
-            for line, event in zip(lines[-len(events) :], events, strict=True):
+        if lines:
+            self._lines = []
+            self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
+            if self._unpublished:
+                self._on_loop(self._publish)
+
+    def _publish(self) -> None:
+        with self._turn:
+            events, self._unpublished = self._unpublished, []
+            for event, offset in events:
                 self._feed.publish(event, offset)
-                offset += len(line)
 
     # Ending.
 
     def _give_up(self, error: BaseException) -> None:
         """The run cannot go on: stop what runs. Where the log still takes it, write down how it ended."""
+        with self._turn:
+            self._break_off(error)
+
+    def _break_off(self, error: BaseException) -> None:
         if self._broken is not None:
             return
         if not isinstance(error, LogBroken):
@@ -631,9 +692,19 @@ class Engine:
             except LogBroken:
                 pass
         self._broken = error
+        self._finish()
+        self._on_loop(self._close)
+
+    def _finish(self) -> None:
         self._is_over = True
-        self._over.set()
-        self._close()
+        self._on_loop(self._over.set)
+
+    def _on_loop(self, call: Callable[..., object], *args: object) -> None:
+        """Call it where the event loop runs: now, if that is here."""
+        if threading.get_ident() == self._thread:
+            call(*args)
+        else:
+            self._doorbell.ring(self._context.run, call, *args)
 
     def _close(self) -> None:
         for slot in list(self._busy.values()):
@@ -650,6 +721,21 @@ class Engine:
         if isinstance(error, LogBroken):
             return RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend)
         return RunStopped(self.run.run_id, f"{self._executor.name} raised {type(error).__name__}: {error}")
+
+
+class _Call(Relay):
+    """One call of an executor, as it sees the engine."""
+
+    __slots__ = ("_engine", "attempt", "slot")
+
+    def __init__(self, engine: Engine, slot: _Slot, attempt: Attempt) -> None:
+        self._engine, self.slot, self.attempt = engine, slot, attempt
+
+    def __call__(self, emission: Emission) -> None:
+        self._engine.hear(self.slot, self.attempt, emission)
+
+    def proceed(self, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
+        return self._engine.proceed(self, outcome, take)
 
 
 class _Slot:
@@ -670,10 +756,10 @@ class _Slot:
         "stopped",
     )
 
+    scope: anyio.CancelScope
     executor: Executor
 
     def __init__(self, awake: Signal) -> None:
-        self.scope: anyio.CancelScope = anyio.CancelScope()
         self.attempt: Attempt | None = None
         self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
         self.node = -1

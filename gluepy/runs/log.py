@@ -96,7 +96,7 @@ class FileLog:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.size = os.fstat(self._file).st_size
             if self.size and os.pread(self._file, 1, self.size - 1) != b"\n":
-                self._write(b"\n")
+                self._finish(b"\n", os.write(self._file, b"\n"))
                 self.size += 1
         except OSError as error:
             if self._file >= 0:
@@ -125,8 +125,8 @@ class FileLog:
             raise self._refusal()
         try:
             written = os.write(self._file, line)
-            if written < len(line):  # the disk is nearly full, or a signal came
-                self._write(line[written:])
+            if written < len(line):
+                self._finish(line, written)
             self.size += len(line)
             self._written += 1
             if not self._is_due and self.sync == "batch":
@@ -162,12 +162,12 @@ class FileLog:
         if self._broken is not None:
             raise self._refusal()
 
-    def _write(self, rest: bytes) -> None:
-        while rest:
-            written = os.write(self._file, rest)
-            if not written:
+    def _finish(self, line: bytes, written: int) -> None:
+        while written < len(line):  # a short write: the disk is nearly full, or a signal came
+            more = os.write(self._file, line[written:])
+            if not more:
                 raise OSError(errno.EIO, "nothing was written")
-            rest = rest[written:]
+            written += more
 
     def _refusal(self) -> LogBroken:
         assert self._broken is not None

@@ -29,15 +29,15 @@ BUGS = {
     ),
     "append after start": Bug(
         "exec/engine.py",
-        "            self._store(finished)\n            return (finished,)",
-        "            self._tasks.start_soon(self._late, finished)\n            return (finished,)\n\n"
-        "    async def _late(self, event: e.Event) -> None:\n"
-        "        self._store(event)\n        self._flush()",
+        "duration_s)\n        for event in events:\n            self._store(event)\n",
+        "duration_s)\n        self._doorbell.ring(self._late, events)\n        return events\n\n"
+        "    def _late(self, events: Sequence[e.TaskEvent]) -> None:\n        for event in events:\n"
+        "            self._store(event)\n        self._flush()\n",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "newline repair removed": Bug(
         "runs/log.py",
-        '                self._write(b"\\n")',
+        '                self._finish(b"\\n", os.write(self._file, b"\\n"))',
         "                pass",
         "tests/faults/test_crash_points.py",
     ),
@@ -67,7 +67,7 @@ BUGS = {
     ),
     "expansion asked again on resume": Bug(
         "exec/engine.py",
-        "if attempt.spec.expands and node in self.state.rows:",
+        "if call.attempt.spec.expands and slot.node in self.state.rows:",
         "if False:",
         "tests/faults/test_crash_points.py",
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -20,11 +21,12 @@ from log_rules import check_log, started_in
 from random_dags import LIMITS, RandomDag
 
 from gluepy.conf.schema import Settings
-from gluepy.core.events import Event, RunCancelled
+from gluepy.core.events import Event, RunCancelled, TaskStarted
 from gluepy.core.state import STATUS, State
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Attempt, Emit, Outcome
+from gluepy.loop import Doorbell
 from gluepy.runs.log import FileLog
 from gluepy.runtime import Runtime, session
 from gluepy.testing import ScriptedExecutor, VirtualClock, events_of, settle
@@ -36,7 +38,7 @@ WAYS = ("run.cancel()", "scope.cancel()", "task.cancel()")
 
 class Moments:
     """Counts the moments of a run, and at the one number `at` calls `then`: at once, or, where only the engine's own
-    code runs, `soon`, as another task would."""
+    code runs, `soon`, as another task would. That code also runs in the threads of tasks."""
 
     def __init__(self) -> None:
         self.count = self.at = 0
@@ -46,7 +48,15 @@ class Moments:
     def pass_by(self, inside: bool = False) -> None:
         self.count += 1
         if self.count == self.at:
-            (self.soon if inside else self.then)()
+            if threading.get_ident() != self.thread:
+                self.doorbell.ring(self.soon)
+            else:
+                (self.soon if inside else self.then)()
+
+    def begin(self, at: int) -> None:
+        """Count from 1 again."""
+        self.count, self.at = 0, at
+        self.doorbell, self.thread = Doorbell(), threading.get_ident()
 
 
 class Scripted(ScriptedExecutor):
@@ -55,10 +65,8 @@ class Scripted(ScriptedExecutor):
     def __init__(self, moments: Moments, script: Any, clock: VirtualClock) -> None:
         super().__init__(script, clock=clock)
         self.moments = moments
-        self.calls = 0
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
-        self.calls += 1
         self.moments.pass_by()
         outcome = await super().run(attempt, emit)
         self.moments.pass_by()
@@ -66,16 +74,16 @@ class Scripted(ScriptedExecutor):
 
 
 class Local(LocalExecutor):
-    """The same, with real tasks."""
+    """The same, with real tasks. Those in threads go on without a call."""
+
+    goes_on = True
 
     def __init__(self, moments: Moments) -> None:
         super().__init__()
         self.moments = moments
         self.running: list[tuple[str, int]] = []
-        self.calls = 0
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
-        self.calls += 1
         key = (attempt.task, attempt.number)
         self.running.append(key)
         try:
@@ -122,7 +130,7 @@ class Bench:
 
     async def undisturbed(self) -> int:
         """Run to the end; returns the number of moments."""
-        self.moments.count = self.moments.at = 0
+        self.moments.begin(0)
         async with AsyncExitStack() as stack:
             runtime, _ = await self.open(stack)
             result = await runtime.run_dag(self.random.dag, check=False, **self.random.options)
@@ -135,12 +143,12 @@ class Bench:
         """Cancel a run at that moment, look at what is left, and resume it."""
         self.runs += 1
         run_id = f"run{self.runs}"
-        self.moments.count, self.moments.at = 0, at
+        self.moments.begin(at)
         async with AsyncExitStack() as stack:
             runtime, executor = await self.open(stack)
             match way:
                 case "run.cancel()":
-                    passed = await self.by_run(runtime, run_id, executor)
+                    passed = await self.by_run(runtime, run_id)
                 case "scope.cancel()":
                     passed = await self.by_scope(runtime, run_id)
                 case _:
@@ -158,15 +166,19 @@ class Bench:
                 runtime, _ = await self.open(stack)
                 await self.resume(runtime, run_id, events)
 
-    async def by_run(self, runtime: Runtime, run_id: str, executor: Scripted | Local) -> bool:
+    async def by_run(self, runtime: Runtime, run_id: str) -> bool:
         """`run.cancel()`: from then on nothing is begun, the run ends as cancelled, and nothing is raised."""
         now = anyio.Event()
-        calls: list[int] = []
+        begun: list[int] = []
+
+        def starts() -> int:
+            return sum(isinstance(event, TaskStarted) for event in events_of(self.settings.runs_root / run_id))
+
         async with runtime.stream_dag(self.random.dag, check=False, run_id=run_id, **self.random.options) as run:
 
             def cancel() -> None:
-                calls.append(executor.calls)
                 run.cancel()
+                begun.append(starts())
 
             async def cancel_soon() -> None:
                 await now.wait()
@@ -178,7 +190,7 @@ class Bench:
                 result = await run.result()
                 tasks.cancel_scope.cancel()
         assert result.status in ("cancelled", self.end)
-        assert calls in ([], [executor.calls]), "an attempt was begun after the run was cancelled"
+        assert begun in ([], [starts()]), "an attempt was begun after the run was cancelled"
         return result.status != "cancelled"
 
     async def by_scope(self, runtime: Runtime, run_id: str) -> bool:

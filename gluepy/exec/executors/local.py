@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import sys
-import threading
-from collections.abc import Callable, Coroutine, Generator
-from functools import partial
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +16,7 @@ import msgspec
 from gluepy.exec.boundary import execute, execute_async, failed, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
-from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Outcome, Output, Released, RunInfo, Stopped
+from gluepy.exec.port import Abandoned, Attempt, Emit, Executor, Outcome, Output, Relay, Released, RunInfo, Stopped
 from gluepy.exec.scope import RunScope, Scope
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ class LocalExecutor(Executor):
     `inline` runs everything in the event loop's own thread instead, so that `breakpoint()` works (`debug`).
     """
 
+    goes_on = True
+
     def __init__(self, *, inline: bool = False) -> None:
         self._inline = inline
         self._scopes: dict[str, RunScope] = {}
@@ -44,10 +45,8 @@ class LocalExecutor(Executor):
         self._pool: WorkerPool | None = None
         self._pool_wanted = anyio.Lock()
         self._closing = anyio.Event()
-        self._thread = 0
 
     async def __aenter__(self) -> Self:
-        self._thread = threading.get_ident()
         await self._threads.__aenter__()
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
@@ -68,25 +67,23 @@ class LocalExecutor(Executor):
         scope = self._scopes.get(run.run_id)
         if scope is None or scope.run is not run:
             scope = self._enter_run(run)
+        if attempt.pool == "thread" and not self._inline:
+            chain = _Chain(scope, attempt, emit)
+            return self._threads.run(chain.run, chain.abandon, chain.release)
         if run.capture and not self._inline:
             return self._captured(attempt, emit, scope)
         return self._run(attempt, emit, scope, None)
 
     async def _captured(self, attempt: Attempt, emit: Emit, scope: RunScope) -> Outcome:
-        record = attempt.run.record
-        output = AttemptOutput(Path(record, attempt.log) if record else None, partial(self._send, emit))
-        try:
+        with _output(attempt, emit) as output:
             outcome = await self._run(attempt, emit, scope, output)
-            if outcome.status == "failed":
-                output.write("log", outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}")
+            _tell_failure(outcome, output)
             return outcome
-        finally:
-            output.close()
 
     async def _run(self, attempt: Attempt, emit: Emit, scope: RunScope, output: AttemptOutput | None) -> Outcome:
         if attempt.pool == "loop":
             context = contextvars.copy_context()  # so that context variables that the task sets stay with it
-            coroutine = execute_async(attempt, Scope(scope, attempt, partial(self._send, emit), output))
+            coroutine = execute_async(attempt, Scope(scope, attempt, emit, output))
             try:
                 waits_for = context.run(coroutine.send, None)
             except StopIteration as stop:  # it never waited
@@ -94,12 +91,8 @@ class LocalExecutor(Executor):
                 return outcome
             return await _InContext(context, coroutine, waits_for)
         if self._inline:
-            return execute(attempt, Scope(scope, attempt, partial(self._send, emit), None))
-        if attempt.pool == "process":
-            return await self._in_process(attempt, emit, output)
-        inner = Scope(scope, attempt, partial(self._threads.ring, emit), output)
-        work = partial(execute, attempt, inner)
-        return await self._threads.run(work, partial(emit, Abandoned()), partial(emit, Released()))
+            return execute(attempt, Scope(scope, attempt, emit, None))
+        return await self._in_process(attempt, emit, output)
 
     async def _in_process(self, attempt: Attempt, emit: Emit, output: AttemptOutput | None) -> Outcome:
         from gluepy.exec.executors import remote  # and `processes`: only runs with process tasks pay for them
@@ -189,12 +182,59 @@ class LocalExecutor(Executor):
         scope = self._scopes[run.run_id] = run_scope(run)
         return scope
 
-    def _send(self, emit: Emit, emission: Emission) -> None:
-        """Hand `emission` on from whatever thread this is."""
-        if threading.get_ident() == self._thread:
-            emit(emission)
-        else:
-            self._threads.ring(emit, emission)
+
+class _Chain:
+    """What a thread runs: an attempt, and then whatever the engine has it run next."""
+
+    def __init__(self, scope: RunScope, attempt: Attempt, emit: Emit) -> None:
+        self._scope = scope
+        self._attempt, self._emit = attempt, emit
+        self._output: AttemptOutput | None = None
+
+    def run(self) -> Outcome:
+        """In the thread: how the last of the attempts ended."""
+        while True:
+            attempt, emit = self._attempt, self._emit
+            if attempt.run.capture:
+                with _output(attempt, emit) as self._output:
+                    outcome = self._execute(attempt, emit)
+                    _tell_failure(outcome, self._output)
+            else:
+                outcome = self._execute(attempt, emit)
+            if not isinstance(emit, Relay) or not emit.proceed(outcome, self._take):
+                return outcome
+
+    def _execute(self, attempt: Attempt, emit: Emit) -> Outcome:
+        scope = Scope(self._scope, attempt, emit, self._output)
+        return contextvars.copy_context().run(execute, attempt, scope)
+
+    def _take(self, attempt: Attempt, emit: Emit) -> None:
+        self._attempt, self._emit = attempt, emit
+
+    def abandon(self) -> None:
+        """The call was cancelled while the thread was at work."""
+        self._emit(Abandoned())
+        if self._output is not None:
+            self._output.close()
+
+    def release(self) -> None:
+        """The thread of an abandoned call has come to its end."""
+        self._emit(Released())
+
+
+@contextmanager
+def _output(attempt: Attempt, emit: Emit) -> Iterator[AttemptOutput]:
+    record = attempt.run.record
+    output = AttemptOutput(Path(record, attempt.log) if record else None, emit)
+    try:
+        yield output
+    finally:
+        output.close()
+
+
+def _tell_failure(outcome: Outcome, output: AttemptOutput) -> None:
+    if outcome.status == "failed":
+        output.write("log", outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}")
 
 
 class _InContext:
