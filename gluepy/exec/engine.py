@@ -548,7 +548,8 @@ class Engine:
                 case Output():
                     header = self._header("info", -1)
                     output = e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
-                    self._on_loop(self._feed.output, output)
+                    self._unpublished.append((output, self._size))
+                    self._on_loop(self._publish)
                 case Abandoned():
                     slot.abandoned = True
                 case Stopped():
@@ -667,7 +668,10 @@ class Engine:
         with self._turn:
             events, self._unpublished = self._unpublished, []
             for event, offset in events:
-                self._feed.publish(event, offset)
+                if isinstance(event, e.TaskOutput):
+                    self._feed.output(event)
+                else:
+                    self._feed.publish(event, offset)
 
     # Ending.
 

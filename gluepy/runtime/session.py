@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -46,7 +47,8 @@ _LINGER_S = 5.0  # how long sinks may take to finish after the run has
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """What the runs of one `Runtime` share. `units` are what each task takes of `limits` besides its own `uses`; `here`
-    runs what belongs into this process, whatever the `executor`."""
+    runs what belongs into this process, whatever the `executor`; `turn` is held by the engine that takes its next step,
+    for the limits are everybody's."""
 
     settings: Settings
     executor: Executor
@@ -56,6 +58,7 @@ class Shared:
     concurrency: int | None
     clock: Clock
     chosen: str | None = None  # the executor's name, as a run's record has it, where an option chose it
+    turn: AbstractContextManager[object] = field(default_factory=threading.RLock)
 
 
 class Choice(NamedTuple):
@@ -215,6 +218,7 @@ class Session:
                     timeout_s=self.options.get("timeout_s"),
                     stop_asked=self.record.stop_asked,
                     patient=self.debug,
+                    turn=shared.turn,
                 )
                 before = enumerate(self.state.status) if self.plan else ()
                 finished = {node for node, status in before if status == FINISHED}
