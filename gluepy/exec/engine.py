@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from typing import Any, assert_never
 
 import anyio
@@ -30,6 +29,7 @@ from gluepy.core.graph import Spec
 from gluepy.core.state import RUNNING, State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError
 from gluepy.exec.boundary import is_worth_retrying, task_error
+from gluepy.exec.journal import Journal
 from gluepy.exec.port import (
     FINISHED,
     Abandoned,
@@ -45,7 +45,8 @@ from gluepy.exec.port import (
     RunInfo,
     Stopped,
 )
-from gluepy.loop import Doorbell, Signal, signals
+from gluepy.exec.slots import Call, Slot
+from gluepy.loop import Doorbell, signals
 from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
 
@@ -97,18 +98,12 @@ class Engine:
         self._listening = anyio.CancelScope()
         self._patient = patient
         self._pid = os.getpid()
-        self._now, self._timestamp = 0.0, ""  # the present moment: see `_tick`
-        self._second, self._second_text = -1, ""
-        self._seq = state.seq
-        self._lines: list[bytes] = []  # stored, and written with the next `_flush`
-        self._unpublished: list[tuple[e.Event, int]] = []  # with the byte of the log at which its line begins
-        self._size = 0  # of the log, with the `_lines`
-        self._session = state.session
+        self._journal = Journal(run, state.session + 1, state.seq, log, feed, clock, self._publish)
         self._began = 0.0
         self._kinds: list[tuple[Spec, Any, Executor, str]] = []  # of each spec: what it runs, where, and its pool
         self._work: deque[tuple[int, Executor, Attempt]] = deque()  # attempts of nodes that no slot has taken up yet
-        self._idle: list[_Slot] = []
-        self._busy: dict[int, _Slot] = {}
+        self._idle: list[Slot] = []
+        self._busy: dict[int, Slot] = {}
         self._coming = False  # whether a slot was called that has not looked for work yet
         self._deadlines: list[tuple[float, int, int]] = []
         self._alarm_at = math.inf
@@ -136,13 +131,12 @@ class Engine:
 
         Raises `RunStopped` when the run could not go on, and lets cancellation pass when all is written down.
         """
-        self._began, self._size = self._tick(), self._log.size
-        self._session += 1
+        self._began = self._journal.tick()
         try:
             async with anyio.create_task_group() as self._tasks:
                 try:
                     self._open(opening, resets)
-                    self._flush()
+                    self._journal.flush()
                     self._kinds = [
                         (spec, target, self._executor_of(spec), spec.pool or self._pool)
                         for spec, target in zip(self._graph.specs, self._targets, strict=True)
@@ -156,7 +150,7 @@ class Engine:
                     if self._stop_asked is not None:
                         self._tasks.start_soon(self._listen, self._stop_asked)
                     with self._turn:
-                        self._tick()
+                        self._journal.tick()
                         self._advance()
                     await self._over.wait()
                 except LogBroken as error:
@@ -182,7 +176,7 @@ class Engine:
             if not hasattr(self, "_scheduler"):
                 self._stop_first = end
             elif not self._is_over:
-                self._tick()
+                self._journal.tick()
                 self._scheduler.stop(end)
                 self._advance()
 
@@ -190,8 +184,8 @@ class Engine:
         self, opening: Callable[..., e.RunStarted | e.RunResumed], resets: Callable[[], Mapping[int, str]]
     ) -> None:
         """Write the session's first events down: attempts that have no end were interrupted, and what runs again."""
-        event = opening(*self._header("info"))
-        self._store(event)
+        event = opening(*self._journal.header("info"))
+        self._journal.store(event)
         self.state.apply(event)
         self._graph = self.state.graph
         for node, cause in resets().items():
@@ -207,14 +201,14 @@ class Engine:
         self._apply(e.TaskFailed(*(*self._about(node, "error"), *facts, *what)))
 
     def _apply(self, event: e.Event) -> None:
-        self._store(event)
+        self._journal.store(event)
         self.state.apply(event)
 
     # Deciding, and carrying it out.
 
     def _advance(self, taken: int = 0) -> None:
         """Carry out what the scheduler wants now; `taken` slots are about to look for work themselves."""
-        now = self._now
+        now = self._journal.now
         try:
             while (command := self._scheduler.next(now)) is not None:
                 match command:
@@ -233,7 +227,7 @@ class Engine:
                         self._end(command)
                     case _:
                         assert_never(command)
-            self._flush()
+            self._journal.flush()
         except LogBroken as error:
             self._give_up(error)
             return
@@ -243,16 +237,16 @@ class Engine:
             self._call_slot()
 
     def _start(self, start: s.Start) -> None:
-        node, number, graph, run = start.node, start.attempt, self._graph, self.run
+        node, number, graph, journal = start.node, start.attempt, self._graph, self._journal
         spec, target, executor, pool = self._kinds[graph.spec_of[node]]
         task, limit = graph.id(node), self._scheduler.max_attempts(node)
         event = e.TaskStarted(
-            self._seq + 1,
-            self._session,
-            self._timestamp,
+            journal.seq + 1,
+            journal.session,
+            journal.timestamp,
             "info",
-            run.run_id,
-            run.dag,
+            journal.run_id,
+            journal.dag,
             task,
             number,
             limit,
@@ -276,8 +270,8 @@ class Engine:
                 break
 
     def _end(self, end: s.EndRun) -> None:
-        header = self._header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
-        duration_s = _rounded(self._now - self._began)
+        header = self._journal.header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
+        duration_s = _rounded(self._journal.now - self._began)
         counts = self.state.counts()
         dropped = self._feed.dropped or None
         match end.status:
@@ -302,7 +296,7 @@ class Engine:
             self._idle.pop().awake.set()
         else:
             assert self._tasks is not None
-            self._tasks.start_soon(self._serve, _Slot(self._signal()))
+            self._tasks.start_soon(self._serve, Slot(self._signal()))
 
     def _summon(self) -> None:
         # For a thread, in the event loop but in no task: only a task can start another.
@@ -312,7 +306,7 @@ class Engine:
             self._coming = False
             self.look_again()
 
-    async def _serve(self, slot: _Slot) -> None:
+    async def _serve(self, slot: Slot) -> None:
         self._coming = False
         try:
             while not self._is_over:
@@ -331,76 +325,74 @@ class Engine:
             if not isinstance(error, Exception):
                 raise
 
-    async def _work_on(self, slot: _Slot) -> None:
+    async def _work_on(self, slot: Slot) -> None:
         while not (slot.stopped or self._is_over):
             with self._turn:
-                call = self._take(slot) if self._work else None
-            if call is None:
+                attempt = self._take(slot) if self._work else None
+            if attempt is None:
                 self._idle.append(slot)
                 slot.awake = self._signal()
                 await slot.awake.wait()
                 self._coming = False
                 continue
-            if call.attempt.spec.expands and slot.node in self.state.rows:
+            if attempt.spec.expands and slot.node in self.state.rows:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
-                emit = call if slot.executor.goes_on else call.__call__
-                outcome = await slot.executor.run(call.attempt, emit)
+                call = Call(self, slot, attempt)
+                outcome = await slot.executor.run(attempt, call if slot.executor.goes_on else call.__call__)
             with self._turn:
-                if (attempt := slot.attempt) is None:
+                if slot.attempt is None:
                     continue  # it has been settled where it ran
-                events = self._settle(slot, attempt, outcome)
+                events = self._settle(slot, slot.attempt, outcome)
                 if not self._commits:
                     self._conclude(slot, events)
             if self._commits:
                 await self._conclude_durably(slot, events)
-            if self._now - self._breath > _BREATH_S:
+            if self._journal.now - self._breath > _BREATH_S:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
 
-    def proceed(self, call: _Call, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
+    def proceed(self, slot: Slot, attempt: Attempt, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
         """`Relay.proceed`, from the thread that has run the attempt."""
-        slot = call.slot
         with self._turn:
-            ended = slot.attempt is call.attempt and outcome.status == "finished"
+            ended = slot.attempt is attempt and outcome.status == "finished"
             if not ended or slot.stopped or self._is_over or self._commits:
                 return False
-            self._conclude(slot, self._settle(slot, call.attempt, outcome))
+            self._conclude(slot, self._settle(slot, attempt, outcome))
             if self._is_over or not self._work:
                 return False
-            _, executor, attempt = self._work[0]
-            if executor is not slot.executor or attempt.pool != call.attempt.pool:
+            _, executor, following = self._work[0]
+            if executor is not slot.executor or following.pool != attempt.pool:
                 return False
-            take(attempt, self._take(slot))
+            take(self._take(slot), Call(self, slot, following))
             return True
 
-    def _take(self, slot: _Slot) -> _Call:
+    def _take(self, slot: Slot) -> Attempt:
         """Have the slot take up the attempt that is the next."""
         node, executor, attempt = self._work.popleft()
         if self._work and not self._coming:
             self._call_slot()
-        slot.node, slot.attempt, slot.executor, slot.began = node, attempt, executor, self._clock.now()
-        slot.late = slot.abandoned = slot.released = False
-        slot.cost = None
+        slot.begin(node, executor, attempt, self._clock.now())
         self._busy[node] = slot
         if attempt.spec.timeout_s is not None and not self._patient:
             deadline = slot.began + attempt.spec.timeout_s
             heapq.heappush(self._deadlines, (deadline, node, attempt.number))
             self._set_alarm(deadline)
-        return _Call(self, slot, attempt)
+        return attempt
 
-    async def _conclude_durably(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> None:
-        self._flush()
+    async def _conclude_durably(self, slot: Slot, events: Sequence[e.TaskEvent]) -> None:
+        with self._turn:
+            self._journal.flush()
         with anyio.CancelScope(shield=True):  # a stop that came too late must not leave the end unheard
             await self._log.durable()
         with self._turn:
-            self._tick()
+            self._journal.tick()
             self._conclude(slot, events)
 
-    def _conclude(self, slot: _Slot, events: Sequence[e.TaskEvent]) -> None:
+    def _conclude(self, slot: Slot, events: Sequence[e.TaskEvent]) -> None:
         """Go on from how the slot's attempt ended, as `events` have stored it."""
         for event in events:
-            self._scheduler.observe(event, self._now)
+            self._scheduler.observe(event, self._journal.now)
         slot.ending = None
         if slot.released:
             self._scheduler.release(slot.node, events[-1].attempt)
@@ -409,7 +401,7 @@ class Engine:
     def _executor_of(self, spec: Spec) -> Executor:
         return self._here if spec.expands else self._executor
 
-    def _settle(self, slot: _Slot, attempt: Attempt, outcome: Outcome) -> Sequence[e.TaskEvent]:
+    def _settle(self, slot: Slot, attempt: Attempt, outcome: Outcome) -> Sequence[e.TaskEvent]:
         """The attempt has ended by itself: store how."""
         duration_s = self._ended(slot, attempt)
         timeout_s = attempt.spec.timeout_s
@@ -417,10 +409,10 @@ class Engine:
             outcome = _timed_out(attempt, outcome)  # it overran, and nobody could interrupt it
         events = self._events(slot, attempt, outcome, duration_s)
         for event in events:
-            self._store(event)
+            self._journal.store(event)
         return events
 
-    def _interrupted(self, slot: _Slot, attempt: Attempt) -> Sequence[e.TaskEvent]:
+    def _interrupted(self, slot: Slot, attempt: Attempt) -> Sequence[e.TaskEvent]:
         """The attempt was stopped, at its deadline or because the run is: store that."""
         events: Sequence[e.TaskEvent]
         duration_s = self._ended(slot, attempt)
@@ -428,22 +420,22 @@ class Engine:
             outcome = _timed_out(attempt, slot.cost, slot.abandoned)
             events = self._events(slot, attempt, outcome, duration_s, slot.abandoned)
         else:
-            header = (*self._header("warning"), attempt.task, attempt.number)
+            header = (*self._journal.header("warning"), attempt.task, attempt.number)
             cost = slot.cost or Stopped()
             where = (cost.worker, cost.pid, cost.host, cost.cpu_s, cost.peak_rss_mb)
             events = (e.TaskCancelled(*header, _rounded(duration_s), slot.abandoned, *where),)
         for event in events:
-            self._store(event)
+            self._journal.store(event)
         return events
 
-    def _ended(self, slot: _Slot, attempt: Attempt) -> float:
+    def _ended(self, slot: Slot, attempt: Attempt) -> float:
         """The slot's attempt runs no more; returns the seconds that it took."""
         slot.attempt, slot.ending = None, attempt
         del self._busy[slot.node]
-        return self._tick() - slot.began
+        return self._journal.tick() - slot.began
 
     def _events(
-        self, slot: _Slot, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool = False
+        self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool = False
     ) -> Sequence[e.TaskEvent]:
         """How the attempt ended, as events."""
         duration_s = _rounded(duration_s)
@@ -462,7 +454,7 @@ class Engine:
                     error_message=str(clash),
                     exception=clash,
                 )
-        header = (*self._header("info"), attempt.task, attempt.number)
+        header = (*self._journal.header("info"), attempt.task, attempt.number)
         executor, pool, limit = slot.executor.name, attempt.pool, attempt.max_attempts
         worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
         if outcome.status == "finished":
@@ -476,7 +468,7 @@ class Engine:
         type, message, stack = outcome.error_type, outcome.error_message, outcome.error_stack or None
         if delay_s is not None:
             limit = max(limit, attempt.number + 1)  # where it lost workers too, there is one more than was known
-            header = (*self._header("warning"), attempt.task, attempt.number)
+            header = (*self._journal.header("warning"), attempt.task, attempt.number)
             facts: tuple[Any, ...] = (
                 limit,
                 executor,
@@ -491,20 +483,21 @@ class Engine:
             return (e.TaskRetrying(*header, *(*facts, worker, pid, host, cpu_s, rss, abandoned, log)),)
         file = os.path.join(self.run.record, log) if log and self.run.record else ""
         self.errors[node] = task_error(attempt, outcome, file)
-        header = (*self._header("error"), attempt.task, attempt.number)
+        header = (*self._journal.header("error"), attempt.task, attempt.number)
         end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
         return (e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log)),)
 
     def _finished(
-        self, slot: _Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0
+        self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0
     ) -> e.TaskFinished:
+        journal = self._journal
         return e.TaskFinished(
-            self._seq + 1 + ahead,
-            self._session,
-            self._timestamp,
+            journal.seq + 1 + ahead,
+            journal.session,
+            journal.timestamp,
             "info",
-            self.run.run_id,
-            self.run.dag,
+            journal.run_id,
+            journal.dag,
             attempt.task,
             attempt.number,
             slot.executor.name,
@@ -524,13 +517,13 @@ class Engine:
         there = run.capture and run.record is not None and os.path.exists(os.path.join(run.record, attempt.log))
         return attempt.log if there else None
 
-    def hear(self, slot: _Slot, attempt: Attempt, emission: Emission) -> None:
+    def hear(self, slot: Slot, attempt: Attempt, emission: Emission) -> None:
         """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended. From any
         thread."""
         if isinstance(emission, Output) and not self._feed.live:
             return
         with self._turn:
-            self._tick()
+            self._journal.tick()
             if isinstance(emission, Released):
                 slot.released = attempt is slot.attempt or attempt is slot.ending
                 self._scheduler.release(self._graph.index[attempt.task], attempt.number)
@@ -540,16 +533,15 @@ class Engine:
                 return  # late: the attempt has ended already
             match emission:
                 case Metric():
-                    header = self._header("info")
+                    header = self._journal.header("info")
                     self._tell(e.TaskMetric(*header, attempt.task, attempt.number, emission.name, emission.value))
                 case Progress():
-                    header = self._header("info")
+                    header = self._journal.header("info")
                     self._tell(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
                 case Output():
-                    header = self._header("info", -1)
+                    header = self._journal.header("info", -1)
                     output = e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
-                    self._unpublished.append((output, self._size))
-                    self._on_loop(self._publish)
+                    self._journal.tell(output)
                 case Abandoned():
                     slot.abandoned = True
                 case Stopped():
@@ -559,9 +551,9 @@ class Engine:
 
     def _tell(self, event: e.TaskProgress | e.TaskMetric) -> None:
         try:
-            self._store(event)
+            self._journal.store(event)
             self.state.apply(event)  # the scheduler has no use for it
-            self._flush()
+            self._journal.flush()
         except LogBroken as error:
             self._give_up(error)
 
@@ -578,7 +570,7 @@ class Engine:
             if self._over.is_set():
                 return
             with self._turn:
-                now = self._tick()
+                now = self._journal.tick()
                 while self._deadlines and self._deadlines[0][0] <= now:
                     _, node, number = heapq.heappop(self._deadlines)
                     slot = self._busy.get(node)
@@ -623,55 +615,19 @@ class Engine:
 
     # Writing.
 
-    def _tick(self) -> float:
-        """Begin a new moment: all that is stored and decided before the next one has its time, by both clocks."""
-        self._now, wall = self._clock.now(), self._clock.wall()
-        second = int(wall)
-        if second != self._second:
-            self._second = second
-            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-        self._timestamp = "%s%06dZ" % (self._second_text, (wall - second) * 1e6)  # noqa: UP031  # half of an f-string's time
-        return self._now
-
-    def _header(self, level: str, ahead: int = 0) -> tuple[int, int, str, str, str, str]:
-        """The header of the event that is stored next, or of the one `ahead` after it."""
-        return self._seq + 1 + ahead, self._session, self._timestamp, level, self.run.run_id, self.run.dag
-
     def _about(self, node: int, level: str = "info") -> tuple[int, int, str, str, str, str, str, int]:
-        return (*self._header(level), self._graph.id(node), self.state.attempt[node])
+        return (*self._journal.header(level), self._graph.id(node), self.state.attempt[node])
 
     def _put(self, event: e.Event) -> None:
-        self._store(event)
-        self._scheduler.observe(event, self._now)
-
-    def _store(self, event: e.Event) -> None:
-        if self._broken is not None:
-            raise LogBroken("the log", "the run has stopped")
-        line = e.encode(event)
-        self._lines.append(line)
-        self._seq = event.seq
-        if self._feed.live:
-            self._unpublished.append((event, self._size))
-        self._size += len(line)
-
-    def _flush(self) -> None:
-        """Write what was stored, in one write, and then publish it. Comes before every effect: before an executor sees
-        an attempt, before anybody hears that something has ended, before the loop goes on to something else."""
-        lines = self._lines
-        if lines:
-            self._lines = []
-            self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
-            if self._unpublished:
-                self._on_loop(self._publish)
+        self._journal.store(event)
+        self._scheduler.observe(event, self._journal.now)
 
     def _publish(self) -> None:
+        self._on_loop(self._hand_on)
+
+    def _hand_on(self) -> None:
         with self._turn:
-            events, self._unpublished = self._unpublished, []
-            for event, offset in events:
-                if isinstance(event, e.TaskOutput):
-                    self._feed.output(event)
-                else:
-                    self._feed.publish(event, offset)
+            self._journal.hand_on()
 
     # Ending.
 
@@ -687,7 +643,7 @@ class Engine:
             if self._is_over:
                 return
             try:
-                self._tick()
+                self._journal.tick()
                 self._scheduler.stop(s.EndRun("failed", "stopped"))
                 for node, slot in self._busy.items():
                     if slot.attempt is not None:
@@ -696,6 +652,7 @@ class Engine:
             except LogBroken:
                 pass
         self._broken = error
+        self._journal.close()
         self._finish()
         self._on_loop(self._close)
 
@@ -725,57 +682,6 @@ class Engine:
         if isinstance(error, LogBroken):
             return RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend)
         return RunStopped(self.run.run_id, f"{self._executor.name} raised {type(error).__name__}: {error}")
-
-
-class _Call(Relay):
-    """One call of an executor, as it sees the engine."""
-
-    __slots__ = ("_engine", "attempt", "slot")
-
-    def __init__(self, engine: Engine, slot: _Slot, attempt: Attempt) -> None:
-        self._engine, self.slot, self.attempt = engine, slot, attempt
-
-    def __call__(self, emission: Emission) -> None:
-        self._engine.hear(self.slot, self.attempt, emission)
-
-    def proceed(self, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
-        return self._engine.proceed(self, outcome, take)
-
-
-class _Slot:
-    """One long-lived task that runs attempts, and what it is at."""
-
-    __slots__ = (
-        "abandoned",
-        "attempt",
-        "awake",
-        "began",
-        "cost",
-        "ending",
-        "executor",
-        "late",
-        "node",
-        "released",
-        "scope",
-        "stopped",
-    )
-
-    scope: anyio.CancelScope
-    executor: Executor
-
-    def __init__(self, awake: Signal) -> None:
-        self.attempt: Attempt | None = None
-        self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
-        self.node = -1
-        self.began = 0.0
-        self.late = self.abandoned = self.released = self.stopped = False
-        self.cost: Stopped | None = None
-        self.awake = awake  # what it waits for when there is no work
-
-    def stop(self) -> None:
-        """Interrupt the attempt."""
-        self.stopped = True
-        self.scope.cancel()
 
 
 def _rounded(seconds: float) -> float:

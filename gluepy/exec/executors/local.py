@@ -16,7 +16,19 @@ import msgspec
 from gluepy.exec.boundary import execute, execute_async, failed, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
-from gluepy.exec.port import Abandoned, Attempt, Emit, Executor, Outcome, Output, Relay, Released, RunInfo, Stopped
+from gluepy.exec.port import (
+    FINISHED,
+    Abandoned,
+    Attempt,
+    Emit,
+    Executor,
+    Outcome,
+    Output,
+    Relay,
+    Released,
+    RunInfo,
+    Stopped,
+)
 from gluepy.exec.scope import RunScope, Scope
 
 if TYPE_CHECKING:
@@ -190,11 +202,16 @@ class _Chain:
         self._scope = scope
         self._attempt, self._emit = attempt, emit
         self._output: AttemptOutput | None = None
+        self._claim = [True]  # whoever pops it, this thread or who cancels the call, has the attempt
 
     def run(self) -> Outcome:
         """In the thread: how the last of the attempts ended."""
         while True:
             attempt, emit = self._attempt, self._emit
+            try:
+                self._claim.pop()
+            except IndexError:
+                return FINISHED  # it never began, and nobody asks
             if attempt.run.capture:
                 with _output(attempt, emit) as self._output:
                     outcome = self._execute(attempt, emit)
@@ -209,13 +226,16 @@ class _Chain:
         return contextvars.copy_context().run(execute, attempt, scope)
 
     def _take(self, attempt: Attempt, emit: Emit) -> None:
-        self._attempt, self._emit = attempt, emit
+        self._attempt, self._emit, self._claim = attempt, emit, [True]
 
     def abandon(self) -> None:
         """The call was cancelled while the thread was at work."""
-        self._emit(Abandoned())
-        if self._output is not None:
-            self._output.close()
+        try:
+            self._claim.pop()
+        except IndexError:
+            self._emit(Abandoned())
+            if self._output is not None:
+                self._output.close()
 
     def release(self) -> None:
         """The thread of an abandoned call has come to its end."""

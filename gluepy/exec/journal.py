@@ -1,0 +1,89 @@
+"""What the engine writes: the events of one moment in one write, and then to those who watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from gluepy.clock import Clock
+from gluepy.core import events as e
+from gluepy.exec.port import RunInfo
+from gluepy.runs.log import EventLog, LogBroken
+from gluepy.sinks.feed import Feed
+
+Header = tuple[int, int, str, str, str, str]
+
+
+class Journal:
+    """The events of one session of a run, on their way to its log and its subscribers.
+
+    `now` is the present moment by the monotonic clock, `timestamp` the same by the other one: all that is stored before
+    the next `tick` has it. `publish` is called when there is something to `hand_on`, which the event loop must do.
+    """
+
+    def __init__(
+        self, run: RunInfo, session: int, seq: int, log: EventLog, feed: Feed, clock: Clock, publish: Callable[[], None]
+    ) -> None:
+        self.run_id, self.dag = run.run_id, run.dag
+        self.session, self.seq = session, seq
+        self.now, self.timestamp = 0.0, ""
+        self._clock, self._second, self._prefix = clock, -1, ""
+        self._log, self._size = log, log.size
+        self._lines: list[bytes] = []  # stored, and written with the next `flush`
+        self._feed, self._publish = feed, publish
+        self._unpublished: list[tuple[e.Event, int]] = []  # with the byte of the log at which its line begins
+        self._closed = False
+
+    def tick(self) -> float:
+        """Begin a new moment, and return it."""
+        self.now, wall = self._clock.now(), self._clock.wall()
+        second = int(wall)
+        if second != self._second:
+            self._second = second
+            self._prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        self.timestamp = "%s%06dZ" % (self._prefix, (wall - second) * 1e6)  # noqa: UP031  # half of an f-string's time
+        return self.now
+
+    def header(self, level: str, ahead: int = 0) -> Header:
+        """The header of the event that is stored next, or of the one `ahead` after it."""
+        return self.seq + 1 + ahead, self.session, self.timestamp, level, self.run_id, self.dag
+
+    def store(self, event: e.Event) -> None:
+        """Take `event`, to be written with the next `flush`. Raises `LogBroken` once the journal is closed."""
+        if self._closed:
+            raise LogBroken("the log", "the run has stopped")
+        line = e.encode(event)
+        self._lines.append(line)
+        self.seq = event.seq
+        if self._feed.live:
+            self._unpublished.append((event, self._size))
+        self._size += len(line)
+
+    def tell(self, event: e.TaskOutput) -> None:
+        """Take what is for subscribers only."""
+        self._unpublished.append((event, self._size))
+        self._publish()
+
+    def flush(self) -> None:
+        """Write what was stored, in one write, and have it published. Comes before every effect: before an executor
+        sees an attempt, before anybody hears that something has ended, before the loop goes on to something else.
+        Raises `LogBroken`."""
+        lines = self._lines
+        if lines:
+            self._lines = []
+            self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
+            if self._unpublished:
+                self._publish()
+
+    def hand_on(self) -> None:
+        """Publish, in order, what was written."""
+        events, self._unpublished = self._unpublished, []
+        for event, offset in events:
+            if isinstance(event, e.TaskOutput):
+                self._feed.output(event)
+            else:
+                self._feed.publish(event, offset)
+
+    def close(self) -> None:
+        """Nothing more can be stored."""
+        self._closed = True
