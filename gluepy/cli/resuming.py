@@ -119,6 +119,8 @@ def explanation(plan: ResumePlan) -> Iterator[str]:
     for number, what in ((plan.bad_lines, "line that is no event"), (plan.gaps, "missing event")):
         if number:
             yield f"warning: its log has {count(number, what)}; tasks whose end is lost run again"
+    for name, why in plan.none_of.items():
+        yield f"no task {printable(name)!r} to run again: {printable(why)}"
     for change in plan.changes[:_SHOWN]:
         yield f"the DAG has changed: {printable(change)}"
     yield from _capped([(printable(task), printable(cause)) for task, cause in plan.again.items()])

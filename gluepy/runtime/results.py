@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gluepy.core.state import STATUS, State
@@ -86,7 +86,7 @@ class ResumePlan:
     """What a resumed run does: `again` maps each task that finished or began before and runs again to the cause,
     `waiting` are the tasks that had not begun or wait for another attempt, `kept` the finished ones that do not run;
     `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count what could not be read of the log, and
-    events that it lacks."""
+    events that it lacks; `none_of` are the names that were to run again and mean no task as yet, with the reason."""
 
     run_id: str
     session: int
@@ -96,3 +96,4 @@ class ResumePlan:
     changes: list[str]
     bad_lines: int
     gaps: int
+    none_of: Mapping[str, str] = field(default_factory=dict)

@@ -34,7 +34,7 @@ from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_mend
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
-from gluepy.runtime.options import make_executor, make_sinks, recorded_name, select
+from gluepy.runtime.options import asking, make_executor, make_sinks, meant, recorded_name, select
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
@@ -158,12 +158,15 @@ class Session:
                 before = state.graph
                 state.carry_over(Graph(compiled.graph.tree))
                 told = changes(before, state.graph)
-            forced = _forced(state.graph, compiled.label, given)
+            forced, none_of = _forced(state, compiled.label, given)
             chosen = select(state.graph, compiled.label, merged)
             if chosen is not None and forced and not forced.keys() & chosen.nodes:
                 task, selection = state.graph.id(min(forced)), f"the selection of run {record.run_id}"
                 raise OptionError(f"task {task!r}", f"{selection} left it out", "start a new run")
-            again = resets(state, forced, _gone(compiled, state, settings, record))
+            again = {
+                node: f"{cause}; the values that it found are kept" if node in state.rows else cause
+                for node, cause in resets(state, forced, _gone(compiled, state, settings, record)).items()
+            }
             tasks = {state.graph.id(node): cause for node, cause in again.items()}
             rest = [node for node in state.graph.tasks() if node not in again]
             kept = [state.graph.id(node) for node in rest if state.status[node] == FINISHED]
@@ -175,7 +178,8 @@ class Session:
             params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
             context = load_context(settings, params, recorded=record.context).to_dict()
             merged["params"] = params
-            plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, reader.bad, reader.gaps)
+            damage = reader.bad, reader.gaps
+            plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, *damage, none_of)
             choice = choose(settings, compiled, merged)
             return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing
@@ -363,18 +367,30 @@ def _label(record: Record) -> str:
     return first.dag if first is not None else ""
 
 
-def _forced(graph: Graph, dag: str, options: Mapping[str, Any]) -> dict[int, str]:
-    forced: dict[int, str] = {}
+def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[int, str], dict[str, str]]:
+    """The nodes that `force` and `from_task` mean, with the cause for each to run again; and the names that mean none
+    as yet, with the reason. Raises `UnknownTask`."""
+    graph, forced, none_of = state.graph, dict[int, str](), dict[str, str]()
     names = options.get("force") or ()
     wanted = [(name, "it was forced") for name in ([names] if isinstance(names, str) else names)]
     if options.get("from_task") is not None:
         wanted.append((options["from_task"], "the run resumes from it"))
+    coming = asking(graph) if wanted else {}
     for name, cause in wanted:
-        nodes = graph.names(name)
-        if not nodes:
-            raise UnknownTask(name, dag, list(graph.index))
+        nodes, adding = meant(graph, dag, name, coming)
         forced.update(dict.fromkeys(nodes, cause))
-    return forced
+        if nodes:
+            continue
+        each = next((node for node in adding if node not in state.rows), adding[0])
+        if state.why.get(each) == "unselected":
+            none_of[name] = f"{graph.id(each)} is not in the run's selection"
+        elif each not in state.rows:
+            none_of[name] = f"{graph.id(each)} has not found its values yet"
+        elif "[" in name:  # what there is of it is known, and has other ids
+            raise UnknownTask(name, dag, list(graph.index))
+        else:
+            none_of[name] = f"{graph.id(each)} found no values"
+    return forced, none_of
 
 
 def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) -> set[int]:

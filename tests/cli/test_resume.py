@@ -107,6 +107,59 @@ def test_forced_tasks_run_again_with_what_follows(pipe: Console) -> None:
     assert done.stderr.startswith("error: DAG 'pipedag' has no task 'fitt'; ")
 
 
+FOUND = """
+    import json
+    from pathlib import Path
+    from gluepy import DAG, Task, each
+
+    class Load(Task):
+        def run(self): assert Path("regions.json").exists(), "not there yet"
+
+    def regions():
+        return json.loads(Path("regions.json").read_text())
+
+    class Fit(Task):
+        region: str
+        def run(self): pass
+
+    class FoundDAG(DAG):
+        tasks = (Load, each(Fit, region=regions))
+"""
+
+
+def test_forcing_what_an_each_has_not_added_yet_says_so_and_runs_what_is_due(gluepy: Console) -> None:
+    gluepy.write("found.py", FOUND)
+    assert gluepy("run", "found.py", "--run-id", "first").returncode == 1
+    for words in (("--force", "fit"), ("--from-task", "fit"), ("--force", "fit[region=eu]")):
+        done = gluepy("resume", "first", *words)
+        assert done.returncode == 1
+        assert f"no task {words[1]!r} to run again: each-fit has not found its values yet\n" in done.stderr
+    gluepy.write("regions.json", "[]")
+    done = gluepy("resume", "first", "--force", "fit", "--json")
+    assert json.loads(done.stdout)["counts"] == {"finished": 2}
+    done = gluepy("resume", "first", "--force", "fit")
+    assert done.returncode == 0
+    assert "2 tasks kept; nothing is left to do\nno task 'fit' to run again: each-fit found no values\n" in done.stderr
+    done = gluepy("resume", "first", "--force", "fit[region=eu]")
+    assert (done.returncode, done.stderr.partition(";")[0]) == (2, "error: DAG 'founddag' has no task 'fit[region=eu]'")
+    assert gluepy("run", "found.py", "--task", "load", "--run-id", "some").returncode == 0
+    done = gluepy("resume", "some", "--force", "fit")
+    assert "no task 'fit' to run again: each-fit is not in the run's selection\n" in done.stderr
+
+
+def test_forced_each_says_that_it_keeps_the_values_that_it_found(gluepy: Console) -> None:
+    gluepy.write("found.py", FOUND)
+    gluepy.write("regions.json", '["eu"]')
+    assert gluepy("run", "found.py").returncode == 0
+    gluepy.write("regions.json", '["us"]')
+    done = gluepy("resume", "--force", "each-fit")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[1:3] == [
+        "  each-fit        it was forced; the values that it found are kept",
+        "  fit[region=eu]  each-fit runs again",
+    ]
+
+
 def test_from_task_of_a_resume_leaves_nothing_out_later(pipe: Console) -> None:
     """It says what runs again, not what the run is about: what failed elsewhere still has to run."""
     pipe.write(
