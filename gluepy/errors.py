@@ -58,7 +58,7 @@ class UnknownDag(UsageError):
 
 
 class UnknownTask(UsageError):
-    """A selection names a task that the DAG does not have."""
+    """A selection names a task that the DAG does not have. `known` are the names that it could have meant."""
 
     def __init__(self, task: str, dag: str, known: Sequence[str]) -> None:
         super().__init__(task, dag, known)

@@ -18,10 +18,11 @@ from gluepy.conf.dags import find_dag, find_dags
 from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, encode
 from gluepy.core.graph import slug_of
 from gluepy.core.timeline import timeline
-from gluepy.errors import DagError, OptionError, UnknownTask, did_you_mean
+from gluepy.errors import DagError, OptionError, did_you_mean
 from gluepy.exec.dag import DAG, compile_dag
 from gluepy.runs.log import LogReader
 from gluepy.runtime import find_record
+from gluepy.runtime.options import asking, meant
 
 FORMATS = ("text", "mermaid", "dot")
 _POLL_S = 0.2
@@ -139,9 +140,7 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs`"""
     story = Story(find_record(invocation.settings(), run))
     graph, state = story.state.graph, story.state
-    nodes = list(graph.tasks()) if task is None else graph.names(task)
-    if not nodes and task is not None:
-        raise UnknownTask(task, state.dag, list(graph.index))
+    nodes = list(graph.tasks()) if task is None else meant(graph, state.dag, task, asking(graph))[0]
     files = []
     for node in nodes:
         for attempt in range(1, state.attempt[node] + 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -101,8 +100,13 @@ def meant(graph: Graph, dag: str, name: str, coming: Mapping[int, set[str]]) -> 
     label = name.partition("[")[0]  # an instance that an `each` will add has its id only then
     nodes, adding = graph.names(name), [node for node, labels in coming.items() if label in labels]
     if not nodes and not adding:
-        raise UnknownTask(name, dag, [*graph.index, *dict.fromkeys(itertools.chain(*coming.values()))])
+        raise UnknownTask(name, dag, task_names(graph))
     return nodes, adding
+
+
+def task_names(graph: Graph) -> list[str]:
+    """All that a person may call tasks by: labels, also of what an `each` is still to add, then ids."""
+    return list(dict.fromkeys([*(spec.label for spec in graph.specs), *graph.index]))
 
 
 def asking(graph: Graph) -> dict[int, set[str]]:

@@ -34,7 +34,7 @@ from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_mend
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
-from gluepy.runtime.options import asking, make_executor, make_sinks, meant, recorded_name, select
+from gluepy.runtime.options import asking, make_executor, make_sinks, meant, recorded_name, select, task_names
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
@@ -387,7 +387,7 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
         elif each not in state.rows:
             none_of[name] = f"{graph.id(each)} has not found its values yet"
         elif "[" in name:  # what there is of it is known, and has other ids
-            raise UnknownTask(name, dag, list(graph.index))
+            raise UnknownTask(name, dag, task_names(graph))
         else:
             none_of[name] = f"{graph.id(each)} found no values"
     return forced, none_of

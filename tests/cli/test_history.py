@@ -383,14 +383,14 @@ def test_logs_are_followed_to_the_end_of_the_run(pipe: Console) -> None:
     assert follower.stdout is not None
     assert follower.stdout.readline() == "==> hold, attempt 1 <==\n"
     assert follower.stdout.readline() == "holding\n"
+    done = pipe("logs", "first", "holt", "-f")
+    assert (done.returncode, done.stderr) == (2, "error: DAG 'pipe' has no task 'holt'; did you mean 'hold'?\n")
     (pipe.folder / "hold.flag").unlink()
     out, _ = follower.communicate(timeout=30)
     assert out == "let go\n"
     assert follower.returncode == 0
     driver.communicate(timeout=30)
     assert pipe("logs", "first", "hold", "-f").stdout == "==> hold, attempt 1 <==\nholding\nlet go\n"
-    done = pipe("logs", "first", "holt", "-f")
-    assert (done.returncode, done.stderr) == (2, "error: DAG 'pipe' has no task 'holt'; did you mean 'hold'?\n")
 
 
 def test_cancel_stops_a_run_of_another_process(pipe: Console) -> None:

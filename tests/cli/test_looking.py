@@ -284,3 +284,4 @@ def test_logs_are_whole_or_one_tasks(shop: Console) -> None:
     assert (done.returncode, done.stderr) == (2, "error: DAG 'fail' has no task 'reprot'; did you mean 'report'?\n")
     shop("run", "train", "-q")
     assert "no output was kept" in shop("logs", "latest", SLASHED).stderr
+    assert "did you mean 'fit'?" in shop("logs", "latest", "fti").stderr
