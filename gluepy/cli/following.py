@@ -210,7 +210,7 @@ def _running(settings: Settings, run: str) -> Record:
 
 def _ending(story: Story, status: str) -> str:
     state = story.state
-    return summary(state.dag, state.run_id, _ENDED.get(status, status), state.counts(), story.duration_s)
+    return summary(state.dag, state.run_id, _ENDED.get(status, status), story.counts(status), story.duration_s)
 
 
 _ENDED = {"finished": "finished", "failed": "failed", "cancelled": "was cancelled", "interrupted": "was interrupted"}

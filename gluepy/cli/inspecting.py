@@ -98,7 +98,8 @@ def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
     story = Story(find_record(settings, run))
     told = timeline(LogReader(story.record.events).events(), story.state)
     slots = 1 if story.state.options.get("debug") else story.state.options.get("concurrency") or settings.CONCURRENCY
-    shape = Shape(timeline=told, state=story.state, slots=max(slots, most_at_once(told)), limits=settings.LIMITS)
+    slots = max(slots, most_at_once(told))
+    shape = Shape(timeline=told, state=story.state, slots=slots, limits=settings.LIMITS, status=story.status)
     if as_json:
         _say_json({**story.record_of(), "timeline": shape.record()})
         return 0

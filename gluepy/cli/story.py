@@ -27,7 +27,18 @@ from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
 from gluepy.traces import without_our_frames
 
-_ORDER = ("finished", "failed", "blocked", "cancelled", "skipped", "running", "retrying", "pending", "not selected")
+_ORDER = (
+    "finished",
+    "failed",
+    "blocked",
+    "cancelled",
+    "skipped",
+    "running",
+    "interrupted",
+    "retrying",
+    "pending",
+    "not selected",
+)
 _URGENCY = {"failed": 0, "running": 1, "retrying": 1, "finished": 3}
 _ROWS = 60  # tasks in a table
 _LOG_LINES = 10  # of a log file, behind a failure that has no traceback
@@ -116,21 +127,25 @@ class Story:
 
     def record_of(self) -> dict[str, JSON]:
         """The run as one JSON object."""
-        state = self.state
+        state, status = self.state, self.status
         assert self.opening is not None
         return {
             "run_id": state.run_id,
             "dag": state.dag,
-            "status": self.status,
+            "status": status,
             "reason": state.reason,
             "path": str(self.record.path),
             "started_at": state.started_at,
             "duration_s": round(self.duration_s, 6),
             "code_version": self.opening.code_version,
             "options": state.options,
-            "counts": state.counts(),
-            "tasks": {state.graph.id(node): self._task(node) for node in state.graph.tasks()},
+            "counts": self.counts(status),
+            "tasks": {state.graph.id(node): self._task(node, status) for node in state.graph.tasks()},
         }
+
+    def counts(self, status: str) -> dict[str, int]:
+        """The number of tasks by how they are, as the `status` of their run has it."""
+        return {self._word(word, status): number for word, number in self.state.counts().items()}
 
     def text(self, colour: bool) -> Iterator[str]:
         """The run in plain text: header, tasks, metrics. Failures and what to do next are `failure_text`."""
@@ -184,10 +199,10 @@ class Story:
             if len(metrics) > _ROWS:
                 yield styled(f"… and {len(metrics) - _ROWS:,} more; --json has all", "dim", colour)
 
-    def _task(self, node: int) -> dict[str, JSON]:
+    def _task(self, node: int, status: str) -> dict[str, JSON]:
         state = self.state
         task: dict[str, JSON] = {
-            "status": self._word(STATUS[state.status[node]], self.status),
+            "status": self._word(STATUS[state.status[node]], status),
             "attempts": state.attempt[node],
             "duration_s": state.duration_s[node],
         }

@@ -34,8 +34,8 @@ _INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 class RunSummary(msgspec.Struct, frozen=True):
     """One line of `runs`. `status` is finished, failed or cancelled; running while a driver holds the run;
-    interrupted when it has no end and no driver; unreadable (`problem` says why) when its log cannot be read.
-    `duration_s` is how long its last session took, or has taken."""
+    interrupted when it has no end and no driver (as are then in `counts` the tasks that ran); unreadable (`problem`
+    says why) when its log cannot be read. `duration_s` is how long its last session took, or has taken."""
 
     run_id: str
     dag: str
@@ -176,10 +176,12 @@ class Index:
 
     def _summary(self, row: Sequence[Any], now: datetime) -> RunSummary:
         run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem, began_at, last_at = row
+        counts = msgspec.json.decode(counts, type=dict[str, int])
         if status == "running":
             status = "running" if Record(self.root, run_id).is_held() else "interrupted"
             end = now if status == "running" else datetime.fromisoformat(last_at)
             duration_s = max(0.0, (end - datetime.fromisoformat(began_at)).total_seconds())
+            counts = {status if word == "running" else word: number for word, number in counts.items()}
         return RunSummary(
             run_id,
             dag,
@@ -188,7 +190,7 @@ class Index:
             duration_s,
             sessions,
             tasks,
-            msgspec.json.decode(counts, type=dict[str, int]),
+            counts,
             msgspec.json.decode(failed, type=list[str]),
             problem,
         )

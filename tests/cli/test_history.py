@@ -98,13 +98,15 @@ def test_runs_are_listed_newest_first(pipe: Console) -> None:
 
 def test_runs_know_who_runs_and_who_was_interrupted(pipe: Console) -> None:
     driver = holding(pipe, "first")
-    assert [row["status"] for row in json.loads(pipe("runs", "--json").stdout)] == ["running"]
+    (row,) = json.loads(pipe("runs", "--json").stdout)
+    assert (row["status"], row["counts"]) == ("running", {"pending": 2, "running": 1, "finished": 1})
     assert json.loads(pipe("runs", "--json", "--status", "finished").stdout) == []
     driver.kill()
     driver.communicate()
     (row,) = json.loads(pipe("runs", "--json", "--status", "interrupted").stdout)
     assert 0 < row["duration_s"] < 30
-    assert "1 interrupted" in pipe("runs").stdout
+    assert row["counts"] == {"pending": 2, "interrupted": 1, "finished": 1}
+    assert "2 pending, 1 interrupted, 1 finished" in pipe("runs").stdout
 
 
 def test_mistakes_about_runs_are_one_clear_line(pipe: Console) -> None:
@@ -362,6 +364,7 @@ def test_watch_ends_as_the_run_does(pipe: Console) -> None:
     out, _ = watcher.communicate(timeout=30)
     assert watcher.returncode == 3
     assert "run lost of pipe was interrupted in " in out
+    assert out.endswith(": 1 finished, 1 interrupted, 2 pending\n")
 
 
 def test_ctrl_c_stops_watching_only(pipe: Console, terminal: Callable[..., Terminal]) -> None:

@@ -227,6 +227,9 @@ def test_show_of_a_run_whose_driver_was_killed(shop: Console) -> None:
     done = shop("show", "first")
     assert re.search("status +interrupted", done.stdout)
     assert re.search("a +interrupted", done.stdout)
+    told = json.loads(shop("show", "first", "--json").stdout)
+    assert (told["status"], told["counts"]) == ("interrupted", {"interrupted": 1})
+    assert [each["status"] for each in (told["tasks"]["a"], *told["timeline"]["bars"])] == ["interrupted"] * 2
     assert done.stdout.endswith("resume first\n")
     with log.open("a") as file:
         file.write('{"torn": \n')
