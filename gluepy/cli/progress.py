@@ -385,11 +385,14 @@ def _keep_metric(metrics: dict[str, list[str]], event: e.TaskMetric) -> None:
 
 
 def _headlines(event: e.RunStarted | e.RunResumed) -> Iterable[str]:
-    what = "resumed" if isinstance(event, e.RunResumed) else "started"
+    run = f"run {event.run_id} of {printable(event.dag)}"
+    if isinstance(event, e.RunResumed):  # how many tasks there are was said before
+        yield f"{run} resumed"
+        return
     tree = Tree.of(event.graph)
     more = " or more" if any(True for _ in _open_eaches(tree.root)) else ""
-    yield f"run {event.run_id} of {printable(event.dag)} {what}: {count(_size(tree.root), 'task')}{more}"
-    if any(name in event.options for name in ("tasks", "from_task", "to_task")) and what == "started":
+    yield f"{run} started: {count(_size(tree.root), 'task')}{more}"
+    if any(name in event.options for name in ("tasks", "from_task", "to_task")):
         yield "tasks that are not selected count as done; their files are not in this run's folder, which is new"
 
 

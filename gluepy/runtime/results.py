@@ -84,9 +84,10 @@ class RunResult:
 @dataclass(frozen=True, slots=True)
 class ResumePlan:
     """What a resumed run does: `again` maps each task that finished or began before and runs again to the cause,
-    `waiting` are the tasks that had not begun or wait for another attempt, `kept` the finished ones that do not run;
-    `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count what could not be read of the log, and
-    events that it lacks; `none_of` are the names that were to run again and mean no task as yet, with the reason."""
+    `waiting` are the tasks that have still to begin, `retrying` those that are due for another attempt, `kept` the
+    finished ones that do not run; `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count what could
+    not be read of the log, and events that it lacks; `none_of` are the names that were to run again and mean no task
+    as yet, with the reason."""
 
     run_id: str
     session: int
@@ -97,3 +98,4 @@ class ResumePlan:
     bad_lines: int
     gaps: int
     none_of: Mapping[str, str] = field(default_factory=dict)
+    retrying: Sequence[str] = ()

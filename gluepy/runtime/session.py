@@ -170,16 +170,19 @@ class Session:
             tasks = {state.graph.id(node): cause for node, cause in again.items()}
             rest = [node for node in state.graph.tasks() if node not in again]
             kept = [state.graph.id(node) for node in rest if state.status[node] == FINISHED]
-            waiting = [
-                state.graph.id(node)
-                for node in rest
-                if state.status[node] in (PENDING, RETRYING) and (chosen is None or node in chosen.nodes)
-            ]
+            waiting, retrying = (
+                [
+                    state.graph.id(node)
+                    for node in rest
+                    if state.status[node] == status and (chosen is None or node in chosen.nodes)
+                ]
+                for status in (PENDING, RETRYING)
+            )
             params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
             context = load_context(settings, params, recorded=record.context).to_dict()
             merged["params"] = params
             damage = reader.bad, reader.gaps
-            plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, *damage, none_of)
+            plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, *damage, none_of, retrying)
             choice = choose(settings, compiled, merged)
             return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing

@@ -73,12 +73,13 @@ def test_what_failed_and_what_follows_it_runs_again(pipe: Console) -> None:
     assert sorted(ran(pipe)) == ["fit[region=us]", "report"]
     assert done.stdout.startswith("run first of pipedag finished in ")
     lines = done.stderr.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
         "resuming run first, session 2: 2 tasks again, 3 tasks kept",
         "  fit[region=us]  it failed",
         "  report          it was blocked",
+        "  kept: load, wait, fit[region=eu]",
     ]
-    assert lines[3].endswith("  run first of pipedag resumed: 5 tasks")
+    assert lines[4].endswith("  run first of pipedag resumed")
     assert "\x1b" not in done.stderr
 
 
@@ -221,9 +222,10 @@ def test_killed_driver_loses_nothing(pipe: Console) -> None:
     ran(pipe)
     done = pipe("resume")
     assert done.returncode == 0
-    assert done.stderr.splitlines()[:2] == [
-        "resuming run first, session 2: 1 task again, 3 tasks for the first time or after a delay, 1 task kept",
+    assert done.stderr.splitlines()[:3] == [
+        "resuming run first, session 2: 1 task again, 3 tasks still to run, 1 task kept",
         "  wait  it was interrupted",
+        "  kept: load",
     ]
     assert sorted(ran(pipe)) == ["fit[region=eu]", "fit[region=us]", "report", "wait"]
 
@@ -303,6 +305,70 @@ def test_damage_of_the_log_is_told(pipe: Console) -> None:
     assert "warning: its log has 1 line that is no event; tasks whose end is lost run again\n" in done.stderr
     assert "warning: its log has 1 missing event" in done.stderr
     assert "  wait            it was interrupted\n" in done.stderr
+
+
+def test_dry_run_lists_every_task_and_runs_nothing(gluepy: Console) -> None:
+    gluepy.write(
+        "pipe.py",
+        """
+        from pathlib import Path
+        from gluepy import DAG, Retry, Task, parallel
+        class Load(Task):
+            def run(self): pass
+        class Flaky(Task):
+            retries = Retry(attempts=2, wait_s=1000)
+            def run(self): raise ConnectionError("not yet")
+        class Hold(Task):
+            async def run(self):
+                import anyio
+                Path("held").touch()
+                await anyio.sleep(1000)
+        class Last(Load): pass
+        class PipeDAG(DAG): tasks = (Load, parallel(Flaky, Hold), Last)
+        """,
+    )
+    driver = gluepy.start("run", "pipe.py", "--run-id", "first", "-q")
+    log = gluepy.folder / ".gluepy/runs/first/events.jsonl"
+    until(lambda: (gluepy.folder / "held").exists() and b"task.retrying" in log.read_bytes())
+    driver.kill()
+    driver.communicate()
+    before = log.read_bytes()
+    done = gluepy("resume", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    counts = "1 task again, 1 task still to run, 1 task due for another attempt, 1 task kept"
+    assert done.stdout.splitlines() == [
+        f"resuming run first, session 2: {counts}",
+        "  hold   it was interrupted",
+        "  last   still to run",
+        "  flaky  due for another attempt",
+        "  load   kept",
+        "nothing was run",
+    ]
+    told = json.loads(gluepy("resume", "--dry-run", "--json").stdout)
+    assert told["again"] == {"hold": "it was interrupted"}
+    assert (told["waiting"], told["retrying"], told["kept"]) == (["last"], ["flaky"], ["load"])
+    assert log.read_bytes() == before
+    done = gluepy("resume", "--dry-run", "--events", "-")
+    assert (done.returncode, done.stderr) == (2, "error: --events: with --dry-run there are none\n")
+
+
+def test_kept_tasks_are_named_while_they_are_few(gluepy: Console) -> None:
+    gluepy.write(
+        "many.py",
+        """
+        from gluepy import DAG, Task, each
+        class Do(Task):
+            n: int
+            async def run(self): assert self.n < self.context.fail
+        class ManyDAG(DAG): tasks = each(Do, n=range(30))
+        """,
+    )
+    assert gluepy("run", "many.py", "-k", "-q", "-P", "fail=3").returncode == 1
+    done = gluepy("resume", "-k", "--progress", "none", "-P", "fail=29")
+    assert "\n  kept: do[n=0], do[n=1], do[n=2]\n" in done.stderr
+    done = gluepy("resume", "-k", "--progress", "none", "-P", "fail=30")
+    assert ", session 3: 1 task again, 29 tasks kept\n" in done.stderr
+    assert "kept:" not in done.stderr
 
 
 def test_explanation_is_at_most_a_screenful(gluepy: Console) -> None:
@@ -404,7 +470,8 @@ def test_retry_resumes_a_run_of_that_dag(shop: Console) -> None:
     done = shop("dag", "trian", "--retry", "1-fail")
     assert done.returncode == 2
     assert "did you mean 'train'?" in done.stderr
-    for words in (("--task", "load"), ("--to-task", "load"), ("--run-id", "x"), ("--dry-run",)):
+    assert shop("dag", "fail", "--retry", "latest", "--dry-run").stdout.startswith("resuming run 1-fail, session 4: ")
+    for words in (("--task", "load"), ("--to-task", "load"), ("--run-id", "x")):
         done = shop("dag", "fail", "--retry", "1-fail", *words)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {words[0]} and --retry: ")
