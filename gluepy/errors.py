@@ -180,6 +180,9 @@ class RunLocked(UsageError):
         )
 
 
+NOT_RAISED = ("lost", "memory", "outputs")  # reasons of failures of which the message says it all: no code raised it
+
+
 class TaskError(GluepyError):
     """One task of a run failed. `cause` is the user's exception as `__cause__` where it could be carried over.
 
@@ -205,8 +208,8 @@ class TaskError(GluepyError):
         self.max_attempts = max_attempts
 
     def __str__(self) -> str:
-        died = self.reason in ("lost", "memory")  # the message says it all, and nobody raised anything
-        what = f"{self.type}: {self.message}" if self.type and not died else self.message
+        raised = self.type and self.reason not in NOT_RAISED
+        what = f"{self.type}: {self.message}" if raised else self.message
         of = f" of {self.max_attempts}" if self.max_attempts > 1 else ""
         return f"task {self.task!r}, attempt {self.attempt}{of}: {what}"
 

@@ -13,7 +13,7 @@ from gluepy.cli.bars import Shape, most_at_once
 from gluepy.cli.invocation import Invocation, NoProject
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.story import Story, failure_text
-from gluepy.cli.text import count, first_line, printable, say, styled, table, tell, wants_colour
+from gluepy.cli.text import count, damage, first_line, printable, say, styled, table, tell, wants_colour
 from gluepy.conf.dags import find_dag, find_dags
 from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, encode
 from gluepy.core.graph import slug_of
@@ -131,9 +131,8 @@ def show_events(invocation: Invocation, run: str, follow: bool) -> int:
         if over or not driven:
             break
         time.sleep(_POLL_S)
-    for number, what in ((reader.bad, "line that is no event"), (reader.gaps, "missing event")):
-        if number:
-            tell(f"{record.events}: {count(number, what)}")
+    for what in damage(reader.bad, reader.gaps):
+        tell(f"{record.events}: {what}")
     return 0
 
 

@@ -22,7 +22,7 @@ from gluepy.cli.running import (
     params_of,
     stdout_kept,
 )
-from gluepy.cli.text import cells, count, printable, say, table
+from gluepy.cli.text import cells, count, damage, printable, say, table
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
 from gluepy.errors import OptionError
@@ -131,9 +131,8 @@ def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
     facts = [f"{count(len(tasks), 'task')} {what}" for tasks, what in parts if tasks]
     nothing = "" if plan.again or plan.waiting or plan.retrying else "; nothing is left to do"
     yield f"resuming run {plan.run_id}, session {plan.session}: {', '.join(facts) or 'it has no tasks'}{nothing}"
-    for number, what in ((plan.bad_lines, "line that is no event"), (plan.gaps, "missing event")):
-        if number:
-            yield f"warning: its log has {count(number, what)}; tasks whose end is lost run again"
+    if broken := damage(plan.bad_lines, plan.gaps):
+        yield f"warning: its log has {' and '.join(broken)}; tasks whose end is lost run again"
     for name, why in plan.none_of.items():
         yield f"no task {printable(name)!r} to run again: {printable(why)}"
     for change in plan.changes[:_SHOWN]:

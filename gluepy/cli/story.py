@@ -11,6 +11,7 @@ from gluepy.cli.text import (
     STYLE_OF,
     amount,
     count,
+    damage,
     duration,
     error_line,
     first_line,
@@ -98,11 +99,7 @@ class Story:
             begun = f"its events do not fit together ({error!r})"
             why = "it has no events of a run yet" if self.opening is None else begun
             raise NoStory(str(record.events), why) from None
-        self.damage = [
-            f"{count(number, what)}"
-            for number, what in ((reader.bad, "line that is no event"), (reader.gaps, "missing event"))
-            if number
-        ]
+        self.damage = damage(reader.bad, reader.gaps)
 
     @property
     def status(self) -> str:

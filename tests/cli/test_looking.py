@@ -244,8 +244,11 @@ def test_events_are_the_lines_of_the_log(shop: Console) -> None:
     assert done.stdout == (record / "events.jsonl").read_text()
     with (record / "events.jsonl").open("a") as file:
         file.write("torn\n")
-    done = shop("events", "latest")
-    assert "1 line that is no event" in done.stderr
+    log = record / "events.jsonl"
+    assert shop("events", "latest").stderr == f"{log}: 1 line that is no event\n"
+    with log.open("a") as file:
+        file.write("torn\n")
+    assert shop("events", "latest").stderr == f"{log}: 2 lines that are no events\n"
 
 
 def test_events_are_followed_to_the_end_of_the_run(shop: Console) -> None:
