@@ -71,16 +71,20 @@ class UnknownTask(UsageError):
 
 
 class UnknownRun(UsageError):
-    """No run has the id, or ending of an id, that was asked for, or several have."""
+    """No run has the id, or ending of an id, that was asked for, or several have. `known` are names that could have
+    been meant; none where there are no runs."""
 
-    def __init__(self, run: str, matches: Sequence[str], root: str) -> None:
-        super().__init__(run, matches, root)
-        self.run, self.matches, self.root = run, tuple(matches), root
+    def __init__(self, run: str, matches: Sequence[str], root: str, known: Sequence[str]) -> None:
+        super().__init__(run, matches, root, known)
+        self.run, self.matches, self.root, self.known = run, tuple(matches), root, tuple(known)
 
     def __str__(self) -> str:
         if self.matches:
             return f"{self.run!r} could be any of {len(self.matches)} runs, among them {', '.join(self.matches[:3])}"
-        return f"no run {self.run!r} in {self.root}; `gluepy runs` lists them"
+        if not self.known:
+            return f"no run {self.run!r}: there are no runs in {self.root}"
+        hint = did_you_mean(self.run, self.known) or "; `gluepy runs` lists them"
+        return f"no run {self.run!r} in {self.root}{hint}"
 
 
 class OptionError(UsageError):

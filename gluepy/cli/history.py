@@ -91,8 +91,7 @@ def prune(
                 if files:
                     _delete_files(settings.run_files(run.run_id))
             gone.append(run)
-    for run in gone[:_SHOWN]:
-        say(f"{run.run_id}  {printable(run.dag)}  {run.status}  {run.started_at[:10]}")
+    say(*table((run.run_id, printable(run.dag), run.status, run.started_at[:10]) for run in gone[:_SHOWN]))
     if len(gone) > _SHOWN:
         say(f"… and {len(gone) - _SHOWN:,} more")
     what = "would delete" if dry_run else "deleted"

@@ -86,8 +86,8 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
         return 0
     colour = wants_colour(sys.stdout)
     tell(f"project: {settings.project}" if settings.project else "no project here: these are the defaults")
-    rows = [(name, printable(_json(value)), printable(source)) for name, (value, source) in masked.items()]
-    for line, (_, _, source) in zip(table(rows), rows, strict=True):
+    rows = [(name, printable(source), printable(_json(value))) for name, (value, source) in masked.items()]
+    for line, (_, source, _) in zip(table(rows), rows, strict=True):
         say(styled(line, "dim", colour and source == "default"))
     return 0
 
@@ -151,8 +151,9 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
         tell("no output was kept" if any(state.attempt[node] for node in nodes) else "it has not begun")
     out = sys.stdout.buffer
     colour = wants_colour(sys.stdout)
+    is_one = sum(state.attempt[node] for node in nodes) == 1
     for position, (title, file) in enumerate(files):
-        if len(files) > 1:
+        if not is_one:
             out.write(f"{chr(10) * bool(position)}{styled(f'==> {title} <==', 'bold', colour)}\n".encode())
         with file.open("rb") as stream:
             shutil.copyfileobj(stream, out)

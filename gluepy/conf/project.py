@@ -141,6 +141,8 @@ def load_file(file: Path) -> ModuleType:
     another module, or that does not import.
     """
     file = file.absolute()
+    if file.is_dir():
+        raise ImportFailed(str(file), "it is a folder", mend="name a file in it")
     if not file.is_file():
         near = did_you_mean(file.name, (each.name for each in file.parent.glob("*.py")))
         raise ImportFailed(str(file), f"there is no such file{near}")
@@ -239,7 +241,8 @@ def _guarded(name: str, asked: str, load: Callable[[], ModuleType], mend: str = 
 
 def _failed(name: str, error: Exception, mend: str) -> ImportFailed:
     first = (str(error).splitlines() or [""])[0]
-    return ImportFailed(name, f"{type(error).__name__}: {first}", user_stack(error), mend)
+    stack = user_stack(error)
+    return ImportFailed(name, f"{type(error).__name__}: {first}", stack if "\n" in stack else "", mend)
 
 
 def _import_installed(name: str, project: Path | None) -> ModuleType:

@@ -23,7 +23,7 @@ from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
 from gluepy.core.state import FINISHED, PENDING, RETRYING, State
-from gluepy.errors import GluepyError, OptionError, RunError, RunStopped, UnknownTask
+from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped, UnknownTask
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.capture import capturing
@@ -125,7 +125,8 @@ class Session:
         choice = choose(settings, compiled, options)
         context = load_context(settings, options.get("params") or {}).to_dict()
         options = {**options, "dag": _recorded(dag)}
-        run_id = options.get("run_id") or new_run_id(shared.clock.wall())
+        run_id = options.get("run_id")
+        run_id = new_run_id(shared.clock.wall()) if run_id is None else run_id
         record = Record.create(settings.runs_root, run_id, context)
         with ExitStack() as hold:
             hold.enter_context(record.lock())
@@ -149,7 +150,8 @@ class Session:
                 raise OptionError(f"run {record.run_id}", f"it cannot be resumed: {why}", "start a new one") from None
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
-            compiled = compile_dag(find_dag(merged.get("dag") or state.dag, settings), settings.LIMITS)
+            dag = _dag_again(merged.get("dag") or state.dag, settings, record.run_id)
+            compiled = compile_dag(dag, settings.LIMITS)
             if shared.chosen is not None and "executor" not in given:
                 merged.pop("executor", None)  # it is the runtime's
             merged["dag"] = _recorded(merged.get("dag") or state.dag)
@@ -357,11 +359,22 @@ def _recorded(dag: str | type[DAG]) -> str:
     return f"{dag.__module__}:{dag.__qualname__}"
 
 
+def _dag_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DAG]:
+    """`find_dag`, which says what to do where the file of the DAG is not there any more."""
+    try:
+        return find_dag(dag, settings)
+    except ImportFailed as error:
+        if ".py" not in error.module or os.path.exists(error.module):
+            raise
+        mend = f"if it was moved: gluepy run FILE --retry {run_id}"
+        raise ImportFailed(error.module, "there is no such file any more", mend=mend) from None
+
+
 def find_record(settings: Settings, run: str) -> Record:
     """The record that `run` means: an id, its unique ending, `latest`, or `latest:LABEL`. Raises `UnknownRun`."""
     name, colon, label = run.partition(":")
     if name == "latest" and colon:
-        return Record.latest(settings.runs_root, lambda record: _label(record) == label, run)
+        return Record.latest(settings.runs_root, label, _label)
     return Record.find(settings.runs_root, run)
 
 

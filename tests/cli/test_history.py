@@ -291,7 +291,7 @@ def test_diff_tells_what_changed(pipe: Console) -> None:
 
 
 def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
-    for run_id in ("a", "b", "c"):
+    for run_id in ("a", "bb", "c"):
         pipe("run", "pipe", "--run-id", run_id, "-q", "--task", "load")
         (pipe.folder / f"data/runs/{run_id}").mkdir(parents=True)
     done = pipe("prune", "--keep", "2", "--dry-run")
@@ -299,17 +299,19 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
     assert done.stdout.startswith("a  pipe  finished  ")
     assert "would delete 1 run; " in done.stdout
     assert len(pipe.runs) == 3
+    names = [line[:10] for line in pipe("prune", "--keep", "0", "--dry-run").stdout.splitlines()]
+    assert names == ["c   pipe  ", "bb  pipe  ", "a   pipe  ", "would dele"]
     assert pipe("prune", "--keep", "2", "--older-than", "1h").stdout == "deleted 0 runs\n"
     done = pipe("prune", "--keep", "2")
     assert done.stdout.splitlines()[-1] == f"deleted 1 run; their files in {pipe.folder}/data/runs stay"
-    assert [run.name for run in pipe.runs] == ["b", "c"]
+    assert [run.name for run in pipe.runs] == ["bb", "c"]
     assert not (pipe.folder / ".gluepy/runs/a").exists()
     assert (pipe.folder / "data/runs/a").is_dir()
     time.sleep(1.1)
     done = pipe("prune", "--older-than", "1s", "--files")
     assert "deleted 2 runs and their files in " in done.stdout
     assert pipe.runs == []
-    assert not (pipe.folder / "data/runs/b").exists()
+    assert not (pipe.folder / "data/runs/bb").exists()
     assert json.loads(pipe("runs", "--json").stdout) == []
 
 

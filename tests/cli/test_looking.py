@@ -129,10 +129,10 @@ def test_settings_show_values_sources_and_no_secrets(shop: Console) -> None:
     done = shop("settings", GLUEPY_CONCURRENCY="7")
     assert done.returncode == 0
     rows = {row[0]: row[1:] for row in (re.split("  +", line) for line in done.stdout.splitlines())}
-    assert rows["CONCURRENCY"] == ["7", "environment GLUEPY_CONCURRENCY"]
-    assert rows["INSTALLED_MODULES"] == ['["flows"]', "settings.py"]
-    assert rows["API_TOKEN"] == ['"***"', "settings.py"]
-    assert rows["POOL"] == ['"thread"', "default"]
+    assert rows["CONCURRENCY"] == ["environment GLUEPY_CONCURRENCY", "7"]
+    assert rows["INSTALLED_MODULES"] == ["settings.py", '["flows"]']
+    assert rows["API_TOKEN"] == ["settings.py", '"***"']
+    assert rows["POOL"] == ["default", '"thread"']
     found = json.loads(shop("settings", "--json").stdout)
     assert found["INSTALLED_MODULES"] == {"value": ["flows"], "source": "settings.py"}
     assert "hunter2" not in json.dumps(found)
@@ -284,6 +284,10 @@ def test_logs_are_whole_or_one_tasks(shop: Console) -> None:
     assert done.returncode == 0
     assert re.findall("==> (.*) <==", done.stdout) == ["load, attempt 1", "broken, attempt 1", "report, attempt 1"]
     assert shop("logs", "latest", "load").stdout == "loading\n"
+    assert shop("resume", "--force", "load", "-q").returncode == 1
+    assert shop("logs", "latest", "load").stdout.startswith("==> load, attempt 1 <==\nloading\n")
+    (shop.runs[-1] / "logs/load.2.log").unlink()
+    assert shop("logs", "latest", "load").stdout == "==> load, attempt 1 <==\nloading\n"
     assert "reported" in shop("logs", "latest", "report").stdout
     assert "it has not begun" in shop("logs", "latest", "after").stderr
     done = shop("logs", "latest", "reprot")

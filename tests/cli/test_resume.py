@@ -483,7 +483,7 @@ def test_dag_of_a_moved_file_is_found_with_retry(pipe: Console) -> None:
     (pipe.folder / "pipe.py").rename(pipe.folder / "moved.py")
     done = pipe("resume")
     assert done.returncode == 2
-    assert "there is no such file" in done.stderr
+    assert done.stderr.endswith("there is no such file any more; if it was moved: gluepy run FILE --retry first\n")
     done = pipe("run", "moved.py", "--retry", "first")
     assert done.returncode == 0, done.stderr
     assert pipe("resume").returncode == 0  # and where it is now is remembered
