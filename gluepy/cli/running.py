@@ -217,7 +217,7 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
     """Show the run's events, in batches, until there are no more; returns the number of tasks by how they ended."""
     over = anyio.Event()
     counts: dict[str, int] = {}
-    left_out = 0
+    left_out = run.plan.left_out if run.plan is not None else 0
 
     async def wait() -> None:
         try:

@@ -87,7 +87,7 @@ class ResumePlan:
     `waiting` are the tasks that have still to begin, `retrying` those that are due for another attempt, `kept` the
     finished ones that do not run; `changes` tell how the DAG's code differs; `bad_lines` and `gaps` count what could
     not be read of the log, and events that it lacks; `none_of` are the names that were to run again and mean no task
-    as yet, with the reason."""
+    as yet, with the reason; `left_out` counts the tasks that were skipped since the run's selection lacks them."""
 
     run_id: str
     session: int
@@ -99,3 +99,4 @@ class ResumePlan:
     gaps: int
     none_of: Mapping[str, str] = field(default_factory=dict)
     retrying: Sequence[str] = ()
+    left_out: int = 0

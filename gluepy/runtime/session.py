@@ -22,7 +22,7 @@ from gluepy.core.events import JSON, SCHEMA_VERSION
 from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
-from gluepy.core.state import FINISHED, PENDING, RETRYING, State
+from gluepy.core.state import FINISHED, PENDING, RETRYING, SKIPPED, State
 from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped, UnknownTask
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
@@ -180,11 +180,14 @@ class Session:
                 ]
                 for status in (PENDING, RETRYING)
             )
+            left_out = sum(why == "unselected" and state.status[node] == SKIPPED for node, why in state.why.items())
             params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
             context = load_context(settings, params, recorded=record.context).to_dict()
             merged["params"] = params
             damage = reader.bad, reader.gaps
-            plan = ResumePlan(record.run_id, state.session + 1, tasks, waiting, kept, told, *damage, none_of, retrying)
+            plan = ResumePlan(
+                record.run_id, state.session + 1, tasks, waiting, kept, told, *damage, none_of, retrying, left_out
+            )
             choice = choose(settings, compiled, merged)
             return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing

@@ -193,6 +193,7 @@ def test_selection_of_the_run_stays(pipe: Console) -> None:
     done = pipe("resume")
     assert done.returncode == 0
     assert ran(pipe) == ["fit[region=us]"]
+    assert ": 2 finished, 3 not selected\n" in done.stdout
     done = pipe("resume", "--force", "load")
     assert (done.returncode, done.stderr) == (
         2,
