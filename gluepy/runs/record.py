@@ -51,7 +51,8 @@ class Record:
     def create(cls, root: Path, run_id: str, context: Mapping[str, JSON]) -> Record:
         """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
         if not _RUN_ID.fullmatch(run_id):
-            raise OptionError("run_id", f"{run_id!r} cannot name a folder", "use letters, digits, '-', '_' and '.'")
+            mend = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
+            raise OptionError("run_id", f"{run_id!r} cannot name a folder", mend)
         if run_id == "latest":
             raise OptionError("run_id", "'latest' means the newest run", "give another")
         if _BESIDE.fullmatch(run_id):

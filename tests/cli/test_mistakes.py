@@ -44,6 +44,7 @@ from console_calls import Console
         (("run", "train", "--dry-run", "--events", "-"), "--events: with --dry-run there are none"),
         (("run", "train", "--events", "no/where"), "--events: cannot write 'no/where': No such file or directory"),
         (("run", "train", "--run-id", "../up"), "--run-id: '../up' cannot name a folder"),
+        (("run", "train", "--run-id", "x" * 101), "at most 100 of them, the first a letter or a digit"),
         (("run", "train", "--run-id", "durations"), "--run-id: 'durations' is the name of a file beside the runs"),
         (("run", "train", "--run-id", "index.sqlite-wal"), "is the name of a file beside the runs; give another"),
         (("run", "train", "--run-id", "latest"), "--run-id: 'latest' means the newest run"),
