@@ -402,8 +402,8 @@ class _Server:
     def _import_entry(self, entry: str) -> Entry:
         module, _, name = entry.partition(":")
         if module not in sys.modules:
-            # So that a module is found that was written a moment after somebody looked for it; a tenth of the cost of
-            # importlib.invalidate_caches.
+            # So that a module is found that was written a moment after somebody looked for it. Not
+            # importlib.invalidate_caches, which imports importlib.metadata from Python 3.13 on.
             sys.path_importer_cache.clear()
         __import__(module)  # leaves the import system's own frames out of tracebacks, as import_module does not
         function: Entry = getattr(sys.modules[module], name)
