@@ -58,7 +58,7 @@ class UnknownDag(UsageError):
 
 
 class UnknownTask(UsageError):
-    """A selection names a task that the DAG does not have."""
+    """A selection names a task that the DAG does not have. `known` are the names that it could have meant."""
 
     def __init__(self, task: str, dag: str, known: Sequence[str]) -> None:
         super().__init__(task, dag, known)
@@ -71,16 +71,20 @@ class UnknownTask(UsageError):
 
 
 class UnknownRun(UsageError):
-    """No run has the id, or ending of an id, that was asked for, or several have."""
+    """No run has the id, or ending of an id, that was asked for, or several have. `known` are names that could have
+    been meant; none where there are no runs."""
 
-    def __init__(self, run: str, matches: Sequence[str], root: str) -> None:
-        super().__init__(run, matches, root)
-        self.run, self.matches, self.root = run, tuple(matches), root
+    def __init__(self, run: str, matches: Sequence[str], root: str, known: Sequence[str]) -> None:
+        super().__init__(run, matches, root, known)
+        self.run, self.matches, self.root, self.known = run, tuple(matches), root, tuple(known)
 
     def __str__(self) -> str:
         if self.matches:
             return f"{self.run!r} could be any of {len(self.matches)} runs, among them {', '.join(self.matches[:3])}"
-        return f"no run {self.run!r} in {self.root}; `gluepy runs` lists them"
+        if not self.known:
+            return f"no run {self.run!r}: there are no runs in {self.root}"
+        hint = did_you_mean(self.run, self.known) or "; `gluepy runs` lists them"
+        return f"no run {self.run!r} in {self.root}{hint}"
 
 
 class OptionError(UsageError):
@@ -180,6 +184,9 @@ class RunLocked(UsageError):
         )
 
 
+NOT_RAISED = ("lost", "memory", "outputs")  # reasons of failures of which the message says it all: no code raised it
+
+
 class TaskError(GluepyError):
     """One task of a run failed. `cause` is the user's exception as `__cause__` where it could be carried over.
 
@@ -205,8 +212,8 @@ class TaskError(GluepyError):
         self.max_attempts = max_attempts
 
     def __str__(self) -> str:
-        died = self.reason in ("lost", "memory")  # the message says it all, and nobody raised anything
-        what = f"{self.type}: {self.message}" if self.type and not died else self.message
+        raised = self.type and self.reason not in NOT_RAISED
+        what = f"{self.type}: {self.message}" if raised else self.message
         of = f" of {self.max_attempts}" if self.max_attempts > 1 else ""
         return f"task {self.task!r}, attempt {self.attempt}{of}: {what}"
 

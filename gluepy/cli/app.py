@@ -268,6 +268,9 @@ def resume(
     keep_going: KeepGoing = False,
     fail_fast: FailFast = False,
     timeout: Timeout = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show which tasks would run again, which not and why, and run nothing.")
+    ] = False,
     debug: Debug = False,
     as_json: ResultAsJson = False,
     events: EventsFile = None,
@@ -278,13 +281,14 @@ def resume(
 
     It runs every task that has not finished, and every one after a task that runs again; what has finished stays,
     unless it is forced or its declared outputs are gone. It says first what runs again, and why. Options that are not
-    given are as the run had them; the executor is the one that is set now.
+    given are as the run had them; settings are as they are now.
 
     \b
       gluepy resume                  the newest run
       gluepy resume latest:train     the newest run of 'train'
       gluepy resume 9f2c             the run whose id ends so
       gluepy resume latest --from-task fit -P model.depth=4
+      gluepy resume --dry-run        what would run, and nothing else
 
     Exit codes are those of `gluepy run`.
     """
@@ -303,6 +307,7 @@ def resume(
         keep_going=keep_going,
         fail_fast=fail_fast,
         timeout=timeout,
+        dry_run=dry_run,
         debug=debug,
         as_json=as_json,
         events=events,

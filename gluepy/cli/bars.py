@@ -20,12 +20,13 @@ _WORTH = 0.02  # of a run's time: what is less is nothing
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a run's timeline tells. `slots` is how many tasks it ran at a time, at most."""
+    """What a run's timeline tells. `slots` is how many tasks it ran at a time, at most; `status` is the run's."""
 
     timeline: Timeline
     state: State
     slots: int
     limits: Mapping[str, int]
+    status: str
 
     def record(self) -> dict[str, JSON]:
         """As JSON."""
@@ -43,7 +44,7 @@ class Shape:
                     "queued_s": bar.queued_s,
                     "started_s": round(bar.started_s, 6),
                     "ended_s": round(bar.ended_s, 6),
-                    "status": bar.status,
+                    "status": self.status if bar.status == "running" else bar.status,
                 }
                 for bar in timeline.bars
             ],

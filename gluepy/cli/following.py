@@ -16,10 +16,11 @@ from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.graph import slug_of
 from gluepy.core.state import RUNNING, State
-from gluepy.errors import GluepyError, UnknownTask, UsageError
+from gluepy.errors import GluepyError, UsageError
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
 from gluepy.runtime import find_record
+from gluepy.runtime.options import asking, meant
 
 _POLL_S = 0.2
 _CANCEL_S = 30.0  # how long a driver may take to stop what runs
@@ -106,7 +107,9 @@ def _so_far(
 def follow_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs --follow`"""
     record = find_record(invocation.settings(), run)
-    Story(record)  # raises for a log that cannot be followed
+    state = Story(record).state  # raises for a log that cannot be followed
+    if task is not None:
+        meant(state.graph, state.dag, task, asking(state.graph))  # raises for an unknown one
     followed = _Followed(record, task)
     over = False
     while not over:
@@ -142,8 +145,6 @@ class _Followed:
             if isinstance(event, e.TaskStarted) and self._wanted(event.task):
                 name = f"{slug_of(event.task)}.{event.attempt}.log"
                 self._files[name] = (f"{printable(event.task)}, attempt {event.attempt}", self._record.logs / name)
-        if self._task is not None and self._state is not None and over:
-            self._refuse_unknown(self._state)
         return over
 
     def copy(self, *, last: bool) -> None:
@@ -181,11 +182,6 @@ class _Followed:
         graph = self._state.graph
         return graph.spec(graph.index[task]).label == self._task and self._task not in graph.index
 
-    def _refuse_unknown(self, state: State) -> None:
-        assert self._task is not None
-        if not state.graph.names(self._task):
-            raise UnknownTask(self._task, state.dag, list(state.graph.index))
-
 
 def cancel(invocation: Invocation, run: str) -> int:
     """`gluepy cancel`"""
@@ -214,7 +210,7 @@ def _running(settings: Settings, run: str) -> Record:
 
 def _ending(story: Story, status: str) -> str:
     state = story.state
-    return summary(state.dag, state.run_id, _ENDED.get(status, status), state.counts(), story.duration_s)
+    return summary(state.dag, state.run_id, _ENDED.get(status, status), story.counts(status), story.duration_s)
 
 
 _ENDED = {"finished": "finished", "failed": "failed", "cancelled": "was cancelled", "interrupted": "was interrupted"}

@@ -56,8 +56,7 @@ def _row(run: RunSummary) -> tuple[str, ...]:
     if run.status == "unreadable":
         return run.run_id, "", run.status, "", "", printable(run.problem)
     started = datetime.fromisoformat(run.started_at).astimezone()
-    words = {"running": "interrupted"} if run.status == "interrupted" else {}
-    tasks = ", ".join(f"{number:,} {words.get(word, word)}" for word, number in run.counts.items())
+    tasks = ", ".join(f"{number:,} {word}" for word, number in run.counts.items())
     again = f", session {run.sessions}" if run.sessions > 1 else ""
     took = duration(run.duration_s)
     return run.run_id, printable(run.dag), run.status, f"{started:%Y-%m-%d %H:%M:%S}", took, f"{tasks}{again}"
@@ -92,8 +91,7 @@ def prune(
                 if files:
                     _delete_files(settings.run_files(run.run_id))
             gone.append(run)
-    for run in gone[:_SHOWN]:
-        say(f"{run.run_id}  {printable(run.dag)}  {run.status}  {run.started_at[:10]}")
+    say(*table((run.run_id, printable(run.dag), run.status, run.started_at[:10]) for run in gone[:_SHOWN]))
     if len(gone) > _SHOWN:
         say(f"… and {len(gone) - _SHOWN:,} more")
     what = "would delete" if dry_run else "deleted"

@@ -13,15 +13,16 @@ from gluepy.cli.bars import Shape, most_at_once
 from gluepy.cli.invocation import Invocation, NoProject
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.story import Story, failure_text
-from gluepy.cli.text import count, first_line, printable, say, styled, table, tell, wants_colour
+from gluepy.cli.text import count, damage, first_line, printable, say, styled, table, tell, wants_colour
 from gluepy.conf.dags import find_dag, find_dags
 from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, encode
 from gluepy.core.graph import slug_of
 from gluepy.core.timeline import timeline
-from gluepy.errors import DagError, OptionError, UnknownTask, did_you_mean
+from gluepy.errors import DagError, OptionError, did_you_mean
 from gluepy.exec.dag import DAG, compile_dag
 from gluepy.runs.log import LogReader
 from gluepy.runtime import find_record
+from gluepy.runtime.options import asking, meant
 
 FORMATS = ("text", "mermaid", "dot")
 _POLL_S = 0.2
@@ -85,8 +86,8 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
         return 0
     colour = wants_colour(sys.stdout)
     tell(f"project: {settings.project}" if settings.project else "no project here: these are the defaults")
-    rows = [(name, printable(_json(value)), printable(source)) for name, (value, source) in masked.items()]
-    for line, (_, _, source) in zip(table(rows), rows, strict=True):
+    rows = [(name, printable(source), printable(_json(value))) for name, (value, source) in masked.items()]
+    for line, (_, source, _) in zip(table(rows), rows, strict=True):
         say(styled(line, "dim", colour and source == "default"))
     return 0
 
@@ -97,7 +98,8 @@ def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
     story = Story(find_record(settings, run))
     told = timeline(LogReader(story.record.events).events(), story.state)
     slots = 1 if story.state.options.get("debug") else story.state.options.get("concurrency") or settings.CONCURRENCY
-    shape = Shape(timeline=told, state=story.state, slots=max(slots, most_at_once(told)), limits=settings.LIMITS)
+    slots = max(slots, most_at_once(told))
+    shape = Shape(timeline=told, state=story.state, slots=slots, limits=settings.LIMITS, status=story.status)
     if as_json:
         _say_json({**story.record_of(), "timeline": shape.record()})
         return 0
@@ -129,9 +131,8 @@ def show_events(invocation: Invocation, run: str, follow: bool) -> int:
         if over or not driven:
             break
         time.sleep(_POLL_S)
-    for number, what in ((reader.bad, "line that is no event"), (reader.gaps, "missing event")):
-        if number:
-            tell(f"{record.events}: {count(number, what)}")
+    for what in damage(reader.bad, reader.gaps):
+        tell(f"{record.events}: {what}")
     return 0
 
 
@@ -139,9 +140,7 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs`"""
     story = Story(find_record(invocation.settings(), run))
     graph, state = story.state.graph, story.state
-    nodes = list(graph.tasks()) if task is None else graph.names(task)
-    if not nodes and task is not None:
-        raise UnknownTask(task, state.dag, list(graph.index))
+    nodes = list(graph.tasks()) if task is None else meant(graph, state.dag, task, asking(graph))[0]
     files = []
     for node in nodes:
         for attempt in range(1, state.attempt[node] + 1):
@@ -152,8 +151,9 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
         tell("no output was kept" if any(state.attempt[node] for node in nodes) else "it has not begun")
     out = sys.stdout.buffer
     colour = wants_colour(sys.stdout)
+    is_one = sum(state.attempt[node] for node in nodes) == 1
     for position, (title, file) in enumerate(files):
-        if len(files) > 1:
+        if not is_one:
             out.write(f"{chr(10) * bool(position)}{styled(f'==> {title} <==', 'bold', colour)}\n".encode())
         with file.open("rb") as stream:
             shutil.copyfileobj(stream, out)

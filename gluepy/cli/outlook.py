@@ -87,7 +87,7 @@ class Outlook:
             yield "no earlier run tells how long it takes"
             return
         around = f"between {duration(self.least_s)} and {duration(self.most_s)}"
-        sure = around if self.runs > 1 else "a guess: only one run is known"
+        sure = around if self.runs > 1 else "a guess"
         learned = f"learned from {count(self.runs, 'earlier run')}"
         yield f"expected to take about {duration(self.typical_s)}; {sure}, {learned}"
         if self.critical_path_s < self.typical_s:

@@ -33,6 +33,7 @@ from gluepy.cli.text import (
 )
 from gluepy.core import events as e
 from gluepy.core.graph import Deps, Each, Element, Leaf, Par, Seq, Tree
+from gluepy.core.scheduler import GRACE_S
 from gluepy.errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
@@ -342,8 +343,7 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
             return "failed", f"{_told(event.task)}  {duration(event.duration_s)}  {tries}{_error(event)}"
         case e.TaskRetrying():
             tries = f"attempt {event.attempt} of {event.max_attempts} failed"
-            again = f"; again in {duration(event.delay_s)}"
-            return "retrying", f"{_told(event.task)}  {tries}: {_error(event)}{again}"
+            return "retrying", f"{_told(event.task)}  {tries}: {_error(event)}; again {_when(event)}"
         case e.TaskSkipped(reason="unselected"):
             return None
         case e.TaskSkipped():
@@ -378,6 +378,13 @@ def _error(event: e.TaskFailed | e.TaskRetrying) -> str:
     return error_line(event.error_type, event.error_message, event.reason)
 
 
+def _when(event: e.TaskRetrying) -> str:
+    if not event.abandoned or event.delay_s >= GRACE_S:
+        return f"in {duration(event.delay_s)}"
+    least = f"after {duration(event.delay_s)} and " if event.delay_s else ""
+    return f"{least}when its thread has ended, in {GRACE_S:g} s at the latest"
+
+
 def _keep_metric(metrics: dict[str, list[str]], event: e.TaskMetric) -> None:
     kept = metrics.setdefault(event.task, [])
     if len(kept) < _METRICS:
@@ -385,11 +392,14 @@ def _keep_metric(metrics: dict[str, list[str]], event: e.TaskMetric) -> None:
 
 
 def _headlines(event: e.RunStarted | e.RunResumed) -> Iterable[str]:
-    what = "resumed" if isinstance(event, e.RunResumed) else "started"
+    run = f"run {event.run_id} of {printable(event.dag)}"
+    if isinstance(event, e.RunResumed):  # how many tasks there are was said before
+        yield f"{run} resumed"
+        return
     tree = Tree.of(event.graph)
     more = " or more" if any(True for _ in _open_eaches(tree.root)) else ""
-    yield f"run {event.run_id} of {printable(event.dag)} {what}: {count(_size(tree.root), 'task')}{more}"
-    if any(name in event.options for name in ("tasks", "from_task", "to_task")) and what == "started":
+    yield f"{run} started: {count(_size(tree.root), 'task')}{more}"
+    if any(name in event.options for name in ("tasks", "from_task", "to_task")):
         yield "tasks that are not selected count as done; their files are not in this run's folder, which is new"
 
 

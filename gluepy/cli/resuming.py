@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import anyio
+import msgspec
+
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.running import (
     Call,
@@ -19,7 +22,7 @@ from gluepy.cli.running import (
     params_of,
     stdout_kept,
 )
-from gluepy.cli.text import count, printable, table
+from gluepy.cli.text import cells, count, damage, printable, say, table
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
 from gluepy.errors import OptionError
@@ -28,6 +31,7 @@ from gluepy.runtime import ResumeOptions, ResumePlan, Runtime, Streaming, find_r
 from gluepy.sinks.consume import Sink
 
 _SHOWN = 16  # tasks that run again, and changes of the code
+_LINE = 100  # columns of the names of tasks that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,6 @@ def retry(invocation: Invocation, call: RunCall, run: str) -> int:
         "--task": call.task,
         "--to-task": call.to_task is not None,
         "--run-id": call.run_id is not None,
-        "--dry-run": call.dry_run,
     }
     for option, given in asked.items():
         if given:
@@ -84,6 +87,14 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
         if call.dag is not None:
             options["dag"] = call.dag
 
+        if call.dry_run:
+            plan = anyio.run(_planned, settings, run, options)
+            if call.as_json:
+                say(msgspec.json.encode(plan).decode())
+            else:
+                say(*explanation(plan, whole=True), "nothing was run")
+            return 0
+
         def start(runtime: Runtime, sinks: Sequence[Sink]) -> Streaming:
             options["sinks"] = sinks
             return runtime.stream_resume(run, **options)
@@ -103,32 +114,40 @@ def _run_of(label: str, run: str, settings: Settings) -> str:
     return record.run_id
 
 
-def explanation(plan: ResumePlan) -> Iterator[str]:
-    """What a resumed run does again and why, what is wrong with its log, how DAG and code differ: a screenful."""
-    facts = [
-        f"{count(len(tasks), 'task')} {what}"
-        for tasks, what in (
-            (plan.again, "again"),
-            (plan.waiting, "for the first time or after a delay"),
-            (plan.kept, "kept"),
-        )
-        if tasks
-    ]
-    nothing = "" if plan.again or plan.waiting else "; nothing is left to do"
+async def _planned(settings: Settings, run: str, options: ResumeOptions) -> ResumePlan:
+    async with Runtime(settings) as runtime:
+        return runtime.plan_resume(run, **options)
+
+
+def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
+    """What a resumed run does again and why, what is wrong with its log, how its code differs: a screenful, or the
+    `whole` of it."""
+    parts = (
+        (plan.again, "again"),
+        (plan.waiting, "still to run"),
+        (plan.retrying, "due for another attempt"),
+        (plan.kept, "kept"),
+    )
+    facts = [f"{count(len(tasks), 'task')} {what}" for tasks, what in parts if tasks]
+    nothing = "" if plan.again or plan.waiting or plan.retrying else "; nothing is left to do"
     yield f"resuming run {plan.run_id}, session {plan.session}: {', '.join(facts) or 'it has no tasks'}{nothing}"
-    for number, what in ((plan.bad_lines, "line that is no event"), (plan.gaps, "missing event")):
-        if number:
-            yield f"warning: its log has {count(number, what)}; tasks whose end is lost run again"
+    if broken := damage(plan.bad_lines, plan.gaps):
+        yield f"warning: its log has {' and '.join(broken)}; tasks whose end is lost run again"
+    for name, why in plan.none_of.items():
+        yield f"no task {printable(name)!r} to run again: {printable(why)}"
     for change in plan.changes[:_SHOWN]:
         yield f"the DAG has changed: {printable(change)}"
     if plan.code_version != plan.code_before:
         before = printable(plan.code_before)
         yield f"the code has changed: {before} in session {plan.session - 1}, {plan.code_version} now"
-    yield from _capped([(printable(task), printable(cause)) for task, cause in plan.again.items()])
-
-
-def _capped(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
-    shown = rows if len(rows) <= _SHOWN else rows[: _SHOWN - 1]
-    yield from table(shown, "  ")
-    if len(shown) < len(rows):
-        yield f"  … and {len(rows) - len(shown):,} more; `gluepy events` has each as task.reset"
+    rows = [(printable(task), printable(cause)) for task, cause in plan.again.items()]
+    if whole:
+        rows += [(printable(task), what) for tasks, what in parts[1:] for task in tasks]
+        yield from table(rows, "  ")
+        return
+    yield from table(rows if len(rows) <= _SHOWN else rows[: _SHOWN - 1], "  ")
+    if len(rows) > _SHOWN:
+        yield f"  … and {len(rows) - _SHOWN + 1:,} more; `gluepy events` has each as task.reset"
+    kept = ", ".join(map(printable, plan.kept[:_SHOWN]))
+    if 0 < len(plan.kept) <= _SHOWN and cells(kept) <= _LINE:
+        yield f"  kept: {kept}"

@@ -59,6 +59,7 @@ class Call:
     events: str | None
     progress: str
     quiet: bool
+    dry_run: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,6 @@ class RunCall(Call):
     task: Sequence[str]
     to_task: str | None
     run_id: str | None
-    dry_run: bool
 
 
 Start = Callable[[Runtime, Sequence[Sink]], Streaming]
@@ -78,10 +78,8 @@ Start = Callable[[Runtime, Sequence[Sink]], Streaming]
 def run(invocation: Invocation, call: RunCall) -> int:
     """Carry out `gluepy run` and return the exit code."""
     check(call)
-    if call.dry_run and call.events is not None:
-        raise OptionError("--events", "with --dry-run there are none")
     params = params_of(call)
-    with stdout_kept(call, runs=not call.dry_run) as own:
+    with stdout_kept(call) as own:
         settings = invocation.settings(overrides_of(call), quiet=call.quiet)
         invocation.check_label(call.label, settings)
         options = _options(call, params)
@@ -97,12 +95,12 @@ def run(invocation: Invocation, call: RunCall) -> int:
 
 
 @contextmanager
-def stdout_kept(call: Call, *, runs: bool = True) -> Iterator[IO[bytes] | None]:
-    """While the block `runs` tasks, stdout is kept for results, whoever else writes there; not from a debugger, unless
+def stdout_kept(call: Call) -> Iterator[IO[bytes] | None]:
+    """While tasks run in the block, stdout is kept for results, whoever else writes there; not from a debugger, unless
     a machine reads them."""
     machine = call.as_json or call.events == "-"
     with ExitStack() as stack:
-        yield stack.enter_context(own_stdout()) if runs and (machine or not call.debug) else None
+        yield stack.enter_context(own_stdout()) if not call.dry_run and (machine or not call.debug) else None
 
 
 def carry_out(
@@ -174,7 +172,8 @@ async def _drive(
         session = 1
         if run.plan is not None:
             session, kept = run.plan.session, len(run.plan.kept)
-            view.say(explain(run.plan), {"finished": kept}, kept + len(run.plan.again) + len(run.plan.waiting))
+            total = kept + len(run.plan.again) + len(run.plan.waiting) + len(run.plan.retrying)
+            view.say(explain(run.plan), {"finished": kept}, total)
         counts = await _watch(run, view)
         failures: list[Failure] = []
         error: Exception | None = None
@@ -218,7 +217,7 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
     """Show the run's events, in batches, until there are no more; returns the number of tasks by how they ended."""
     over = anyio.Event()
     counts: dict[str, int] = {}
-    left_out = 0
+    left_out = run.plan.left_out if run.plan is not None else 0
 
     async def wait() -> None:
         try:
@@ -284,6 +283,8 @@ def check(call: Call) -> None:
         raise OptionError("--keep-going and --fail-fast", "only one of them can be meant")
     if call.as_json and call.events == "-":
         raise OptionError("--json and --events -", "both want stdout", "give --events a file")
+    if call.dry_run and call.events is not None:
+        raise OptionError("--events", "with --dry-run there are none")
     if call.pool is not None and call.pool not in _POOLS:
         raise OptionError("--pool", f"{call.pool!r} is not one of {', '.join(_POOLS)}{did_you_mean(call.pool, _POOLS)}")
     if call.timeout is not None and not call.timeout > 0:

@@ -11,6 +11,7 @@ from gluepy.cli.text import (
     STYLE_OF,
     amount,
     count,
+    damage,
     duration,
     error_line,
     first_line,
@@ -27,7 +28,18 @@ from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
 from gluepy.traces import without_our_frames
 
-_ORDER = ("finished", "failed", "blocked", "cancelled", "skipped", "running", "retrying", "pending", "not selected")
+_ORDER = (
+    "finished",
+    "failed",
+    "blocked",
+    "cancelled",
+    "skipped",
+    "running",
+    "interrupted",
+    "retrying",
+    "pending",
+    "not selected",
+)
 _URGENCY = {"failed": 0, "running": 1, "retrying": 1, "finished": 3}
 _ROWS = 60  # tasks in a table
 _LOG_LINES = 10  # of a log file, behind a failure that has no traceback
@@ -86,11 +98,7 @@ class Story:
             begun = f"its events do not fit together ({error!r})"
             why = "it has no events of a run yet" if not self._has_begun else begun
             raise NoStory(str(record.events), why) from None
-        self.damage = [
-            f"{count(number, what)}"
-            for number, what in ((reader.bad, "line that is no event"), (reader.gaps, "missing event"))
-            if number
-        ]
+        self.damage = damage(reader.bad, reader.gaps)
 
     @property
     def status(self) -> str:
@@ -114,11 +122,11 @@ class Story:
 
     def record_of(self) -> dict[str, JSON]:
         """The run as one JSON object."""
-        state = self.state
+        state, status = self.state, self.status
         return {
             "run_id": state.run_id,
             "dag": state.dag,
-            "status": self.status,
+            "status": status,
             "reason": state.reason,
             "path": str(self.record.path),
             "started_at": state.started_at,
@@ -126,9 +134,13 @@ class Story:
             "code_version": state.code_version,
             "first_code_version": state.first_code_version,
             "options": state.options,
-            "counts": state.counts(),
-            "tasks": {state.graph.id(node): self._task(node) for node in state.graph.tasks()},
+            "counts": self.counts(status),
+            "tasks": {state.graph.id(node): self._task(node, status) for node in state.graph.tasks()},
         }
+
+    def counts(self, status: str) -> dict[str, int]:
+        """The number of tasks by how they are, as the `status` of their run has it."""
+        return {self._word(word, status): number for word, number in self.state.counts().items()}
 
     def text(self, colour: bool) -> Iterator[str]:
         """The run in plain text: header, tasks, metrics. Failures and what to do next are `failure_text`."""
@@ -181,10 +193,10 @@ class Story:
             if len(metrics) > _ROWS:
                 yield styled(f"… and {len(metrics) - _ROWS:,} more; --json has all", "dim", colour)
 
-    def _task(self, node: int) -> dict[str, JSON]:
+    def _task(self, node: int, status: str) -> dict[str, JSON]:
         state = self.state
         task: dict[str, JSON] = {
-            "status": self._word(STATUS[state.status[node]], self.status),
+            "status": self._word(STATUS[state.status[node]], status),
             "attempts": state.attempt[node],
             "duration_s": state.duration_s[node],
         }

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from gluepy.errors import NOT_RAISED
+
 # What could move the cursor or turn the reading direction: control characters, line separators, bidirectional marks.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNSAFE_IN_BLOCKS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,9 +44,9 @@ def first_line(text: str) -> str:
 
 
 def error_line(kind: str, message: str, reason: str) -> str:
-    """An error on one line: `ValueError: bad price`. How a process died needs no name: `killed by SIGKILL`."""
+    """An error on one line: `ValueError: bad price`. What no code raised needs no name: `killed by SIGKILL`."""
     line = first_line(message)
-    if line and (not kind or reason in ("lost", "memory")):
+    if line and (not kind or reason in NOT_RAISED):
         return line
     return f"{printable(kind)}: {line}" if line else printable(kind) or reason
 
@@ -113,6 +115,12 @@ def amount(number: float) -> str:
 def count(number: int, what: str) -> str:
     """`1 task`, `2 tasks`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def damage(bad_lines: int, gaps: int) -> list[str]:
+    """What is wrong with an event log, in words; empty when nothing is."""
+    bad = "1 line that is no event" if bad_lines == 1 else f"{bad_lines:,} lines that are no events"
+    return [*([bad] if bad_lines else ()), *([count(gaps, "missing event")] if gaps else ())]
 
 
 def wants_colour(stream: TextIO) -> bool:

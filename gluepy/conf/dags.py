@@ -68,10 +68,18 @@ def _in_module(module: ModuleType, name: str, file: str) -> type[DAG]:
     if isinstance(found, type) and issubclass(found, DAG):
         return found
     if not own:
+        bases = [each for each, value in vars(module).items() if _is_own_dag(value, module)]
+        if bases:
+            raise OptionError("dag", f"{bases[0]} in {file} has no tasks", "give it some: tasks = (First, Second)")
         raise OptionError("dag", f"{file} defines no DAG", "write a class that derives from gluepy.exec.DAG")
     if not name:
         raise OptionError("dag", f"{file} defines {len(own)} DAGs", f"name one: {file}:{next(iter(own))}")
-    raise OptionError("dag", f"{file} has no DAG {name!r}{did_you_mean(name, own)}", f"it has {', '.join(own)}")
+    near = did_you_mean(name, own) or f"; it has {', '.join(own)}"
+    raise OptionError("dag", f"{file} has no DAG {name!r}{near}")
+
+
+def _is_own_dag(value: object, module: ModuleType) -> bool:
+    return isinstance(value, type) and issubclass(value, DAG) and value.__module__ == module.__name__
 
 
 def _dags(modules: Iterable[ModuleType]) -> Iterable[type[DAG]]:

@@ -74,15 +74,15 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
 
 def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -> Outcome:
     """The outcome of an attempt that raised `error`."""
-    message = _message(error)
+    message, is_missing = _message(error), isinstance(error, MissingOutputs)
     if isinstance(error, SystemExit):
         message = f"run() called sys.exit({error.code!r})"
     return Outcome(
         status="failed",
-        reason="outputs" if isinstance(error, MissingOutputs) else "exception",
+        reason="outputs" if is_missing else "exception",
         error_type=type_name(error),
         error_message=message[:_MESSAGE_LENGTH],
-        error_stack=user_stack(error),
+        error_stack="" if is_missing else user_stack(error),  # none of the user's frames is in it
         retryable=is_worth_retrying(attempt, type(error), scope),
         exception=error,
     )

@@ -34,8 +34,8 @@ _INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 class RunSummary(msgspec.Struct, frozen=True):
     """One line of `runs`. `status` is finished, failed or cancelled; running while a driver holds the run;
-    interrupted when it has no end and no driver; unreadable (`problem` says why) when its log cannot be read.
-    `duration_s` is how long its sessions took together, or have taken."""
+    interrupted when it has no end and no driver (as are then in `counts` the tasks that ran); unreadable (`problem`
+    says why) when its log cannot be read. `duration_s` is how long its sessions took together, or have taken."""
 
     run_id: str
     dag: str
@@ -170,11 +170,13 @@ class Index:
 
     def _summary(self, row: Sequence[Any], now: datetime) -> RunSummary:
         run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem, last_at = row
+        counts = msgspec.json.decode(counts, type=dict[str, int])
         if status == "running":
             if Record(self.root, run_id).is_held():
                 duration_s += max(0.0, (now - datetime.fromisoformat(last_at)).total_seconds())
             else:
                 status = "interrupted"
+            counts = {status if word == "running" else word: number for word, number in counts.items()}
         return RunSummary(
             run_id,
             dag,
@@ -183,7 +185,7 @@ class Index:
             duration_s,
             sessions,
             tasks,
-            msgspec.json.decode(counts, type=dict[str, int]),
+            counts,
             msgspec.json.decode(failed, type=list[str]),
             problem,
         )

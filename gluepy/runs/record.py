@@ -51,7 +51,8 @@ class Record:
     def create(cls, root: Path, run_id: str, context: Mapping[str, JSON]) -> Record:
         """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
         if not _RUN_ID.fullmatch(run_id):
-            raise OptionError("run_id", f"{run_id!r} cannot name a folder", "use letters, digits, '-', '_' and '.'")
+            mend = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
+            raise OptionError("run_id", f"{run_id!r} cannot name a folder", mend)
         if run_id == "latest":
             raise OptionError("run_id", "'latest' means the newest run", "give another")
         if _BESIDE.fullmatch(run_id):
@@ -87,18 +88,24 @@ class Record:
         names = list(run_names(root))
         if run == "latest" and names:
             return cls(root, max(names, key=lambda name: _age(root, name)))
-        matches = [run] if run in names else [name for name in names if name.endswith(run)]
-        if len(matches) != 1 or not run:
-            raise UnknownRun(run, sorted(matches, key=lambda name: _age(root, name)), str(root))
+        matches = [run] if run in names else [name for name in names if run and name.endswith(run)]
+        if len(matches) != 1:
+            given = [name for name in names if not _UUID7.fullmatch(name)]  # those are all alike
+            known = ["latest", *given] if names else []
+            raise UnknownRun(run, sorted(matches, key=lambda name: _age(root, name)), str(root), known)
         return cls(root, matches[0])
 
     @classmethod
-    def latest(cls, root: Path, wanted: Callable[[Record], bool], run: str) -> Record:
-        """The newest record that is `wanted`. Raises `UnknownRun`, naming `run`."""
+    def latest(cls, root: Path, label: str, label_of: Callable[[Record], str]) -> Record:
+        """The newest record of a run of the DAG with this label, as `label_of` tells. Raises `UnknownRun`."""
+        seen = set()
         for name in sorted(run_names(root), key=lambda name: _age(root, name), reverse=True):
-            if wanted(record := cls(root, name)):
+            record = cls(root, name)
+            found = label_of(record)
+            if found == label:
                 return record
-        raise UnknownRun(run, (), str(root))
+            seen.add(f"latest:{found}")
+        raise UnknownRun(f"latest:{label}", (), str(root), sorted(seen))
 
     def write_context(self, context: Mapping[str, JSON]) -> None:
         """Write `context.yaml`, whole."""

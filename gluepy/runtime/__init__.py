@@ -183,6 +183,13 @@ class Runtime:
         """`resume_run`, watched as `stream_dag` is."""
         return Streaming(None, lambda: self._resumed(run, options), check)
 
+    def plan_resume(self, run: str = "latest", **options: Unpack[ResumeOptions]) -> ResumePlan:
+        """What `resume_run` would do, without doing it. Raises as that does before anything runs."""
+        session = self._resumed(run, options)
+        session.close()
+        assert session.plan is not None
+        return session.plan
+
     def _new(self, dag: str | type[DAG], options: RunOptions) -> Session:
         check_options(options, RunOptions)
         return Session.new(self._ready(), dag, dict(options))

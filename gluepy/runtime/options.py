@@ -71,27 +71,17 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
     if not tasks and from_task is None and to_task is None:
         return None
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())
-    coming = _asking(graph)
-    known = [*graph.index, *dict.fromkeys(label for labels in coming.values() for label in labels)]
+    coming = asking(graph)
     have_found = set(graph.origin.values())
-
-    def nodes_of(name: str) -> tuple[list[int], list[int]]:
-        """The nodes that `name` means, as far as they are known, and those that add what it means."""
-        label = name.partition("[")[0]  # an instance that an `each` will add has its id only then
-        nodes, asking = graph.names(name), [node for node, labels in coming.items() if label in labels]
-        if not nodes and not asking:
-            raise UnknownTask(name, dag, known)
-        return nodes, asking
-
     chosen = set(graph.tasks())
     parts = {node: set(labels) for node, labels in coming.items()}
     if names:
-        chosen = {node for name in names for nodes in nodes_of(name) for node in nodes}
+        chosen = {node for name in names for nodes in meant(graph, dag, name, coming) for node in nodes}
     for name, after in ((from_task, True), (to_task, False)):
         if name is not None:
-            nodes, asking = nodes_of(name)
-            nodes = [*nodes, *(node for node in asking if node not in have_found)]
-            chosen &= {*(graph.descendants(nodes) if after else graph.ancestors(nodes)), *asking}
+            nodes, adding = meant(graph, dag, name, coming)
+            nodes = [*nodes, *(node for node in adding if node not in have_found)]
+            chosen &= {*(graph.descendants(nodes) if after else graph.ancestors(nodes)), *adding}
             for node, labels in coming.items():
                 if name in labels:
                     parts[node] &= graph.labels_along(node, name, after=after)
@@ -104,7 +94,22 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
     )
 
 
-def _asking(graph: Graph) -> dict[int, set[str]]:
+def meant(graph: Graph, dag: str, name: str, coming: Mapping[int, set[str]]) -> tuple[list[int], list[int]]:
+    """The nodes that `name`, an id or a label, means, as far as they are known; and those that will add what it means,
+    of `coming`, which `asking` tells. Raises `UnknownTask`."""
+    label = name.partition("[")[0]  # an instance that an `each` will add has its id only then
+    nodes, adding = graph.names(name), [node for node, labels in coming.items() if label in labels]
+    if not nodes and not adding:
+        raise UnknownTask(name, dag, task_names(graph))
+    return nodes, adding
+
+
+def task_names(graph: Graph) -> list[str]:
+    """All that a person may call tasks by: labels, also of what an `each` is still to add, then ids."""
+    return list(dict.fromkeys([*(spec.label for spec in graph.specs), *graph.index]))
+
+
+def asking(graph: Graph) -> dict[int, set[str]]:
     """The nodes that ask for an `each`'s values, also those that have found them, with the labels of what it adds."""
     asking = {}
     for part in _parts(graph.tree.root):

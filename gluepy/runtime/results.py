@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gluepy.core.state import STATUS, State
@@ -85,10 +85,11 @@ class RunResult:
 @dataclass(frozen=True, slots=True)
 class ResumePlan:
     """What a resumed run does: `again` maps each task that finished or began before and runs again to the cause,
-    `waiting` are the tasks that had not begun or wait for another attempt, `kept` the finished ones that do not run;
-    `changes` tell how the DAG differs from that of the run's last session, and `code_before` and `code_version` which
-    code that session had and this one has; `bad_lines` and `gaps` count what could not be read of the log, and events
-    that it lacks."""
+    `waiting` are the tasks that have still to begin, `retrying` those that are due for another attempt, `kept` the
+    finished ones that do not run; `changes` tell how the DAG differs from that of the run's last session, and
+    `code_before` and `code_version` which code that session had and this one has; `bad_lines` and `gaps` count what
+    could not be read of the log, and events that it lacks; `none_of` are the names that were to run again and mean no
+    task as yet, with the reason; `left_out` counts the tasks that were skipped since the run's selection lacks them."""
 
     run_id: str
     session: int
@@ -100,3 +101,6 @@ class ResumePlan:
     code_version: str
     bad_lines: int
     gaps: int
+    none_of: Mapping[str, str] = field(default_factory=dict)
+    retrying: Sequence[str] = ()
+    left_out: int = 0

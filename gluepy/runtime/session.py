@@ -23,8 +23,8 @@ from gluepy.core.events import JSON, SCHEMA_VERSION
 from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
-from gluepy.core.state import FINISHED, PENDING, RETRYING, State
-from gluepy.errors import GluepyError, OptionError, RunError, RunStopped, UnknownTask
+from gluepy.core.state import FINISHED, PENDING, RETRYING, SKIPPED, State
+from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped, UnknownTask
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.capture import capturing
@@ -35,7 +35,7 @@ from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_mend
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
-from gluepy.runtime.options import make_executor, make_sinks, recorded_name, select
+from gluepy.runtime.options import asking, make_executor, make_sinks, meant, recorded_name, select, task_names
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
@@ -128,7 +128,8 @@ class Session:
         choice = choose(settings, compiled, options)
         context = load_context(settings, options.get("params") or {}).to_dict()
         options = {**options, "dag": _recorded(dag)}
-        run_id = options.get("run_id") or new_run_id(shared.clock.wall())
+        run_id = options.get("run_id")
+        run_id = new_run_id(shared.clock.wall()) if run_id is None else run_id
         record = Record.create(settings.runs_root, run_id, context)
         with ExitStack() as hold:
             hold.enter_context(record.lock())
@@ -152,7 +153,8 @@ class Session:
                 raise OptionError(f"run {record.run_id}", f"it cannot be resumed: {why}", "start a new one") from None
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
-            compiled = compile_dag(find_dag(merged.get("dag") or state.dag, settings), settings.LIMITS)
+            dag = _dag_again(merged.get("dag") or state.dag, settings, record.run_id)
+            compiled = compile_dag(dag, settings.LIMITS)
             if shared.chosen is not None and "executor" not in given:
                 merged.pop("executor", None)  # it is the runtime's
             merged["dag"] = _recorded(merged.get("dag") or state.dag)
@@ -161,7 +163,7 @@ class Session:
                 before = state.graph
                 state.carry_over(Graph(compiled.graph.tree))
                 told = changes(before, state.graph)
-            forced = _forced(state.graph, compiled.label, given)
+            forced, none_of = _forced(state, compiled.label, given)
             chosen = select(state.graph, compiled.label, merged)
 
             def is_chosen(node: int) -> bool:
@@ -170,19 +172,35 @@ class Session:
             if forced and not any(map(is_chosen, forced)):
                 task, selection = state.graph.id(min(forced)), f"the selection of run {record.run_id}"
                 raise OptionError(f"task {task!r}", f"{selection} left it out", "start a new run")
-            again = resets(state, forced, _gone(compiled, state, settings, record), chosen)
+            again = {
+                node: f"{cause}; the values that it found are kept" if node in state.rows else cause
+                for node, cause in resets(state, forced, _gone(compiled, state, settings, record), chosen).items()
+            }
             tasks = {state.graph.id(node): cause for node, cause in again.items() if is_chosen(node)}
             rest = [node for node in state.graph.tasks() if node not in again]
             kept = [state.graph.id(node) for node in rest if state.status[node] == FINISHED]
-            waiting = [
-                state.graph.id(node) for node in rest if state.status[node] in (PENDING, RETRYING) and is_chosen(node)
-            ]
+            waiting, retrying = (
+                [state.graph.id(node) for node in rest if state.status[node] == status and is_chosen(node)]
+                for status in (PENDING, RETRYING)
+            )
+            left_out = sum(why == "unselected" and state.status[node] == SKIPPED for node, why in state.why.items())
             params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
             context = load_context(settings, params, recorded=record.context).to_dict()
             merged["params"] = params
-            code = state.code_version, code_version(compiled, settings.project)
             plan = ResumePlan(
-                record.run_id, state.session + 1, tasks, waiting, kept, told, *code, reader.bad, reader.gaps
+                record.run_id,
+                state.session + 1,
+                tasks,
+                waiting,
+                kept,
+                told,
+                state.code_version,
+                code_version(compiled, settings.project),
+                reader.bad,
+                reader.gaps,
+                none_of,
+                retrying,
+                left_out,
             )
             choice = choose(settings, compiled, merged)
             return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
@@ -359,11 +377,22 @@ def _recorded(dag: str | type[DAG]) -> str:
     return f"{dag.__module__}:{dag.__qualname__}"
 
 
+def _dag_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DAG]:
+    """`find_dag`, which says what to do where the file of the DAG is not there any more."""
+    try:
+        return find_dag(dag, settings)
+    except ImportFailed as error:
+        if ".py" not in error.module or os.path.exists(error.module):
+            raise
+        mend = f"if it was moved: gluepy run FILE --retry {run_id}"
+        raise ImportFailed(error.module, "there is no such file any more", mend=mend) from None
+
+
 def find_record(settings: Settings, run: str) -> Record:
     """The record that `run` means: an id, its unique ending, `latest`, or `latest:LABEL`. Raises `UnknownRun`."""
     name, colon, label = run.partition(":")
     if name == "latest" and colon:
-        return Record.latest(settings.runs_root, lambda record: _label(record) == label, run)
+        return Record.latest(settings.runs_root, label, _label)
     return Record.find(settings.runs_root, run)
 
 
@@ -372,18 +401,30 @@ def _label(record: Record) -> str:
     return first.dag if first is not None else ""
 
 
-def _forced(graph: Graph, dag: str, options: Mapping[str, Any]) -> dict[int, str]:
-    forced: dict[int, str] = {}
+def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[int, str], dict[str, str]]:
+    """The nodes that `force` and `from_task` mean, with the cause for each to run again; and the names that mean none
+    as yet, with the reason. Raises `UnknownTask`."""
+    graph, forced, none_of = state.graph, dict[int, str](), dict[str, str]()
     names = options.get("force") or ()
     wanted = [(name, "it was forced") for name in ([names] if isinstance(names, str) else names)]
     if options.get("from_task") is not None:
         wanted.append((options["from_task"], "the run resumes from it"))
+    coming = asking(graph) if wanted else {}
     for name, cause in wanted:
-        nodes = graph.names(name)
-        if not nodes:
-            raise UnknownTask(name, dag, list(graph.index))
+        nodes, adding = meant(graph, dag, name, coming)
         forced.update(dict.fromkeys(nodes, cause))
-    return forced
+        if nodes:
+            continue
+        each = next((node for node in adding if node not in state.rows), adding[0])
+        if state.why.get(each) == "unselected":
+            none_of[name] = f"{graph.id(each)} is not in the run's selection"
+        elif each not in state.rows:
+            none_of[name] = f"{graph.id(each)} has not found its values yet"
+        elif "[" in name:  # what there is of it is known, and has other ids
+            raise UnknownTask(name, dag, task_names(graph))
+        else:
+            none_of[name] = f"{graph.id(each)} found no values"
+    return forced, none_of
 
 
 def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) -> set[int]:

@@ -129,10 +129,10 @@ def test_settings_show_values_sources_and_no_secrets(shop: Console) -> None:
     done = shop("settings", GLUEPY_CONCURRENCY="7")
     assert done.returncode == 0
     rows = {row[0]: row[1:] for row in (re.split("  +", line) for line in done.stdout.splitlines())}
-    assert rows["CONCURRENCY"] == ["7", "environment GLUEPY_CONCURRENCY"]
-    assert rows["INSTALLED_MODULES"] == ['["flows"]', "settings.py"]
-    assert rows["API_TOKEN"] == ['"***"', "settings.py"]
-    assert rows["POOL"] == ['"thread"', "default"]
+    assert rows["CONCURRENCY"] == ["environment GLUEPY_CONCURRENCY", "7"]
+    assert rows["INSTALLED_MODULES"] == ["settings.py", '["flows"]']
+    assert rows["API_TOKEN"] == ["settings.py", '"***"']
+    assert rows["POOL"] == ["default", '"thread"']
     found = json.loads(shop("settings", "--json").stdout)
     assert found["INSTALLED_MODULES"] == {"value": ["flows"], "source": "settings.py"}
     assert "hunter2" not in json.dumps(found)
@@ -227,6 +227,9 @@ def test_show_of_a_run_whose_driver_was_killed(shop: Console) -> None:
     done = shop("show", "first")
     assert re.search("status +interrupted", done.stdout)
     assert re.search("a +interrupted", done.stdout)
+    told = json.loads(shop("show", "first", "--json").stdout)
+    assert (told["status"], told["counts"]) == ("interrupted", {"interrupted": 1})
+    assert [each["status"] for each in (told["tasks"]["a"], *told["timeline"]["bars"])] == ["interrupted"] * 2
     assert done.stdout.endswith("resume first\n")
     with log.open("a") as file:
         file.write('{"torn": \n')
@@ -241,8 +244,11 @@ def test_events_are_the_lines_of_the_log(shop: Console) -> None:
     assert done.stdout == (record / "events.jsonl").read_text()
     with (record / "events.jsonl").open("a") as file:
         file.write("torn\n")
-    done = shop("events", "latest")
-    assert "1 line that is no event" in done.stderr
+    log = record / "events.jsonl"
+    assert shop("events", "latest").stderr == f"{log}: 1 line that is no event\n"
+    with log.open("a") as file:
+        file.write("torn\n")
+    assert shop("events", "latest").stderr == f"{log}: 2 lines that are no events\n"
 
 
 def test_events_are_followed_to_the_end_of_the_run(shop: Console) -> None:
@@ -278,9 +284,14 @@ def test_logs_are_whole_or_one_tasks(shop: Console) -> None:
     assert done.returncode == 0
     assert re.findall("==> (.*) <==", done.stdout) == ["load, attempt 1", "broken, attempt 1", "report, attempt 1"]
     assert shop("logs", "latest", "load").stdout == "loading\n"
+    assert shop("resume", "--force", "load", "-q").returncode == 1
+    assert shop("logs", "latest", "load").stdout.startswith("==> load, attempt 1 <==\nloading\n")
+    (shop.runs[-1] / "logs/load.2.log").unlink()
+    assert shop("logs", "latest", "load").stdout == "==> load, attempt 1 <==\nloading\n"
     assert "reported" in shop("logs", "latest", "report").stdout
     assert "it has not begun" in shop("logs", "latest", "after").stderr
     done = shop("logs", "latest", "reprot")
     assert (done.returncode, done.stderr) == (2, "error: DAG 'fail' has no task 'reprot'; did you mean 'report'?\n")
     shop("run", "train", "-q")
     assert "no output was kept" in shop("logs", "latest", SLASHED).stderr
+    assert "did you mean 'fit'?" in shop("logs", "latest", "fti").stderr

@@ -44,6 +44,7 @@ from console_calls import Console
         (("run", "train", "--dry-run", "--events", "-"), "--events: with --dry-run there are none"),
         (("run", "train", "--events", "no/where"), "--events: cannot write 'no/where': No such file or directory"),
         (("run", "train", "--run-id", "../up"), "--run-id: '../up' cannot name a folder"),
+        (("run", "train", "--run-id", "x" * 101), "at most 100 of them, the first a letter or a digit"),
         (("run", "train", "--run-id", "durations"), "--run-id: 'durations' is the name of a file beside the runs"),
         (("run", "train", "--run-id", "index.sqlite-wal"), "is the name of a file beside the runs; give another"),
         (("run", "train", "--run-id", "latest"), "--run-id: 'latest' means the newest run"),
@@ -53,8 +54,12 @@ from console_calls import Console
         (("run", "flows/dags.py:Train"), "has no DAG 'Train'; did you mean 'TrainDAG'?"),
         (("graph", "trian"), "no DAG labelled 'trian'; did you mean 'train'?"),
         (("graph", "train", "--format", "mermiad"), "--format: 'mermiad' is not one of text, mermaid, dot; did you"),
-        (("show", "nope"), "no run 'nope' in "),
-        (("events", "nope"), "no run 'nope' in "),
+        (("run", "train", "--run-id", ""), "--run-id: '' cannot name a folder"),
+        (("run", "flows/base.py"), "flows/base.py has no tasks; give it some: tasks = (First, Second)"),
+        (("run", "folder.py"), "folder.py': it is a folder; name a file in it"),
+        (("run", "nulls.py"), "SyntaxError: source code string cannot contain null bytes"),
+        (("show", "nope"), "no run 'nope': there are no runs in "),
+        (("events", ""), "no run '': there are no runs in "),
         (("--project", "nowhere", "list"), "--project: there is no folder 'nowhere'"),
         (("startproject", "my-shop"), "cannot be the name of a Python module"),
         (("startmodule", "flows"), "flows is there already"),
@@ -63,6 +68,9 @@ from console_calls import Console
 def test_mistake_is_one_line(words: tuple[str, ...], expected: str, shop: Console) -> None:
     shop.write("list.yaml", "- 1\n")
     shop.write("bad.yaml", "a: [1\n")
+    shop.write("flows/base.py", "from gluepy import DAG\nclass BaseDAG(DAG): pass\n")
+    shop.write("folder.py/x", "")
+    shop.write("nulls.py", "\0")
     done = shop(*words)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -74,12 +74,13 @@ def test_what_failed_and_what_follows_it_runs_again(pipe: Console) -> None:
     assert sorted(ran(pipe)) == ["fit[region=us]", "report"]
     assert done.stdout.startswith("run first of pipedag finished in ")
     lines = done.stderr.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
         "resuming run first, session 2: 2 tasks again, 3 tasks kept",
         "  fit[region=us]  it failed",
         "  report          it was blocked",
+        "  kept: load, wait, fit[region=eu]",
     ]
-    assert lines[3].endswith("  run first of pipedag resumed: 5 tasks")
+    assert lines[4].endswith("  run first of pipedag resumed")
     assert "\x1b" not in done.stderr
 
 
@@ -106,6 +107,59 @@ def test_forced_tasks_run_again_with_what_follows(pipe: Console) -> None:
     done = pipe("resume", "--from-task", "fitt")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: DAG 'pipedag' has no task 'fitt'; ")
+
+
+FOUND = """
+    import json
+    from pathlib import Path
+    from gluepy import DAG, Task, each
+
+    class Load(Task):
+        def run(self): assert Path("regions.json").exists(), "not there yet"
+
+    def regions():
+        return json.loads(Path("regions.json").read_text())
+
+    class Fit(Task):
+        region: str
+        def run(self): pass
+
+    class FoundDAG(DAG):
+        tasks = (Load, each(Fit, region=regions))
+"""
+
+
+def test_forcing_what_an_each_has_not_added_yet_says_so_and_runs_what_is_due(gluepy: Console) -> None:
+    gluepy.write("found.py", FOUND)
+    assert gluepy("run", "found.py", "--run-id", "first").returncode == 1
+    for words in (("--force", "fit"), ("--from-task", "fit"), ("--force", "fit[region=eu]")):
+        done = gluepy("resume", "first", *words)
+        assert done.returncode == 1
+        assert f"no task {words[1]!r} to run again: each-fit has not found its values yet\n" in done.stderr
+    gluepy.write("regions.json", "[]")
+    done = gluepy("resume", "first", "--force", "fit", "--json")
+    assert json.loads(done.stdout)["counts"] == {"finished": 2}
+    done = gluepy("resume", "first", "--force", "fit")
+    assert done.returncode == 0
+    assert "2 tasks kept; nothing is left to do\nno task 'fit' to run again: each-fit found no values\n" in done.stderr
+    done = gluepy("resume", "first", "--force", "fit[region=eu]")
+    assert (done.returncode, done.stderr.partition(";")[0]) == (2, "error: DAG 'founddag' has no task 'fit[region=eu]'")
+    assert gluepy("run", "found.py", "--task", "load", "--run-id", "some").returncode == 0
+    done = gluepy("resume", "some", "--force", "fit")
+    assert "no task 'fit' to run again: each-fit is not in the run's selection\n" in done.stderr
+
+
+def test_forced_each_says_that_it_keeps_the_values_that_it_found(gluepy: Console) -> None:
+    gluepy.write("found.py", FOUND)
+    gluepy.write("regions.json", '["eu"]')
+    assert gluepy("run", "found.py").returncode == 0
+    gluepy.write("regions.json", '["us"]')
+    done = gluepy("resume", "--force", "each-fit")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[1:3] == [
+        "  each-fit        it was forced; the values that it found are kept",
+        "  fit[region=eu]  each-fit runs again",
+    ]
 
 
 def test_from_task_of_a_resume_leaves_nothing_out_later(pipe: Console) -> None:
@@ -140,6 +194,7 @@ def test_selection_of_the_run_stays(pipe: Console) -> None:
     done = pipe("resume")
     assert done.returncode == 0
     assert ran(pipe) == ["fit[region=us]"]
+    assert ": 2 finished, 3 not selected\n" in done.stdout
     done = pipe("resume", "--force", "load")
     assert (done.returncode, done.stderr) == (
         2,
@@ -181,9 +236,10 @@ def test_killed_driver_loses_nothing(pipe: Console) -> None:
     ran(pipe)
     done = pipe("resume")
     assert done.returncode == 0
-    assert done.stderr.splitlines()[:2] == [
-        "resuming run first, session 2: 1 task again, 3 tasks for the first time or after a delay, 1 task kept",
+    assert done.stderr.splitlines()[:3] == [
+        "resuming run first, session 2: 1 task again, 3 tasks still to run, 1 task kept",
         "  wait  it was interrupted",
+        "  kept: load",
     ]
     assert sorted(ran(pipe)) == ["fit[region=eu]", "fit[region=us]", "report", "wait"]
 
@@ -297,9 +353,73 @@ def test_damage_of_the_log_is_told(pipe: Console) -> None:
     file.write_bytes(b"".join(lines))
     done = pipe("resume")
     assert done.returncode == 0
-    assert "warning: its log has 1 line that is no event; tasks whose end is lost run again\n" in done.stderr
-    assert "warning: its log has 1 missing event" in done.stderr
+    damage = "1 line that is no event and 1 missing event"
+    assert f"warning: its log has {damage}; tasks whose end is lost run again\n" in done.stderr
     assert "  wait            it was interrupted\n" in done.stderr
+
+
+def test_dry_run_lists_every_task_and_runs_nothing(gluepy: Console) -> None:
+    gluepy.write(
+        "pipe.py",
+        """
+        from pathlib import Path
+        from gluepy import DAG, Retry, Task, parallel
+        class Load(Task):
+            def run(self): pass
+        class Flaky(Task):
+            retries = Retry(attempts=2, wait_s=1000)
+            def run(self): raise ConnectionError("not yet")
+        class Hold(Task):
+            async def run(self):
+                import anyio
+                Path("held").touch()
+                await anyio.sleep(1000)
+        class Last(Load): pass
+        class PipeDAG(DAG): tasks = (Load, parallel(Flaky, Hold), Last)
+        """,
+    )
+    driver = gluepy.start("run", "pipe.py", "--run-id", "first", "-q")
+    log = gluepy.folder / ".gluepy/runs/first/events.jsonl"
+    until(lambda: (gluepy.folder / "held").exists() and b"task.retrying" in log.read_bytes())
+    driver.kill()
+    driver.communicate()
+    before = log.read_bytes()
+    done = gluepy("resume", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    counts = "1 task again, 1 task still to run, 1 task due for another attempt, 1 task kept"
+    assert done.stdout.splitlines() == [
+        f"resuming run first, session 2: {counts}",
+        "  hold   it was interrupted",
+        "  last   still to run",
+        "  flaky  due for another attempt",
+        "  load   kept",
+        "nothing was run",
+    ]
+    told = json.loads(gluepy("resume", "--dry-run", "--json").stdout)
+    assert told["again"] == {"hold": "it was interrupted"}
+    assert (told["waiting"], told["retrying"], told["kept"]) == (["last"], ["flaky"], ["load"])
+    assert log.read_bytes() == before
+    done = gluepy("resume", "--dry-run", "--events", "-")
+    assert (done.returncode, done.stderr) == (2, "error: --events: with --dry-run there are none\n")
+
+
+def test_kept_tasks_are_named_while_they_are_few(gluepy: Console) -> None:
+    gluepy.write(
+        "many.py",
+        """
+        from gluepy import DAG, Task, each
+        class Do(Task):
+            n: int
+            async def run(self): assert self.n < self.context.fail
+        class ManyDAG(DAG): tasks = each(Do, n=range(30))
+        """,
+    )
+    assert gluepy("run", "many.py", "-k", "-q", "-P", "fail=3").returncode == 1
+    done = gluepy("resume", "-k", "--progress", "none", "-P", "fail=29")
+    assert "\n  kept: do[n=0], do[n=1], do[n=2]\n" in done.stderr
+    done = gluepy("resume", "-k", "--progress", "none", "-P", "fail=30")
+    assert ", session 3: 1 task again, 29 tasks kept\n" in done.stderr
+    assert "kept:" not in done.stderr
 
 
 def test_explanation_is_at_most_a_screenful(gluepy: Console) -> None:
@@ -401,7 +521,8 @@ def test_retry_resumes_a_run_of_that_dag(shop: Console) -> None:
     done = shop("dag", "trian", "--retry", "1-fail")
     assert done.returncode == 2
     assert "did you mean 'train'?" in done.stderr
-    for words in (("--task", "load"), ("--to-task", "load"), ("--run-id", "x"), ("--dry-run",)):
+    assert shop("dag", "fail", "--retry", "latest", "--dry-run").stdout.startswith("resuming run 1-fail, session 4: ")
+    for words in (("--task", "load"), ("--to-task", "load"), ("--run-id", "x")):
         done = shop("dag", "fail", "--retry", "1-fail", *words)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {words[0]} and --retry: ")
@@ -413,7 +534,7 @@ def test_dag_of_a_moved_file_is_found_with_retry(pipe: Console) -> None:
     (pipe.folder / "pipe.py").rename(pipe.folder / "moved.py")
     done = pipe("resume")
     assert done.returncode == 2
-    assert "there is no such file" in done.stderr
+    assert done.stderr.endswith("there is no such file any more; if it was moved: gluepy run FILE --retry first\n")
     done = pipe("run", "moved.py", "--retry", "first")
     assert done.returncode == 0, done.stderr
     assert pipe("resume").returncode == 0  # and where it is now is remembered

@@ -392,6 +392,49 @@ def test_lost_process_shows_the_end_of_its_log(gluepy: Console) -> None:
     assert "\n  last words\n" in done.stderr
 
 
+def test_missing_outputs_are_told_once_with_the_end_of_the_log(gluepy: Console) -> None:
+    gluepy.write(
+        "make.py",
+        """
+        from gluepy import DAG, Task
+        class Make(Task):
+            outputs = ("a.txt", "b.txt")
+            def run(self):
+                print("making a")
+                (self.path / "a.txt").write_text("")
+        class MakeDAG(DAG): tasks = (Make,)
+        """,
+    )
+    done = gluepy("run", "make.py", "--run-id", "first")
+    assert done.returncode == 1
+    why = "run() ended well, but its declared outputs are missing: b.txt"
+    log = gluepy.folder / ".gluepy/runs/first/logs/make.1.log"
+    told = done.stderr.partition("\n\n")[2]
+    assert told.startswith(f"make failed in attempt 1: {why}\n  making a\n  log: {log}\n\n")
+    assert why in log.read_text()
+
+
+def test_retry_that_waits_for_a_thread_says_so(gluepy: Console) -> None:
+    gluepy.write(
+        "slow.py",
+        """
+        import time
+        from gluepy import DAG, Retry, Task, parallel
+        class AtOnce(Task):
+            timeout_s = 0.05
+            retries = Retry(attempts=2, wait_s=0)
+            def run(self): time.sleep(0.1)
+        class Later(AtOnce):
+            retries = Retry(attempts=2, wait_s=0.1, jitter=0)
+        class SlowDAG(DAG): tasks = parallel(AtOnce, Later)
+        """,
+    )
+    told = gluepy("run", "slow.py").stderr
+    ended = "when its thread has ended, in 10 s at the latest\n"
+    assert f"(pool = 'process' can be); again {ended}" in told
+    assert f"(pool = 'process' can be); again after 100 ms and {ended}" in told
+
+
 def test_unwritable_runs_root_stops_the_run(shop: Console) -> None:
     done = shop("run", "train", GLUEPY_RUNS_ROOT="/proc/runs")  # where not even root may write
     assert done.returncode == 3

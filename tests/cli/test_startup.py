@@ -75,9 +75,7 @@ def test_a_run_of_one_task_imports_neither_pydantic_nor_structlog_nor_rich(tmp_p
     modules = imported(tmp_path, "run", "one.py", "--quiet")
     assert ours(modules) == set(RUN.split())
     assert packages(modules) <= TYPER | {"anyio", "filelock", "idna", "msgspec", "one", "sniffio"}
-    # from 3.13 on importlib.invalidate_caches, which a new folder on sys.path takes, imports these itself
-    unavoidable = {"email", "importlib.metadata"} if sys.version_info >= (3, 13) else set()
-    assert not modules & (SLOW - unavoidable)
+    assert not modules & SLOW
 
 
 UVLOOP = """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 from pools import Chatters, LoopChatters, LoopSpeaks, ProcessChatters, ProcessSpeaks, Speaks, ThreadsOfItsOwn
-from steps import Go, Step, dag_of
+from steps import Go, Step, dag_of, no_file_longer_than
 
 from gluepy import Retry, Task, each
 from gluepy.core.events import RunFinished, TaskOutput, encode
@@ -215,6 +215,25 @@ class Endless(Task):
             print("x" * 65_536, end="")
         print()
         print("after")
+
+
+@CHATTERERS
+async def test_log_file_that_is_cut_short_is_told_once(
+    go: Go, kind: type[Task], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"fits": "a", "lacks-a-byte": "b" * 40, "lacks-more": "c" * 60}
+    size = len("".join(f"{words['lacks-a-byte']} {number}\n" for number in range(200))) - 1
+    with no_file_longer_than(size):
+        result = await go(*(kind(word=word, id=id) for id, word in words.items()), capture=True)
+    assert result.status == "finished"
+    files = {id: result.path / "logs" / f"{id}.1.log" for id in words}
+    sizes = {id: file.stat().st_size for id, file in files.items()}
+    assert sizes["fits"] < size == sizes["lacks-a-byte"] == sizes["lacks-more"]
+    first, second = capsys.readouterr().out.splitlines()
+    for line, id in ((first, "lacks-a-byte"), (second, "lacks-more")):
+        assert "the log file of a task is cut short" in line
+        assert "File too large" in line
+        assert str(files[id]) in line
 
 
 async def test_lines_that_a_subscriber_is_too_slow_for_are_counted(go: Go) -> None:

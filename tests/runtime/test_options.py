@@ -111,8 +111,11 @@ async def test_selected_tasks_still_wait_for_each_other_through_what_was_left_ou
 async def test_unknown_task_names_the_nearest(go: Go) -> None:
     with pytest.raises(UnknownTask, match=re.escape("no task 'regoin[region=eu]'; did you mean 'region[region=eu]'?")):
         await go(each(Region, region=["eu"]), tasks=["regoin[region=eu]"])
-    with pytest.raises(UnknownTask):
-        await go(*CHAIN, from_task="x")
+    for values in (["eu"], lambda: ["eu"]):
+        with pytest.raises(UnknownTask, match=re.escape("no task 'regio'; did you mean 'region'?")):
+            await go(each(Region, region=values), tasks=["regio"])
+    with pytest.raises(UnknownTask, match=re.escape("no task 'x'; its tasks are region, region[region=eu], final")):
+        await go(each(Region, region=["eu"]), Region(region="us", id="final"), from_task="x")
     with pytest.raises(OptionError, match="nothing lies between"):
         await go(*CHAIN, from_task="c", to_task="b")
     assert not go.settings.runs_root.exists()  # nothing was begun

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import anyio
 import pytest
 import yaml
 from pools import ProcessNothing
-from steps import Go, LoopStep, Notes, ProcessWaits, Step, Waits, dag_of
+from steps import Go, LoopStep, Notes, ProcessWaits, Step, Waits, dag_of, no_file_longer_than
 
 from gluepy import Task, each, parallel
 from gluepy.core.events import RunStarted, TaskExpanded, TaskFinished, TaskStarted
@@ -158,17 +156,6 @@ async def test_many_tasks_under_commit_share_their_flushes(go: Go, monkeypatch: 
 
 
 # When it cannot be written
-
-
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """As on a full disk, but for the name of the error: `write` fails beyond `size`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Tells(Task):

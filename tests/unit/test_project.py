@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import subprocess
@@ -115,6 +116,25 @@ def test_the_project_goes_first_on_the_path_once(tmp_path: Path) -> None:
     put_on_path(tmp_path)
     assert sys.path[0] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("late", ["late_of_project.py", "package_of_project/late.py"])
+def test_a_module_that_was_written_after_somebody_looked_for_it_is_found(late: str, write: Write) -> None:
+    project = write({"package_of_project/__init__.py": ""})
+    name = late.removesuffix(".py").replace("/", ".")
+    put_on_path(project)
+    assert not is_there(name)
+    folder = (project / late).parent
+    seen = folder.stat().st_mtime_ns
+    write({late: ""})
+    os.utime(folder, ns=(seen, seen))  # as within one tick of the file system's clock
+    put_on_path(project / "elsewhere")
+    put_on_path(project)
+    assert is_there(name)
+
+
+def is_there(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 # ---- INSTALLED_MODULES

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -173,7 +174,7 @@ def test_a_run_is_found_by_its_id_its_unique_ending_and_as_the_latest(tmp_path: 
     assert Record.find(tmp_path, ids[1]).run_id == ids[1]
     assert Record.find(tmp_path, ids[1][-8:]).run_id == ids[1]
     assert Record.find(tmp_path, "latest").run_id == ids[2]
-    assert Record.latest(tmp_path, lambda record: record.run_id != ids[2], "latest:train").run_id == ids[1]
+    assert Record.latest(tmp_path, "train", lambda record: "train" if record.run_id != ids[2] else "").run_id == ids[1]
 
 
 def test_a_whole_id_comes_before_endings(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_the_latest_run_is_the_last_one_made_whatever_its_name(tmp_path: Path) -
     damaged = started(tmp_path, "zzzz")
     damaged.events.write_bytes(b"\x00garbage")
     assert Record.find(tmp_path, "latest").run_id == "aaa"
-    assert Record.latest(tmp_path, lambda record: record.run_id == "zzzz", "x").run_id == "zzzz"
+    assert Record.latest(tmp_path, "zzzz", lambda record: record.run_id).run_id == "zzzz"
 
 
 @pytest.mark.parametrize("wanted", ["", "nothing", "-run", "latest"])
@@ -206,7 +207,23 @@ def test_a_run_that_is_not_there_or_not_the_only_one_is_refused(tmp_path: Path, 
             Record.find(tmp_path, wanted)
         assert wanted != "-run" or ("a-run" in str(caught.value) and "b-run" in str(caught.value))
     with pytest.raises(UnknownRun, match="latest:train"):
-        Record.latest(tmp_path, lambda record: False, "latest:train")
+        Record.latest(tmp_path, "train", lambda record: "other")
+
+
+def test_a_misspelt_run_gets_the_nearest_name(tmp_path: Path) -> None:
+    def told(find: Callable[[], Record]) -> str:
+        with pytest.raises(UnknownRun) as caught:
+            find()
+        return str(pickle.loads(pickle.dumps(caught.value)))
+
+    assert told(lambda: Record.find(tmp_path, "latest")) == f"no run 'latest': there are no runs in {tmp_path}"
+    started(tmp_path, "before")
+    assert told(lambda: Record.find(tmp_path, "")) == f"no run '' in {tmp_path}; `gluepy runs` lists them"
+    near = started(tmp_path, new_run_id()).run_id[:-1] + "x"
+    assert told(lambda: Record.find(tmp_path, near)) == f"no run '{near}' in {tmp_path}; `gluepy runs` lists them"
+    assert told(lambda: Record.find(tmp_path, "befor")).endswith("; did you mean 'before'?")
+    assert told(lambda: Record.find(tmp_path, "latst")).endswith("; did you mean 'latest'?")
+    assert told(lambda: Record.latest(tmp_path, "trian", lambda _: "train")).endswith("; did you mean 'latest:train'?")
 
 
 def test_folders_without_events_are_no_runs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -77,14 +78,27 @@ class AttemptOutput:
                 data = line.encode("utf-8", "replace") + b"\n"
                 if self._closed:  # an abandoned thread goes on: its file must not stay open for good
                     with io.FileIO(self._path, "a") as file:
-                        file.write(data)
+                        _write(file, data)
                     return
                 if self._file is None:
                     self._file = io.FileIO(self._path, "a")
-                self._file.write(data)
-            except OSError:  # a full disk stops the run at its next event; output alone must not fail a task
+                _write(self._file, data)
+            except OSError as error:  # a full disk stops the run at its next event; output alone must not fail a task
+                Context().run(_warn, self._path, error)  # as nobody's attempt, which would print into the same file
                 self._path = None
         self._emit(Output(stream, line))
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    while data:  # a file that reaches its limit takes a part, and says why with the next
+        data = data[file.write(data) :]
+
+
+def _warn(path: Path, error: OSError) -> None:
+    import structlog
+
+    why = error.strerror or str(error)
+    structlog.get_logger("gluepy.exec").warning("the log file of a task is cut short", file=str(path), error=why)
 
 
 @contextmanager

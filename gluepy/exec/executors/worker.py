@@ -400,11 +400,11 @@ class _Server:
         self.control.send(kind, facts + body)
 
     def _import_entry(self, entry: str) -> Entry:
-        import importlib
-
         module, _, name = entry.partition(":")
         if module not in sys.modules:
-            importlib.invalidate_caches()
+            # So that a module is found that was written a moment after somebody looked for it. Not
+            # importlib.invalidate_caches, which imports importlib.metadata from Python 3.13 on.
+            sys.path_importer_cache.clear()
         __import__(module)  # leaves the import system's own frames out of tracebacks, as import_module does not
         function: Entry = getattr(sys.modules[module], name)
         self.entries[entry] = function
