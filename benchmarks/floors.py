@@ -76,10 +76,13 @@ def bare_futures(graph: Graph, work: Callable[[int], object], pool: Executor) ->
     """graphlib and concurrent.futures: whatever is ready is handed in at once, and calls back when it is done."""
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
-    done: queue.SimpleQueue[tuple[int, Future[object]]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Future[object]] = queue.SimpleQueue()
+    running: dict[Future[object], int] = {}
     while sorter.is_active():
         for node in sorter.get_ready():
-            pool.submit(work, node).add_done_callback(lambda future, node=node: done.put((node, future)))  # type: ignore[misc]
-        node, future = done.get()
+            future = pool.submit(work, node)
+            running[future] = node
+            future.add_done_callback(done.put)
+        future = done.get()
         future.result()
-        sorter.done(node)
+        sorter.done(running.pop(future))

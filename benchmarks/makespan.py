@@ -93,7 +93,9 @@ def measured(graph: Graph, slots: int, draw: random.Random, root: Path) -> tuple
     def lived() -> list[float]:
         return [seconds * draw.lognormvariate(0.0, NOISE) for seconds in typical]
 
-    unknown: Weight = lambda node: 1.0  # noqa: E731
+    def unknown(node: int) -> float:
+        return 1.0
+
     for _ in range(LESSONS):
         _, state = run(graph, lived(), slots, unknown)
         learn_durations(root, "dag", state, set())

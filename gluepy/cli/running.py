@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,7 +122,10 @@ def carry_out(
         if events is not None or settings.SINKS or call.debug:
             _log_to_stderr()
         view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
-        killed = lambda run: f"killed; resume it with: {invocation.command('resume', run)}"  # noqa: E731
+
+        def killed(run: str) -> str:
+            return f"killed; resume it with: {invocation.command('resume', run)}"
+
         interrupts = stack.enter_context(Interrupts(view, killed))
         uvloop = {"use_uvloop": find_spec("uvloop") is not None}
         sinks = [] if events is None else [events]
@@ -220,10 +223,8 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
     left_out = run.plan.left_out if run.plan is not None else 0
 
     async def wait() -> None:
-        try:
+        with suppress(Exception):  # `_drive` asks again
             await run.result()
-        except Exception:  # noqa: S110  # `_drive` asks again
-            pass
         over.set()
 
     async with anyio.create_task_group() as tasks:

@@ -22,6 +22,7 @@ from gluepy.core.policy import NO_RETRY, Retry, Trigger
 from gluepy.errors import DagError
 
 SLUG_LENGTH = 60
+_MUTABLE = frozenset((list, dict))
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -169,12 +170,11 @@ class Graph:
 
     def params(self, node: int) -> dict[str, JSON]:
         """The parameters of a task node by name, for the caller to keep: nobody else sees what becomes of them."""
-        values = self.values[node]
-        params = dict(zip(self.specs[self.spec_of[node]].params, values, strict=True))
-        for value in values:
-            if isinstance(value, (list, dict)):
-                return deepcopy(params)
-        return params
+        names, values = self.specs[self.spec_of[node]].params, self.values[node]
+        return {
+            name: deepcopy(value) if type(value) in _MUTABLE else value
+            for name, value in zip(names, values)  # noqa: B905  # `strict` takes as long as all the rest
+        }
 
     def expand(self, node: int, rows: Sequence[Sequence[JSON]]) -> range:
         """Add the tasks that the `each` of `node` makes of `rows`, for which there is no `clash`; returns them."""

@@ -441,8 +441,8 @@ def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) 
         if not outputs and isinstance(target.__dict__.get("outputs"), property):
             try:
                 outputs = tuple(target(**state.graph.params(node)).outputs)
-            except Exception:  # noqa: S112
-                continue  # they depend on the run itself: only the task can tell
+            except Exception:
+                outputs = ()  # they depend on the run itself: only the task can tell
         if not all((files / name).exists() for name in outputs):
             gone.add(node)
     return gone

@@ -33,9 +33,13 @@ class Feed:
     def __init__(self, replay: Callable[[int], Replay] | None) -> None:
         self.replay = replay
         self.dropped = 0
-        self.live = False  # whether somebody subscribes
         self._subscriptions: list[Subscription] = []
         self._closed = False
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody subscribes."""
+        return bool(self._subscriptions)
 
     def subscribe(self, buffer: int = BUFFER) -> Subscription:
         """A subscription to what is published from now on."""
@@ -44,7 +48,6 @@ class Feed:
             subscription.close()
         else:
             self._subscriptions.append(subscription)
-            self.live = True
         return subscription
 
     def publish(self, event: Event, offset: int) -> None:
@@ -64,13 +67,11 @@ class Feed:
         for subscription in self._subscriptions:
             subscription.close()
         self._subscriptions.clear()
-        self.live = False
 
     def leave(self, subscription: Subscription) -> None:
         """End one subscription."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
-            self.live = bool(self._subscriptions)
         subscription.close()
 
 

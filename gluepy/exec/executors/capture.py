@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -245,7 +246,7 @@ def _install() -> None:
             if isinstance(handler, logging.StreamHandler) and handler.stream is original:
                 prints = True
                 handler.setStream(proxy)
-                _undo.append(lambda handler=handler, original=original: handler.setStream(original))  # type: ignore[misc]
+                _undo.append(partial(handler.setStream, original))
     if not prints:
         alone, level = not root.handlers, root.level
         handler = log_handler(alone=alone)
