@@ -23,16 +23,16 @@ BUGS = {
     ),
     "effect before append": Bug(
         "exec/engine.py",
-        "                        assert_never(command)\n            self._flush()",
-        "                        assert_never(command)\n            self._flush() if not self._work else None",
+        "                        assert_never(command)\n            self._journal.flush()",
+        "                        assert_never(command)\n            self._journal.flush() if not self._work else None",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "append after start": Bug(
         "exec/engine.py",
-        "duration_s)\n        for event in events:\n            self._store(event)\n",
+        "duration_s)\n        for event in events:\n            self._journal.store(event)\n",
         "duration_s)\n        self._doorbell.ring(self._late, events)\n        return events\n\n"
         "    def _late(self, events: Sequence[e.TaskEvent]) -> None:\n        for event in events:\n"
-        "            self._store(event)\n        self._flush()\n",
+        "            self._journal.store(event)\n        self._journal.flush()\n",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "newline repair removed": Bug(
@@ -67,7 +67,7 @@ BUGS = {
     ),
     "expansion asked again on resume": Bug(
         "exec/engine.py",
-        "if call.attempt.spec.expands and slot.node in self.state.rows:",
+        "if attempt.spec.expands and slot.node in self.state.rows:",
         "if False:",
         "tests/faults/test_crash_points.py",
     ),
@@ -97,8 +97,8 @@ BUGS = {
     ),
     "seq restarted on resume": Bug(
         "exec/engine.py",
-        "self._seq = state.seq",
-        "self._seq = 0",
+        "state.session + 1, state.seq, log",
+        "state.session + 1, 0, log",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "cancel not shielded": Bug(
