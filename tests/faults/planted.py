@@ -107,4 +107,34 @@ BUGS = {
         "with anyio.CancelScope(shield=False):\n                            await self._over.wait()",
         "tests/runtime/test_cancel_anywhere.py",
     ),
+    "turns not taken": Bug(
+        "exec/engine.py",
+        "self._turn = threading.RLock() if turn is None else turn",
+        "import contextlib\n        self._turn = contextlib.nullcontext()",
+        "tests/runtime/test_turns.py -k many_runs",
+    ),
+    "thread goes on from an attempt that was stopped": Bug(
+        "exec/engine.py",
+        "if not ended or slot.stopped or self._is_over or self._commits:",
+        "if not ended or self._is_over or self._commits:",
+        "tests/runtime/test_turn_races.py -k just_timed_out",
+    ),
+    "attempt begun after its call was cancelled": Bug(
+        "exec/executors/local.py",
+        "return FINISHED  # it never began, and nobody asks",
+        "pass",
+        "tests/runtime/test_turns.py -k never_begins",
+    ),
+    "attempt begun after the log broke": Bug(
+        "exec/engine.py",
+        "if slot.stopped or self._is_over:\n                    return",
+        "if slot.stopped:\n                    return",
+        "tests/runtime/test_turn_races.py -k nothing_begins",
+    ),
+    "turn taken to print": Bug(
+        "exec/engine.py",
+        "            if self._feed.live and slot.attempt is attempt:\n                self._journal.tell",
+        "            with self._turn:\n                self._journal.tell",
+        "tests/runtime/test_turn_races.py -k whoever_prints",
+    ),
 }

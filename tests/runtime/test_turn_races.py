@@ -20,8 +20,10 @@ from gluepy.clock import SystemClock
 from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.errors import RunStopped
+from gluepy.exec.engine import Engine
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.port import Abandoned, Attempt, Emission, Emit, Executor, Outcome, Output, Released
+from gluepy.exec.slots import Slot
 from gluepy.runs.log import FileLog, LogBroken, LogReader
 from gluepy.sinks.feed import Feed
 from gluepy.testing import VirtualClock, events_of, until
@@ -236,6 +238,39 @@ async def test_a_time_out_that_a_thread_finds_out_stops_the_rest_of_the_run(go: 
     assert statuses(result) == {"waiting": "cancelled", "overruns": "failed"}
     cancelled = [event for event in events_of(result) if isinstance(event, e.TaskCancelled)]
     assert [event.abandoned for event in cancelled] == [True]
+
+
+async def test_a_thread_does_not_go_on_from_an_attempt_that_has_just_timed_out(
+    go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the time-out would hit what the thread has gone on to."""
+    turns = Turns()
+    late, end, turn = threading.Event(), threading.Event(), threading.Event()
+
+    class TooLong(Task):
+        timeout_s = 0.01
+
+        def run(self) -> None:
+            assert end.wait(PATIENCE_S)
+
+    def interrupted(self: Engine, slot: Slot) -> None:
+        interrupt(self, slot)
+        late.set()
+
+    def left() -> None:
+        if in_worker_thread():
+            turn.set()
+        elif late.is_set() and not end.is_set():
+            turn.clear()
+            end.set()
+            assert turn.wait(PATIENCE_S)
+
+    interrupt, turns.left = Engine._interrupt, left
+    monkeypatch.setattr(Engine, "_interrupt", interrupted)
+    async with taking_turns(go, turns) as runtime:
+        dag = dag_of(parallel((TooLong(id="a"), Step(id="after")), Step(id="b"), Step(id="c")))
+        result = await runtime.run_dag(dag, concurrency=1, on_failure="continue", check=False)
+    assert statuses(result) == {"a": "failed", "after": "blocked", "b": "finished", "c": "finished"}
 
 
 class ReleasesLate(Executor):

@@ -3,23 +3,29 @@ event loop, and are told, stopped and recorded as all others are."""
 
 from __future__ import annotations
 
+import random
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import anyio
+import anyio.lowlevel
 import pytest
+from log_rules import check_log
 from steps import PATIENCE_S, Go, LoopStep, Notes, Step, dag_of, note, statuses
 from turns import Turns, in_worker_thread, taking_turns
 
 from gluepy import DAG, Retry, Task, current_task, parallel
+from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.scheduler import Scheduler
 from gluepy.errors import RunStopped
 from gluepy.exec.executors import LocalExecutor
 from gluepy.exec.port import Attempt, Emit, Executor, Outcome
-from gluepy.runtime import RunResult
+from gluepy.runtime import RunResult, Runtime
 from gluepy.testing import events_of, outline, until
 
 
@@ -283,3 +289,114 @@ async def test_a_run_that_ends_in_a_thread_is_told_whole(go: Go) -> None:
             result: RunResult = await run.result()
         assert isinstance(told[-1], e.RunFinished)
         assert b"".join(map(e.encode, told)) == (result.path / "events.jsonl").read_bytes()
+
+
+class Count:
+    """How many are inside at once, and were at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.all = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.all += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self.now -= 1
+
+
+class Counted(Task):
+    """In a thread; one of all tasks, and of those that use a GPU."""
+
+    number: int
+    everyone: ClassVar[Count]
+    on_gpu: ClassVar[Count]
+
+    def run(self) -> None:
+        with self.everyone:
+            print(self.number)
+            self.metric("number", self.number)
+
+
+class CountedOnLoop(Counted):
+    async def run(self) -> None:  # type: ignore[override]
+        with self.everyone:
+            print(self.number)
+            if self.number % 3:
+                await anyio.lowlevel.checkpoint()
+
+
+class OnGpu(Counted):
+    uses: ClassVar = {"gpu": 1}
+
+    def run(self) -> None:
+        with self.on_gpu:
+            super().run()
+
+
+class OnGpuOnLoop(CountedOnLoop):
+    uses: ClassVar = {"gpu": 1}
+
+    async def run(self) -> None:  # type: ignore[override]
+        with self.on_gpu:
+            await super().run()
+
+
+def mixed(seed: int, count: int) -> dict[Task, tuple[Task, ...]]:
+    """A graph of tasks of all these kinds, in threads above all; each after a few of those just before it."""
+    draw = random.Random(seed)
+    kinds = draw.choices([Counted, OnGpu, CountedOnLoop, OnGpuOnLoop], [6, 2, 2, 1], k=count)
+    tasks: list[Task] = [kind(number=number) for number, kind in enumerate(kinds)]
+    reach = draw.choice([2, 6, 20])  # a deep graph, or a wide one
+    return {
+        task: tuple(draw.sample(tasks[max(0, at - reach) : at], min(at, draw.randrange(3))))
+        for at, task in enumerate(tasks)
+    }
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads give way to each other a hundred times as often as usual."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 100)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("sync", ["batch", "commit"])
+async def test_many_runs_of_threads_and_the_loop_keep_their_order_and_their_limits(folder: Path, sync: str) -> None:
+    Counted.everyone, Counted.on_gpu = Count(), Count()
+    settings = Settings(RUNS_ROOT="runs", STORAGE_ROOT="data", LIMITS={"gpu": 2}, EVENT_SYNC=sync)
+    count, runs = (120, 6) if sync == "batch" else (40, 4)
+
+    async def watch(runtime: Runtime, seed: int) -> None:
+        dag = dag_of(mixed(seed, count))
+        async with runtime.stream_dag(dag, concurrency=4, capture=True) as run:
+            told = [event async for event in run]
+            assert (await run.result()).status == "finished"
+        stored = [event for event in told if not isinstance(event, e.TaskOutput)]
+        assert b"".join(map(e.encode, stored)) == (run.path / "events.jsonl").read_bytes()
+        assert set(check_log(stored).values()) == {"finished"}
+        running: set[str] = set()
+        for event in told:
+            match event:
+                case e.TaskStarted():
+                    running.add(event.task)
+                    assert len(running) <= 4
+                case e.TaskFinished():
+                    running.remove(event.task)
+                case e.TaskOutput():
+                    assert event.task in running
+        assert sum(isinstance(event, e.TaskOutput) for event in told) == count
+
+    async with Runtime(settings, concurrency=6) as runtime, anyio.create_task_group() as tasks:
+        for seed in range(runs):
+            tasks.start_soon(watch, runtime, seed)
+    assert Counted.everyone.all == count * runs
+    assert 1 < Counted.everyone.most <= 6
+    assert Counted.on_gpu.most <= 2
