@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 
 class Clock(Protocol):
@@ -37,6 +38,8 @@ class SystemClock:
         if when == math.inf:
             await anyio.sleep_forever()
         left = when - self.now()
+        if left <= 0:
+            await anyio.lowlevel.checkpoint()  # else one who never sleeps long would keep the event loop
         while left > 0:
             await anyio.sleep(left)
             left = when - self.now()

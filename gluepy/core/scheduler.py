@@ -321,6 +321,14 @@ class Scheduler:
                 heapq.heapify(self._delayed)
                 heapq.heappush(self._delayed, (-math.inf, node))
 
+    def leave(self) -> None:
+        """The run is over, in whatever way: the limits that its tasks hold are for others. Only abandoned work keeps
+        what it holds, until its `release`."""
+        for node in self.running:
+            self._give(node)
+        self.running.clear()
+        self._limits.leave(self._starved)
+
     # What follows from the state: at the start, after an end, after an expansion.
 
     def _restore(self, now: float) -> None:

@@ -166,6 +166,10 @@ class Engine:
                 finally:
                     self._close()
         finally:
+            if hasattr(self, "_scheduler"):
+                with self._turn:
+                    self._scheduler.leave()
+            self._journal.hand_on()
             self._feed.close()
         if self._broken is not None:
             raise self._stopped(self._broken) from self._broken
@@ -224,7 +228,7 @@ class Engine:
                     case s.StopTask():
                         self._stop_task(command.node)
                     case s.EndRun():
-                        self._end(command)
+                        self._on_loop(self._end, command)
                     case _:
                         assert_never(command)
             self._journal.flush()
@@ -262,27 +266,41 @@ class Engine:
 
     def _stop_task(self, node: int) -> None:
         if (slot := self._busy.get(node)) is not None:
-            slot.stop()
+            self._interrupt(slot)
         for work in self._work:
             if work[0] == node:  # it was to start, and no slot has taken it up yet
                 self._work.remove(work)
                 self._put(e.TaskCancelled(*self._about(node, "warning")))
                 break
 
+    def _interrupt(self, slot: Slot) -> None:
+        """Stop the slot's attempt: no thread goes on from it any more, and its call is cancelled."""
+        slot.stopped = True
+        self._on_loop(slot.scope.cancel)
+
     def _end(self, end: s.EndRun) -> None:
-        header = self._journal.header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
-        duration_s = _rounded(self._journal.now - self._began)
-        counts = self.state.counts()
-        dropped = self._feed.dropped or None
-        match end.status:
-            case "finished":
-                self._put(e.RunFinished(*header, duration_s, counts, dropped))
-            case "failed":
-                failed = [self._graph.id(node) for node in self.errors]
-                self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
-            case "cancelled":
-                self._put(e.RunCancelled(*header, duration_s, counts, dropped))
-        self._finish()
+        with self._turn:
+            if self._is_over:
+                return
+            duration_s = _rounded(self._journal.tick() - self._began)
+            counts = self.state.counts()
+            self._journal.hand_on()  # which output is dropped shows only then
+            dropped = self._feed.dropped or None
+            header = self._journal.header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
+            match end.status:
+                case "finished":
+                    self._put(e.RunFinished(*header, duration_s, counts, dropped))
+                case "failed":
+                    failed = [self._graph.id(node) for node in self.errors]
+                    self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
+                case "cancelled":
+                    self._put(e.RunCancelled(*header, duration_s, counts, dropped))
+            try:
+                self._journal.flush()
+            except LogBroken as error:
+                self._give_up(error)
+            else:
+                self._finish()
 
     # Slots: where attempts run.
 
@@ -326,8 +344,10 @@ class Engine:
                 raise
 
     async def _work_on(self, slot: Slot) -> None:
-        while not (slot.stopped or self._is_over):
+        while True:
             with self._turn:
+                if slot.stopped or self._is_over:
+                    return
                 attempt = self._take(slot) if self._work else None
             if attempt is None:
                 self._idle.append(slot)
@@ -520,12 +540,15 @@ class Engine:
     def hear(self, slot: Slot, attempt: Attempt, emission: Emission) -> None:
         """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended. From any
         thread."""
-        if isinstance(emission, Output) and not self._feed.live:
+        if isinstance(emission, Output):
+            if self._feed.live and slot.attempt is attempt:
+                self._journal.tell(attempt.task, attempt.number, emission.stream, emission.line)
             return
         with self._turn:
             self._journal.tick()
             if isinstance(emission, Released):
-                slot.released = attempt is slot.attempt or attempt is slot.ending
+                if attempt is slot.attempt or attempt is slot.ending:
+                    slot.released = True
                 self._scheduler.release(self._graph.index[attempt.task], attempt.number)
                 self.look_again()
                 return
@@ -538,10 +561,6 @@ class Engine:
                 case Progress():
                     header = self._journal.header("info")
                     self._tell(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
-                case Output():
-                    header = self._journal.header("info", -1)
-                    output = e.TaskOutput(*header, attempt.task, attempt.number, emission.stream, emission.line)
-                    self._journal.tell(output)
                 case Abandoned():
                     slot.abandoned = True
                 case Stopped():
@@ -576,7 +595,7 @@ class Engine:
                     slot = self._busy.get(node)
                     if slot is not None and slot.attempt is not None and slot.attempt.number == number:
                         slot.late = True
-                        slot.stop()
+                        self._interrupt(slot)
                 if self._timeout_s is not None and now >= self._began + self._timeout_s:
                     self._timeout_s = None
                     self._scheduler.stop(s.EndRun("failed", "timeout"))
@@ -623,11 +642,7 @@ class Engine:
         self._scheduler.observe(event, self._journal.now)
 
     def _publish(self) -> None:
-        self._on_loop(self._hand_on)
-
-    def _hand_on(self) -> None:
-        with self._turn:
-            self._journal.hand_on()
+        self._on_loop(self._journal.hand_on)
 
     # Ending.
 
@@ -668,8 +683,9 @@ class Engine:
             self._doorbell.ring(self._context.run, call, *args)
 
     def _close(self) -> None:
-        for slot in list(self._busy.values()):
-            slot.stop()
+        with self._turn:
+            for slot in self._busy.values():
+                self._interrupt(slot)
         while self._idle:
             self._idle.pop().awake.set()
         if self._alarm is not None:

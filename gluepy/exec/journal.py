@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from gluepy.clock import Clock
+import msgspec
+
+from gluepy.clock import Clock, rfc3339
 from gluepy.core import events as e
 from gluepy.exec.port import RunInfo
 from gluepy.runs.log import EventLog, LogBroken
@@ -18,7 +21,8 @@ class Journal:
     """The events of one session of a run, on their way to its log and its subscribers.
 
     `now` is the present moment by the monotonic clock, `timestamp` the same by the other one: all that is stored before
-    the next `tick` has it. `publish` is called when there is something to `hand_on`, which the event loop must do.
+    the next `tick` has it. `publish` is called when there is something to `hand_on`, which the event loop must do. All
+    but `tell` and `hand_on` is for whoever has the turn.
     """
 
     def __init__(
@@ -31,7 +35,9 @@ class Journal:
         self._log, self._size = log, log.size
         self._lines: list[bytes] = []  # stored, and written with the next `flush`
         self._feed, self._publish = feed, publish
-        self._unpublished: list[tuple[e.Event, int]] = []  # with the byte of the log at which its line begins
+        self._stored: list[tuple[e.Event, int]] = []  # with the byte of the log at which its line begins
+        self._news: deque[tuple[e.Event, int]] = deque()  # what is written, and what was told, as it came
+        self._published, self._hands_on = seq, False
         self._closed = False
 
     def tick(self) -> float:
@@ -56,12 +62,14 @@ class Journal:
         self._lines.append(line)
         self.seq = event.seq
         if self._feed.live:
-            self._unpublished.append((event, self._size))
+            self._stored.append((event, self._size))
         self._size += len(line)
 
-    def tell(self, event: e.TaskOutput) -> None:
-        """Take what is for subscribers only."""
-        self._unpublished.append((event, self._size))
+    def tell(self, task: str, attempt: int, stream: str, line: str) -> None:
+        """Take a line of output, for subscribers only. Never waits for a turn: whoever prints may hold locks, such as
+        those of logging, that the holder of the turn may come to want."""
+        header = (0, self.session, rfc3339(self._clock.wall()), "info", self.run_id, self.dag)
+        self._news.append((e.TaskOutput(*header, task, attempt, stream, line), -1))
         self._publish()
 
     def flush(self) -> None:
@@ -72,17 +80,24 @@ class Journal:
         if lines:
             self._lines = []
             self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
-            if self._unpublished:
+            if self._stored:
+                self._news.extend(self._stored)
+                self._stored.clear()
                 self._publish()
 
     def hand_on(self) -> None:
-        """Publish, in order, what was written."""
-        events, self._unpublished = self._unpublished, []
-        for event, offset in events:
+        """Publish, in order, what was written and told."""
+        if self._hands_on:
+            return  # a `__del__` has printed
+        self._hands_on = True
+        while self._news:
+            event, offset = self._news.popleft()
             if isinstance(event, e.TaskOutput):
-                self._feed.output(event)
+                self._feed.output(msgspec.structs.replace(event, seq=self._published))
             else:
+                self._published = event.seq
                 self._feed.publish(event, offset)
+        self._hands_on = False
 
     def close(self) -> None:
         """Nothing more can be stored."""

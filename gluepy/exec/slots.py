@@ -37,7 +37,8 @@ class Slot:
         self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
         self.node = -1
         self.began = 0.0
-        self.late = self.abandoned = self.released = self.stopped = False
+        self.late = self.abandoned = self.released = False
+        self.stopped = False  # whether its call was cancelled, or is about to be
         self.cost: Stopped | None = None
         self.awake = awake  # what it waits for when there is no work
 
@@ -46,11 +47,6 @@ class Slot:
         self.node, self.executor, self.attempt, self.began = node, executor, attempt, now
         self.late = self.abandoned = self.released = False
         self.cost = None
-
-    def stop(self) -> None:
-        """Interrupt the attempt."""
-        self.stopped = True
-        self.scope.cancel()
 
 
 class Ears(Protocol):

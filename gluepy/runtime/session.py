@@ -242,7 +242,6 @@ class Session:
                 finished = {node for node, status in before if status == FINISHED}
                 stack.callback(lambda: learn_durations(self.record.root, self.compiled.label, self.state, finished))
                 self.handle(engine)
-                stack.callback(shared.limits.leave, engine.look_again)
                 failure = await self._with_sinks(engine)
         except LogBroken as error:  # when it was opened, or with the last of what was to be flushed
             raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend) from error

@@ -82,12 +82,15 @@ class Subscription:
         self._feed, self._size = feed, buffer
         self._buffer: deque[Event] = deque()
         self._behind: Replay | None = None
+        self._read = 0  # the last event that was read from the log, where it may be before it is published
         self._closed = False
         self._news: anyio.Event | None = None
         self.dropped = 0
 
     def push(self, event: Event, offset: int) -> None:
         """Take `event`, or fall behind and find it in the log later."""
+        if event.seq <= self._read:
+            return
         if self._behind is None:
             if len(self._buffer) < self._size or self._feed.replay is None:
                 self._buffer.append(event)
@@ -116,6 +119,8 @@ class Subscription:
                 self._buffer.extend(self._behind.events(_CHUNK))
                 if len(self._buffer) < _CHUNK:
                     self._behind = None  # caught up: everything in the log has been read
+                if self._buffer:
+                    self._read = self._buffer[-1].seq
             if self._buffer:
                 events = list(self._buffer)
                 self._buffer.clear()

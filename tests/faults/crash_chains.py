@@ -70,10 +70,15 @@ def found() -> list[int]:
 
 
 class Pipe(DAG):
-    tasks = (Load, parallel(each(Clean, n=[1, 2]), (Flaky, each(Late, n=found))), Report(id="report"))
+    tasks = (
+        Load,
+        parallel(each(Clean, n=[1, 2]), (Flaky, each(Late, n=found))),
+        Report(id="report"),
+        Report(id="sent"),
+    )
 
 
-TASKS = {"load", "clean[n=1]", "clean[n=2]", "flaky", "each-late", "late[n=1]", "late[n=2]", "report"}
+TASKS = {"load", "clean[n=1]", "clean[n=2]", "flaky", "each-late", "late[n=1]", "late[n=2]", "report", "sent"}
 
 
 class Crash(NamedTuple):

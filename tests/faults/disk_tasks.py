@@ -58,12 +58,22 @@ class ProcessHolds(Task):
 
 
 class Steps(DAG):
-    """One step after another, on the loop and in threads, some 20 writes; and one that lasts as long as they all."""
+    """One step after another, on the loop and in threads (the second of two is begun by the thread that has done the
+    first), some 20 writes; and one that lasts as long as they all."""
 
-    tasks = parallel(Holds, (Step(id="1"), ThreadStep(id="2"), *(Step(id=str(number)) for number in range(3, 9)), Last))
+    tasks = parallel(
+        Holds,
+        (
+            Step(id="1"),
+            ThreadStep(id="2"),
+            ThreadStep(id="3"),
+            *(Step(id=str(number)) for number in range(4, 10)),
+            Last,
+        ),
+    )
 
 
 class ManySteps(DAG):
     """The same with some 200 writes."""
 
-    tasks = parallel(Holds, (*((Step, ThreadStep)[number % 3 == 0](id=str(number)) for number in range(118)), Last))
+    tasks = parallel(Holds, (*((Step, ThreadStep)[number % 5 > 2](id=str(number)) for number in range(130)), Last))

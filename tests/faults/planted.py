@@ -23,16 +23,16 @@ BUGS = {
     ),
     "effect before append": Bug(
         "exec/engine.py",
-        "                        assert_never(command)\n            self._flush()",
-        "                        assert_never(command)\n            self._flush() if not self._work else None",
+        "                        assert_never(command)\n            self._journal.flush()",
+        "                        assert_never(command)\n            self._journal.flush() if not self._work else None",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "append after start": Bug(
         "exec/engine.py",
-        "duration_s)\n        for event in events:\n            self._store(event)\n",
+        "duration_s)\n        for event in events:\n            self._journal.store(event)\n",
         "duration_s)\n        self._doorbell.ring(self._late, events)\n        return events\n\n"
         "    def _late(self, events: Sequence[e.TaskEvent]) -> None:\n        for event in events:\n"
-        "            self._store(event)\n        self._flush()\n",
+        "            self._journal.store(event)\n        self._journal.flush()\n",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "newline repair removed": Bug(
@@ -67,7 +67,7 @@ BUGS = {
     ),
     "expansion asked again on resume": Bug(
         "exec/engine.py",
-        "if call.attempt.spec.expands and slot.node in self.state.rows:",
+        "if attempt.spec.expands and slot.node in self.state.rows:",
         "if False:",
         "tests/faults/test_crash_points.py",
     ),
@@ -97,8 +97,8 @@ BUGS = {
     ),
     "seq restarted on resume": Bug(
         "exec/engine.py",
-        "self._seq = state.seq",
-        "self._seq = 0",
+        "state.session + 1, state.seq, log",
+        "state.session + 1, 0, log",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "cancel not shielded": Bug(
@@ -106,5 +106,35 @@ BUGS = {
         "with anyio.CancelScope(shield=True):\n                            await self._over.wait()",
         "with anyio.CancelScope(shield=False):\n                            await self._over.wait()",
         "tests/runtime/test_cancel_anywhere.py",
+    ),
+    "turns not taken": Bug(
+        "exec/engine.py",
+        "self._turn = threading.RLock() if turn is None else turn",
+        "import contextlib\n        self._turn = contextlib.nullcontext()",
+        "tests/runtime/test_turns.py -k many_runs",
+    ),
+    "thread goes on from an attempt that was stopped": Bug(
+        "exec/engine.py",
+        "if not ended or slot.stopped or self._is_over or self._commits:",
+        "if not ended or self._is_over or self._commits:",
+        "tests/runtime/test_turn_races.py -k just_timed_out",
+    ),
+    "attempt begun after its call was cancelled": Bug(
+        "exec/executors/local.py",
+        "return FINISHED  # it never began, and nobody asks",
+        "pass",
+        "tests/runtime/test_turns.py -k never_begins",
+    ),
+    "attempt begun after the log broke": Bug(
+        "exec/engine.py",
+        "if slot.stopped or self._is_over:\n                    return",
+        "if slot.stopped:\n                    return",
+        "tests/runtime/test_turn_races.py -k nothing_begins",
+    ),
+    "turn taken to print": Bug(
+        "exec/engine.py",
+        "            if self._feed.live and slot.attempt is attempt:\n                self._journal.tell",
+        "            with self._turn:\n                self._journal.tell",
+        "tests/runtime/test_turn_races.py -k whoever_prints",
     ),
 }

@@ -163,6 +163,9 @@ SHAPES: dict[str, Shape] = {
     "forced again": Shape(
         _dag("Forced", (Loop(id="a"), parallel(Thread, Tells), Loop(id="z"))), again={"force": "tells"}
     ),
+    "threads": Shape(
+        _dag("Threads", (Thread(id="a"), Thread(id="b"), parallel((Thread(id="c"), Tells), Loop), Thread(id="z")))
+    ),
     # and the rest
     "parallel": Shape(_dag("Parallel", (Loop, parallel(Thread, (Tells, Loop(id="b")), Region(region="eu"))))),
     "each": Shape(_dag("Each", (each((Region, Score), region=["eu", "us"]), Loop))),

@@ -22,6 +22,7 @@ ON_EVERY_COMMIT = {
     "dynamic each": "asyncio",
     "retries": "trio",
     "forced again": "asyncio",
+    "threads": "trio",
 }
 WHERE = {"before", "within", "after", "note"}
 

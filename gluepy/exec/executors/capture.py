@@ -38,7 +38,7 @@ class AttemptOutput:
         self._closed = False
         self._partial: dict[str, list[str]] = {}
         self._length: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a `__del__` may print while a line is taken
 
     def write(self, stream: str, text: str) -> None:
         """Take a piece of text; what ends in a newline is a line."""

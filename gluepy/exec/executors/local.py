@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -87,7 +87,7 @@ class LocalExecutor(Executor):
         return self._run(attempt, emit, scope, None)
 
     async def _captured(self, attempt: Attempt, emit: Emit, scope: RunScope) -> Outcome:
-        with _output(attempt, emit) as output:
+        with closing(_output(attempt, emit)) as output:
             outcome = await self._run(attempt, emit, scope, output)
             _tell_failure(outcome, output)
             return outcome
@@ -200,33 +200,30 @@ class _Chain:
 
     def __init__(self, scope: RunScope, attempt: Attempt, emit: Emit) -> None:
         self._scope = scope
-        self._attempt, self._emit = attempt, emit
-        self._output: AttemptOutput | None = None
-        self._claim = [True]  # whoever pops it, this thread or who cancels the call, has the attempt
+        self._take(attempt, emit)
 
     def run(self) -> Outcome:
         """In the thread: how the last of the attempts ended."""
         while True:
-            attempt, emit = self._attempt, self._emit
+            attempt, emit, output = self._attempt, self._emit, self._output
             try:
                 self._claim.pop()
             except IndexError:
                 return FINISHED  # it never began, and nobody asks
-            if attempt.run.capture:
-                with _output(attempt, emit) as self._output:
-                    outcome = self._execute(attempt, emit)
-                    _tell_failure(outcome, self._output)
+            scope = Scope(self._scope, attempt, emit, output)
+            if output is None:
+                outcome = contextvars.copy_context().run(execute, attempt, scope)
             else:
-                outcome = self._execute(attempt, emit)
+                with closing(output):
+                    outcome = contextvars.copy_context().run(execute, attempt, scope)
+                    _tell_failure(outcome, output)
             if not isinstance(emit, Relay) or not emit.proceed(outcome, self._take):
                 return outcome
 
-    def _execute(self, attempt: Attempt, emit: Emit) -> Outcome:
-        scope = Scope(self._scope, attempt, emit, self._output)
-        return contextvars.copy_context().run(execute, attempt, scope)
-
     def _take(self, attempt: Attempt, emit: Emit) -> None:
-        self._attempt, self._emit, self._claim = attempt, emit, [True]
+        self._attempt, self._emit = attempt, emit
+        self._output = _output(attempt, emit) if attempt.run.capture else None
+        self._claim = [True]  # whoever pops it, this thread or who cancels the call, has the attempt
 
     def abandon(self) -> None:
         """The call was cancelled while the thread was at work."""
@@ -242,14 +239,9 @@ class _Chain:
         self._emit(Released())
 
 
-@contextmanager
-def _output(attempt: Attempt, emit: Emit) -> Iterator[AttemptOutput]:
+def _output(attempt: Attempt, emit: Emit) -> AttemptOutput:
     record = attempt.run.record
-    output = AttemptOutput(Path(record, attempt.log) if record else None, emit)
-    try:
-        yield output
-    finally:
-        output.close()
+    return AttemptOutput(Path(record, attempt.log) if record else None, emit)
 
 
 def _tell_failure(outcome: Outcome, output: AttemptOutput) -> None:
