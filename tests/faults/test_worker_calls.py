@@ -119,7 +119,7 @@ async def test_messages_that_a_busy_driver_has_not_read_when_the_worker_dies_are
     def on_message(message: bytes) -> None:
         messages.append(message[:1])
         (worker,) = pool._workers
-        assert select.select([worker._life], (), (), 10)[0]  # until the guard says that it is dead
+        assert select.select([worker.process.life], (), (), 10)[0]  # until the guard says that it is dead
 
     source = "import os\nfor letter in (b'a', b'b', b'c'): send(letter * 47_000)\nos._exit(1)"
     async with WorkerPool() as pool:

@@ -101,7 +101,7 @@ def wait_for_reply(pool: WorkerPool, end: bytes) -> None:
     while not there.endswith(end):
         assert time.monotonic() < deadline
         with suppress(BlockingIOError):
-            there = worker._control.recv(1 << 20, socket.MSG_PEEK)
+            there = worker.process.control.recv(1 << 20, socket.MSG_PEEK)
 
 
 def alive(*pids: int) -> list[int]:
