@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
 HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
 GREETING = struct.Struct("!id")  # the body of HELLO: process id, CPU seconds so far
-# Heads the body of RETURNED and FAILED. Of the call: cpu_s, peak_rss_mb, left something behind. Of the worker until
-# now, for the case that the next call kills it: CPU seconds, MB of its largest child.
-REPLY = struct.Struct("!dd?dd")
+# Heads the body of RETURNED and FAILED. Of the call: cpu_s, peak_rss_mb, left something behind, printed something that
+# was not read yet. Of the worker until now, for the case that the next call kills it: CPU seconds, MB of its largest
+# child.
+REPLY = struct.Struct("!dd??dd")
 
 # Kind, wait status, MB of the worker or of its largest child, MB of the worker's tree, CPU seconds of the worker.
 NOTE = struct.Struct("!ciddd")
@@ -51,6 +52,7 @@ REMEMBERED = 4  # shared payloads that a worker keeps; the driver counts along
 WATCH_S = 0.02  # between two looks at the memory of a limited call
 
 PIECE = 65536
+NOTHING = bytes(4)  # as an int of the kernel's
 MB = 1024 * 1024
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LINUX = sys.platform == "linux"
@@ -302,11 +304,14 @@ class _Server:
         self.armed = False
         signal.signal(signal.SIGINT, self._interrupted)
         import faulthandler
+        import fcntl
         import resource
+        import termios
         import threading
 
         self.threading = threading
         self.getrusage = resource.getrusage
+        self.ioctl, self.FIONREAD = fcntl.ioctl, termios.FIONREAD
         self.SELF, self.CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
         faulthandler.enable()
         for stream in (sys.stdout, sys.stderr):
@@ -396,7 +401,9 @@ class _Server:
             peak = max(peak, below_after.ru_maxrss)
         left = phase == "prepare" or self._left_something()
         before = _seconds(own) + _seconds(below)
-        facts = REPLY.pack(cpu_s - before, _megabytes(peak), left, cpu_s, _megabytes(below_after.ru_maxrss))
+        facts = REPLY.pack(
+            *(cpu_s - before, _megabytes(peak), left, self._is_unread(), cpu_s, _megabytes(below_after.ru_maxrss))
+        )
         self.control.send(kind, facts + body)
 
     def _import_entry(self, entry: str) -> Entry:
@@ -425,6 +432,15 @@ class _Server:
                 pass
         if self.stdio is not None:
             self.fflush(self.stdio)  # what C libraries printed
+
+    def _is_unread(self) -> bool:
+        """Whether there is output that the driver has not read; asking here spares it two system calls."""
+        if not LINUX:
+            return True  # elsewhere only the reading end of a pipe can tell
+        try:
+            return any(self.ioctl(stream, self.FIONREAD, NOTHING) != NOTHING for stream in (1, 2))
+        except OSError:
+            return True
 
     def _left_something(self) -> bool:
         """Whether the call left children, threads that the interpreter would wait for, or other standard streams."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import anyio
 
 from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors.cgroup import OomKills
 from gluepy.exec.executors.processes.ending import Ended
 from gluepy.exec.executors.processes.lines import Lines
 from gluepy.exec.executors.processes.process import CHUNK, WorkerProcess
@@ -45,24 +46,26 @@ class Conversation:
     calls it is dropped. Nothing else reads what the worker writes, until it is killed.
     """
 
-    def __init__(self, number: int, grace_s: float, signal: Callable[[], Signal]) -> None:
-        self.number = number
+    call: Call  # the one that it is at, or the latest
+
+    def __init__(self, number: int, grace_s: float, signal: Callable[[], Signal], oom: OomKills) -> None:
+        self.number, self._oom = number, oom
         self.process = WorkerProcess(f"process-{number}", grace_s)
         self.lines = {stream: Lines(stream) for stream in ("stdout", "stderr")}
         self.last_words = ""  # what it printed before it was up
         self.gone = anyio.Event()
         self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
         self.is_up = False
+        self.oom_kills = 0  # before its latest call
         self.was_gone = False  # before it could be told of its latest call
         self.idle_since = 0.0
         self._cpu_s = self._child_mb = 0.0  # of its whole life, at the end of its latest call
-        self._call: Call | None = None
         self._answer: Answer | None = None
         self._error: Exception | None = None  # of `on_line` or `on_message`
         self._relaxed: float | None = None
         self._hung_up = False
         self._signal = signal
-        self._news: Signal | None = None
+        self._news: tuple[Signal, Callable[[], bool]] | None = None  # what is waited for
         self._watch: Watch | None = None
         self._context = Context()
         self._unsent: bytes | memoryview = b""
@@ -109,26 +112,28 @@ class Conversation:
     # --- one call
 
     async def converse(self, call: Call) -> Answer:
-        """Make `call`, pass on what is printed and sent meanwhile, and return how it ended. Raises `Ended` when the
-        worker has, and what `on_line` and `on_message` raise."""
+        """Make `call` and what `then` has it followed by; pass on what is printed and sent meanwhile, and return how
+        the last ended. Raises `Ended` when the worker has, and what `on_line` and `on_message` raise."""
         self._context = copy_context()
-        self._begin(call)
-        await self._until(lambda: self._answer is not None or self._is_over())
-        if self._error is not None:
-            raise self._error
-        if self._answer is None:
-            raise await self._how_it_ended()
-        answer, self._answer = self._answer, None
-        if call.memory_mb is not None:
-            reply = answer.reply
-            peak = max(reply.peak_rss_mb, await self._relax())
-            answer = answer._replace(reply=reply._replace(peak_rss_mb=peak))
-        self._end_lines()
+        following: Call | None = call
+        while following is not None:
+            self._begin(following)
+            await self._until(lambda: self._answer is not None or self._is_over())
+            if self._error is not None:
+                raise self._error
+            if self._answer is None:
+                raise await self._how_it_ended()
+            answer, self._answer = self._answer, None
+            if self.call.memory_mb is not None:
+                answer = await self._relaxed_after(answer)
+            following = None
+            if self.call.then is not None and answer.kind == far_end.RETURNED and not answer.left:
+                following = self.call.then(answer.reply)
         self._context, self.idle_since = Context(), time.monotonic()
         return answer
 
     def _begin(self, call: Call) -> None:
-        self._call = call
+        self.call, self.oom_kills = call, self._oom.lately()
         for lines in self.lines.values():
             lines.on_line = call.on_line
         if call.memory_mb is not None:
@@ -139,11 +144,12 @@ class Conversation:
         if self._unsent:
             self.process.selector.modify(self.process.control, _READ | _WRITE)
 
-    async def _until(self, ready: Callable[[], bool]) -> None:
+    async def _until(self, come: Callable[[], bool]) -> None:
         assert self._watch is not None
-        while not ready():
-            self._news = self._signal()
-            await self._watch.until(self._news)
+        if not come():
+            signal = self._signal()
+            self._news = signal, come
+            await self._watch.until(signal)
 
     def _is_over(self) -> bool:
         return self._hung_up or self.process.end is not None or self._error is not None
@@ -159,12 +165,14 @@ class Conversation:
             await self._until(lambda: self.process.end is not None)
         return Ended(self.process.end.note if self.process.end else b"", cut_off=True)
 
-    async def _relax(self) -> float:
-        """End the memory limit. Returns the most MB that were seen."""
+    async def _relaxed_after(self, answer: Answer) -> Answer:
+        """End the memory limit, and take account of the most that was seen."""
         self._relaxed = None
         self.process.order(far_end.LIMIT, 0.0)
         await self._until(lambda: self._relaxed is not None or self.process.end is not None)
-        return self._relaxed or (self.process.end.tree_mb if self.process.end else 0.0)
+        seen_mb = self._relaxed or (self.process.end.tree_mb if self.process.end else 0.0)
+        reply = answer.reply
+        return answer._replace(reply=reply._replace(peak_rss_mb=max(reply.peak_rss_mb, seen_mb)))
 
     def used(self) -> Killed:
         """What its last call has used until the process ended."""
@@ -208,15 +216,14 @@ class Conversation:
 
     def heed(self) -> None:
         """Take in what the worker and its guard say, and what is printed."""
-        call = self._call
         try:
             self._receive()
-            if self._call is call:  # most often that was its answer, and there is nothing else
+            if self._answer is None:  # most often that was its answer, and there is nothing else
                 self._look_around()
         except Exception as error:
             self._error = error
-        if self._news is not None and (self._call is None or self._is_over()):
-            self._news.set()
+        if self._news is not None and self._news[1]():
+            self._news[0].set()
 
     def _look_around(self) -> None:
         selector, control = self.process.selector, self.process.control.fileno()
@@ -266,20 +273,21 @@ class Conversation:
             del received[:end]
             match kind:
                 case far_end.MESSAGE:
-                    if self._call is not None:
-                        self._call.on_message(body)
+                    self.call.on_message(body)
                 case far_end.HELLO:
                     self.process.pid, self._cpu_s = GREETING.unpack(body)
                 case _:
                     self._take_answer(kind, body)
 
     def _take_answer(self, kind: bytes, body: bytes) -> None:
-        cpu_s, peak_mb, left, self._cpu_s, self._child_mb = REPLY.unpack_from(body)
-        for pipe in self.process.pipes:
-            self._printed(pipe, _drain(pipe))
+        cpu_s, peak_mb, left, printed, self._cpu_s, self._child_mb = REPLY.unpack_from(body)
         process = self.process
+        if printed:
+            for pipe in process.pipes:
+                self._printed(pipe, _drain(pipe))
         reply = Reply(body[REPLY.size :], process.pid, process.name, round(cpu_s, 6), peak_mb)
-        self._call, self._answer = None, Answer(kind, reply, left)
+        self._end_lines()
+        self._answer = Answer(kind, reply, left)
 
     def _take_note(self) -> None:
         """Take in what the guard says."""

@@ -125,15 +125,15 @@ class WorkerPool:
         worker dies, `ExecutorBroken` when none can be started. Cancellation kills the worker and all its descendants
         before it goes through; `on_killed` is then told what the call has cost, if its worker had begun.
         """
-        return await self._make(Call(entry, shared, payload, on_line, on_message, on_killed, memory_mb, main))
+        return await self.make(Call(entry, shared, payload, on_line, on_message, on_killed, memory_mb, main))
 
-    async def _make(self, call: Call) -> Reply:
+    async def make(self, call: Call) -> Reply:
+        """`call`, and those that its `then` has it followed by. Returns what the last of them has."""
         if not self._open:
             raise ExecutorBroken(WHO, "the pool is not open", "make calls inside `async with WorkerPool()`")
         await anyio.lowlevel.checkpoint_if_cancelled()
         while True:
             worker, as_it_was = await self._take() or self._new(), False
-            oom_kills = self._oom.count()
             try:
                 if not worker.is_up:
                     await worker.start(self._limiter)
@@ -143,11 +143,12 @@ class WorkerPool:
             except Ended as ended:
                 await self._remove(worker)
                 if not worker.was_gone:
-                    raise self._lost(worker, ended, call.memory_mb, self._oom.count() - oom_kills) from None
+                    raise self._lost(worker, ended) from None
+                call = worker.call
             except anyio.get_cancelled_exc_class():
                 await self._remove(worker)
-                if call.on_killed is not None and worker.process.pid:
-                    call.on_killed(worker.used())
+                if worker.process.pid and worker.call.on_killed is not None:
+                    worker.call.on_killed(worker.used())
                 raise
             finally:
                 if as_it_was and self._open:
@@ -155,7 +156,7 @@ class WorkerPool:
                 else:
                     await self._remove(worker)
         if kind == far_end.FAILED:
-            raise EntryFailed(call.entry, *marshal.loads(reply.body))  # noqa: S302 - written by our own worker
+            raise EntryFailed(worker.call.entry, *marshal.loads(reply.body))  # noqa: S302 - written by our own worker
         return reply
 
     async def _take(self) -> Conversation | None:
@@ -172,7 +173,7 @@ class WorkerPool:
         else:
             self._numbered += 1
             number = self._numbered
-        worker = Conversation(number, self.grace_s, self._signal)
+        worker = Conversation(number, self.grace_s, self._signal, self._oom)
         self._workers.add(worker)
         return worker
 
@@ -209,7 +210,7 @@ class WorkerPool:
                         worker.process.order(far_end.KILL)
                         group.start_soon(worker.gone.wait)
 
-    def _lost(self, worker: Conversation, ended: Ended, memory_mb: int | None, oom_kills: int) -> GluepyError:
+    def _lost(self, worker: Conversation, ended: Ended) -> GluepyError:
         if not self._open:
             return ExecutorBroken(WHO, "the pool was closed while a call was running")
         if not worker.process.pid:
@@ -221,9 +222,9 @@ class WorkerPool:
                 f"try `{sys.executable} -P {far_end.__file__}` by hand; it should fail only for want of arguments",
             )
         description, mend = ended.words()
-        used = worker.used()
+        used, memory_mb = worker.used(), worker.call.memory_mb
         over = ended.kind == far_end.OVER
-        oom = oom_kills > 0 and not over and (ended.signal == signal.SIGKILL or not ended.kind)
+        oom = self._oom.count() > worker.oom_kills and not over and (ended.signal == signal.SIGKILL or not ended.kind)
         if over:
             description = f"killed at {size(ended.tree_mb)}, more than its memory_mb = {memory_mb}"
             mend = "raise memory_mb, or let the task hold less at a time"

@@ -15,7 +15,8 @@ OnKilled = Callable[["Killed"], None]
 
 @dataclass(slots=True)
 class Call:
-    """What `WorkerPool.call` is asked for."""
+    """What `WorkerPool.call` describes. `then` is asked when the function has returned, before anything else happens:
+    the call that it returns is made next, by the same worker. It is not asked when the worker cannot be used again."""
 
     entry: str
     shared: tuple[str, bytes]
@@ -25,6 +26,7 @@ class Call:
     on_killed: OnKilled | None = None
     memory_mb: int | None = None
     main: bool = False
+    then: Callable[[Reply], Call | None] | None = None
 
 
 class Reply(NamedTuple):
