@@ -48,7 +48,7 @@ async def test_a_reply_that_lies_unread_when_its_call_is_stopped_is_not_the_next
                 while pool._idle:
                     await anyio.lowlevel.checkpoint()
                 gate.touch()
-                wait_for_reply(pool, b"late reply")  # nothing of it has been read
+                wait_for_reply(pool, b"late reply", b"late")  # nothing of it has been read
                 (worker,) = pool._workers
                 if stop == "cancelled":
                     group.cancel_scope.cancel()

@@ -121,7 +121,7 @@ async def test_messages_that_a_busy_driver_has_not_read_when_the_worker_dies_are
         (worker,) = pool._workers
         assert select.select([worker.process.life], (), (), 10)[0]  # until the guard says that it is dead
 
-    source = "import os\nfor letter in (b'a', b'b', b'c'): send(letter * 47_000)\nos._exit(1)"
+    source = "import os\nfor letter in (b'a', b'b', b'c'): send(letter * 20_000)\nos._exit(1)"
     async with WorkerPool() as pool:
         with pytest.raises(WorkerLost):
             await pool.call(

@@ -8,9 +8,9 @@ subreaper), so "kill the worker with all its descendants, also those that left i
 worker's true exit status" need neither the driver's help nor a signal handler in the driver, and work while a call
 holds the GIL, and when the driver is gone.
 
-Three channels, none of them a standard stream: `control` carries calls, messages and replies between driver and worker
-(`FRAME`); `life` is the guard's own line to the driver (`NOTE`), whose end is an order to kill everything; the worker's
-stdout and stderr are pipes that the driver reads.
+Three channels, none of them a standard stream: a pipe carries calls from the driver to the worker, another one messages
+and replies back (`FRAME`); `life` is the guard's own line to the driver (`NOTE`), whose end is an order to kill
+everything. The worker's stdout and stderr are pipes that the driver reads.
 """
 
 # pathlib would cost each worker's start, and what marshal reads was written by the driver:
@@ -59,9 +59,10 @@ LINUX = sys.platform == "linux"
 
 
 def main() -> NoReturn:
-    """Become the guard of a worker. Arguments: the descriptors of control and life, the driver's process id."""
-    control, life, driver = (int(word) for word in sys.argv[1:4])
-    for descriptor in (control, life):
+    """Become the guard of a worker. Arguments: the descriptors of calls, answers and life, the driver's process
+    id."""
+    calls, answers, life, driver = (int(word) for word in sys.argv[1:5])
+    for descriptor in (calls, answers, life):
         os.set_inheritable(descriptor, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started us may have blocked some
     libc = ctypes.CDLL(None)
@@ -71,14 +72,15 @@ def main() -> NoReturn:
     worker = os.fork()
     _own_group(worker)
     if worker:
-        os.close(control)
+        os.close(calls)
+        os.close(answers)
         _guard(worker, life, driver)
     os.close(life)
     if LINUX:  # only for the case that somebody kills the guard: the driver then kills the group
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != guard:
         os._exit(1)
-    _Server(control, guard, libc).serve()
+    _Server(_Control(calls, answers), guard, libc).serve()
 
 
 def _own_group(worker: int) -> None:
@@ -259,14 +261,14 @@ def _seconds(used: Any) -> float:
 
 
 class _Control:
-    """The worker's end of the control socket. Frames are whole, whatever interrupts their sender."""
+    """The worker's ends of the pipes to and from the driver. Frames are whole, whatever interrupts their sender."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, calls: int, answers: int) -> None:
         import threading
 
         self.lock = threading.Lock()
-        self.reader = open(descriptor, "rb", closefd=False)  # noqa: SIM115
-        self.writer = open(descriptor, "wb", buffering=PIECE, closefd=False)  # noqa: SIM115
+        self.reader = open(calls, "rb", closefd=False)  # noqa: SIM115
+        self.writer = open(answers, "wb", buffering=PIECE, closefd=False)  # noqa: SIM115
         self.pid = os.getpid()
 
     def receive(self) -> bytes:
@@ -300,9 +302,11 @@ class _Control:
 class _Server:
     """Runs calls. Whatever a call may leave behind in the process is put right, or reported so that it is replaced."""
 
-    def __init__(self, descriptor: int, guard: int, libc: ctypes.CDLL) -> None:
+    def __init__(self, control: _Control, guard: int, libc: ctypes.CDLL) -> None:
         self.armed = False
-        signal.signal(signal.SIGINT, self._interrupted)
+        # without the wrapper that makes enums of its arguments and result, which takes ten times as long
+        self.set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
+        self.set_handler(signal.SIGINT, self._interrupted)
         import faulthandler
         import fcntl
         import resource
@@ -332,7 +336,7 @@ class _Server:
             pass  # the high-water mark is then that of the worker's whole life
         self.shared: dict[str, bytes] = {}
         self.entries: dict[str, Entry] = {}
-        self.control = _Control(descriptor)
+        self.control = control
 
     def serve(self) -> NoReturn:
         self.control.send(HELLO, GREETING.pack(self.pid, time.process_time()))
@@ -420,7 +424,7 @@ class _Server:
     def _put_right(self) -> None:
         """Undo what a call may do to its process, and what would meet the next call or our own code."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGINT, self._interrupted)
+        self.set_handler(signal.SIGINT, self._interrupted)
         os.fchdir(self.home)
 
     def _flush(self) -> None:

@@ -28,8 +28,6 @@ if sys.platform != "win32":
     import fcntl
     import termios
 
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-
 
 class Answer(NamedTuple):
     """What the worker says at the end of a call."""
@@ -142,7 +140,7 @@ class Conversation:
         self._send()
         self.was_gone = self._hung_up and self.process.pid > 0
         if self._unsent:
-            self.process.selector.modify(self.process.control, _READ | _WRITE)
+            self.process.selector.register(self.process.calls, selectors.EVENT_WRITE)
 
     async def _until(self, come: Callable[[], bool]) -> None:
         assert self._watch is not None
@@ -204,7 +202,7 @@ class Conversation:
 
     def _send(self) -> None:
         try:
-            sent = self.process.control.send(self._unsent)
+            sent = os.write(self.process.calls, self._unsent)
         except BlockingIOError:
             return
         except OSError:
@@ -226,30 +224,27 @@ class Conversation:
             self._news[0].set()
 
     def _look_around(self) -> None:
-        selector, control = self.process.selector, self.process.control.fileno()
-        life = self.process.life.fileno()
-        for key, mask in selector.select(0):
-            if key.fd == life:
+        process, selector = self.process, self.process.selector
+        for key, _ in selector.select(0):
+            if key.fd == process.answers:
+                self._receive()
+            elif key.fd == process.calls:
+                self._send()
+                if not self._unsent:
+                    selector.unregister(process.calls)
+            elif key.fd in process.pipes:
+                self._read_pipe(key.fd)
+            else:
                 self._take_note()
                 while self._receive():  # if that was the end: what the worker could send is there
                     pass
-            elif key.fd != control:
-                self._read_pipe(key.fd)
-            elif mask & _WRITE:
-                self._send()
-                if not self._unsent:
-                    selector.modify(control, _READ)
-            else:
-                self._receive()
 
     def _receive(self) -> bool:
-        """Take in what is in the socket; returns whether anything was."""
+        """Take in what the worker has sent; returns whether there was anything."""
         try:
-            data = self.process.control.recv(CHUNK)
+            data = os.read(self.process.answers, CHUNK)
         except BlockingIOError:
             return False
-        except OSError:
-            data = b""
         if data:
             self._take_frames(data)
         else:
@@ -259,7 +254,7 @@ class Conversation:
     def _hang_up(self) -> None:
         if not self._hung_up:
             self._hung_up = True
-            self.process.selector.unregister(self.process.control)
+            self.process.selector.unregister(self.process.answers)
 
     def _take_frames(self, data: bytes) -> None:
         received = self._received

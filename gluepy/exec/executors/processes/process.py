@@ -26,13 +26,14 @@ _TAIL_CAP = 1024 * 1024  # bytes of output that are looked for behind a dead wor
 
 
 class WorkerProcess:
-    """The driver's ends of its sockets and pipes: `control` leads to the worker, `life` to the guard, and `pipes` are
-    the descriptors of what is printed to `stdout` and `stderr`; `selector` knows which of them can be read."""
+    """The driver's ends of its pipes: `calls` leads to the worker, `answers` comes from it, `pipes` have what is
+    printed to `stdout` and `stderr`. `life` is the guard's socket. `selector` knows which of them can be read."""
 
     def __init__(self, name: str, grace_s: float) -> None:
         self.name, self.grace_s = name, grace_s
         self.pid = 0  # the worker's, not the guard's; known from its first words
         self.end: Ended | None = None  # as soon as the guard has told
+        self.calls = self.answers = -1
         self.pipes: dict[int, str] = {}
         self.selector: selectors.DefaultSelector
         self._popen: subprocess.Popen[bytes] | None = None
@@ -41,18 +42,23 @@ class WorkerProcess:
         """Start it; what is sent before it is up waits in the socket. Raises `ExecutorBroken`."""
         theirs: list[int] = []
         try:
-            self.control, control = _socketpair(theirs)
             self.life, life = _socketpair(theirs)
-            printing = [_pipe(theirs, self.pipes, stream) for stream in ("stdout", "stderr")]
+            # pipes: who reads from a socket wakes up who waits for the next call at its other end
+            calls, self.calls = _pipe(theirs, ours=1)
+            self.answers, answers = _pipe(theirs, ours=0)
+            printing = {}
+            for stream in ("stdout", "stderr"):
+                pipe, printing[stream] = _pipe(theirs, ours=0)
+                self.pipes[pipe] = stream
             self.selector = selectors.DefaultSelector()
-            for end in (self.control.fileno(), self.life.fileno(), *self.pipes):
+            for end in (self.answers, self.life.fileno(), *self.pipes):
                 self.selector.register(end, selectors.EVENT_READ)
         except OSError as error:
             _close(theirs)
             raise _cannot_start(error) from error
         command = [
             *(sys.executable, *_interpreter_flags(), "-P", far_end.__file__),
-            *(str(control), str(life), str(os.getpid())),
+            *(str(calls), str(answers), str(life), str(os.getpid())),
         ]
         owner = [theirs]  # whoever takes them out closes them: a thread that began cannot be called back
 
@@ -62,9 +68,9 @@ class WorkerProcess:
                 return subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=printing[0],
-                    stderr=printing[1],
-                    pass_fds=(control, life),
+                    stdout=printing["stdout"],
+                    stderr=printing["stderr"],
+                    pass_fds=(calls, answers, life),
                     start_new_session=True,
                 )
             finally:
@@ -131,10 +137,11 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Close the driver's ends."""
-        for name in ("selector", "control", "life"):
+        for name in ("selector", "life"):
             if hasattr(self, name):  # else it could not be had
                 getattr(self, name).close()
-        _close(list(self.pipes))
+        _close([end for end in (self.calls, self.answers, *self.pipes) if end >= 0])
+        self.calls = self.answers = -1
         self.pipes = {}
 
 
@@ -159,12 +166,12 @@ def _socketpair(theirs: list[int]) -> tuple[socket.socket, int]:
     return ours, theirs[-1]
 
 
-def _pipe(theirs: list[int], ours: dict[int, str], stream: str) -> int:
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    ours[reading] = stream
-    theirs.append(writing)
-    return writing
+def _pipe(theirs: list[int], ours: int) -> tuple[int, int]:
+    """Its reading and its writing end; that of the number `ours` does not block, the other is `theirs`."""
+    ends = os.pipe()
+    os.set_blocking(ends[ours], False)
+    theirs.append(ends[1 - ours])
+    return ends
 
 
 def _close(descriptors: list[int]) -> None:
