@@ -18,7 +18,7 @@ from textwrap import dedent
 import anyio
 import anyio.lowlevel
 import pytest
-from workers import STAY, WORKERS, Heard, alive, call, calling, until
+from workers import STAY, WORKERS, Heard, alive, call, calling, guard_of, until
 
 from gluepy.exec.executors import worker as far_end
 from gluepy.exec.executors.processes import Call, EntryFailed, Reply, WorkerLost, WorkerPool
@@ -81,25 +81,36 @@ async def test_payloads_shared_bytes_messages_and_results_of_any_size_arrive_who
         assert (await call(pool, block, entry="process_calls:echo")).body == block
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        pytest.param("time.sleep(0.1) #" + "x" * 1_000_000, id="more-than-goes-out-at-once"),
-        pytest.param("import os; [os.close(fd) for fd in (1, 2)]; time.sleep(0.1)", id="output-closed"),
-    ],
-)
-async def test_the_driver_sleeps_while_a_call_runs(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    heed, heeded = Conversation.heed, 0
+@pytest.fixture
+def heeded(monkeypatch: pytest.MonkeyPatch) -> list[Conversation]:
+    """Whom the driver has listened to, once for each time."""
+    heed, heeded = Conversation.heed, list[Conversation]()
 
     def counted(conversation: Conversation) -> None:
-        nonlocal heeded
         heed(conversation)
-        heeded += 1
+        heeded.append(conversation)
 
     monkeypatch.setattr(Conversation, "heed", counted)
+    return heeded
+
+
+async def test_the_driver_sleeps_while_a_call_runs(heeded: list[Conversation]) -> None:
+    payload = b"import time; time.sleep(0.1) #" + b"x" * 1_000_000  # more than goes out at once
     async with WorkerPool() as pool:
-        await call(pool, "import time; " + source)
-    assert 0 < heeded < 100  # it took thousands, if it did not sleep
+        await call(pool, payload)
+    assert 0 < len(heeded) < 100  # it took thousands, if it did not sleep
+
+
+async def test_an_idle_worker_that_died_does_not_keep_the_driver_awake(heeded: list[Conversation]) -> None:
+    async with WorkerPool() as pool:
+        pid = (await call(pool)).pid
+        guard = guard_of(pid)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not alive(pid, guard))
+        heeded.clear()
+        for _ in range(1000):
+            await anyio.lowlevel.checkpoint()
+        assert len(heeded) < 10
 
 
 def following(source: str, heard: Heard, then: Callable[[Reply], Call | None] | None = None) -> Call:
