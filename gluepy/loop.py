@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -44,23 +44,33 @@ def signals() -> Callable[[], Signal]:
     return lambda: Signal(future(), None)
 
 
-def readable() -> Callable[[int], Awaitable[None]]:
-    """What waits until a descriptor can be read, in the running event loop: as `anyio.wait_readable`, which on asyncio
-    goes through the loop once more before it begins to wait."""
-    native: Any = current_token().native_token
-    if not hasattr(native, "add_reader"):
-        return anyio.wait_readable
-    signal = signals()
+class Watch:
+    """Calls `heed` when a descriptor can be read: on asyncio always, on trio while a task waits in `until`.
 
-    async def wait(descriptor: int) -> None:
-        ready = signal()
-        native.add_reader(descriptor, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            native.remove_reader(descriptor)
+    On asyncio the descriptor stays registered between waits, which costs no system calls and no turns of the loop.
+    """
 
-    return wait
+    def __init__(self, descriptor: int, heed: Callable[[], None]) -> None:
+        self._descriptor, self._heed = descriptor, heed
+        native: Any = current_token().native_token
+        self._loop = native if hasattr(native, "add_reader") else None
+        if self._loop is not None:
+            self._loop.add_reader(descriptor, heed)
+
+    async def until(self, signal: Signal) -> None:
+        """Return when `heed` has set the signal."""
+        if self._loop is not None:
+            await signal.wait()
+            return
+        while not signal.is_set:
+            await anyio.wait_readable(self._descriptor)
+            self._heed()
+
+    def close(self) -> None:
+        """Watch no longer. Idempotent."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._descriptor)
+            self._loop = None
 
 
 class Doorbell:

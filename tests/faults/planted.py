@@ -84,9 +84,9 @@ BUGS = {
         "tests/unit/test_simulation.py tests/runtime/test_timeouts.py -k 'simulated or abandoned'",
     ),
     "result of a killed worker accepted late": Bug(
-        "exec/executors/processes.py",
-        "        except anyio.get_cancelled_exc_class():\n            await self._remove(worker)",
-        "        except anyio.get_cancelled_exc_class():\n            as_it_was = True",
+        "exec/executors/processes/pool.py",
+        "            except anyio.get_cancelled_exc_class():\n                await self._remove(worker)",
+        "            except anyio.get_cancelled_exc_class():\n                as_it_was = True",
         "tests/faults/test_late_replies.py",
     ),
     "torn line folded": Bug(

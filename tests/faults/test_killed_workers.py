@@ -233,7 +233,7 @@ async def test_a_worker_dies_with_its_guard_even_without_a_driver() -> None:
 async def test_a_guard_whose_line_to_the_driver_ends_kills_all() -> None:
     async with WorkerPool() as pool:
         pid = (await call(pool)).pid
-        next(iter(pool._workers))._life.shutdown(socket.SHUT_WR)
+        next(iter(pool._workers)).process.life.shutdown(socket.SHUT_WR)
         await until(lambda: not alive(pid))
         assert (await call(pool)).pid != pid
 

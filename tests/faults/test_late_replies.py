@@ -48,16 +48,16 @@ async def test_a_reply_that_lies_unread_when_its_call_is_stopped_is_not_the_next
                 while pool._idle:
                     await anyio.lowlevel.checkpoint()
                 gate.touch()
-                wait_for_reply(pool, b"late reply")  # nothing of it has been read
+                wait_for_reply(pool, b"late reply", b"late")  # nothing of it has been read
                 (worker,) = pool._workers
                 if stop == "cancelled":
                     group.cancel_scope.cancel()
                 else:
-                    process = psutil.Process(worker.pid)
+                    process = psutil.Process(worker.process.pid)
                     target = process.parent() if stop == "guard killed" else process
                     assert target is not None
                     target.send_signal(signal.SIGKILL)
-                    assert select.select([worker._life], (), (), 10)[0]  # until that can be known
+                    assert select.select([worker.process.life], (), (), 10)[0]  # until that can be known
             assert len(got) == (0 if stop == "cancelled" else number + 1)  # a reply that was sent in time counts
             heard = Heard()
             reply = await call(pool, f"print({number})\nsend(b'own')\nresult = b'{number}'", heard)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from workers import WORKERS, call
 
-from gluepy.exec.executors.cgroup import MEMBERSHIP, ROOT, OomKills, files
+from gluepy.exec.executors.cgroup import LATELY_S, MEMBERSHIP, ROOT, OomKills, files
 from gluepy.exec.executors.processes import WorkerLost, WorkerPool
 
 pytestmark = WORKERS
@@ -77,6 +78,24 @@ def test_this_machines_kernel_counts_as_expected() -> None:
     if not found:
         pytest.skip("no memory control group here")
     assert "oom_kill " in found[0].read_text()
+
+
+def test_the_count_is_not_looked_at_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert kills(tmp_path, "0::/job\n", {"job/memory.events": "oom_kill 3\n"}) == 3
+    count = OomKills(tmp_path / "cgroup", tmp_path / "membership")
+    count.open()
+    try:
+        assert count.lately() == 3
+        (tmp_path / "cgroup/job/memory.events").write_text("oom_kill 4\n")
+        assert count.lately() == 3
+        now += 2 * LATELY_S
+        assert count.lately() == 4
+        (tmp_path / "cgroup/job/memory.events").write_text("oom_kill 5\n")
+        assert (count.count(), count.lately()) == (5, 5)
+    finally:
+        count.close()
 
 
 async def test_the_out_of_memory_killer_is_named_only_with_evidence(tmp_path: Path) -> None:

@@ -9,16 +9,20 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from textwrap import dedent
 
 import anyio
 import anyio.lowlevel
 import pytest
-from workers import STAY, WORKERS, Heard, alive, call, calling, until
+from workers import STAY, WORKERS, Heard, alive, call, calling, guard_of, until
 
 from gluepy.exec.executors import worker as far_end
-from gluepy.exec.executors.processes import EntryFailed, WorkerLost, WorkerPool
+from gluepy.exec.executors.processes import Call, EntryFailed, Reply, WorkerLost, WorkerPool
+from gluepy.exec.executors.processes.conversation import Conversation
 
 pytestmark = WORKERS
 
@@ -77,19 +81,109 @@ async def test_payloads_shared_bytes_messages_and_results_of_any_size_arrive_who
         assert (await call(pool, block, entry="process_calls:echo")).body == block
 
 
-async def test_the_driver_sleeps_while_a_call_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait_readable, woken = anyio.wait_readable, 0
+@pytest.fixture
+def heeded(monkeypatch: pytest.MonkeyPatch) -> list[Conversation]:
+    """Whom the driver has listened to, once for each time."""
+    heed, heeded = Conversation.heed, list[Conversation]()
 
-    async def counted(what: Any) -> None:
-        nonlocal woken
-        await wait_readable(what)
-        woken += 1
+    def counted(conversation: Conversation) -> None:
+        heed(conversation)
+        heeded.append(conversation)
 
-    monkeypatch.setattr(anyio, "wait_readable", counted)
+    monkeypatch.setattr(Conversation, "heed", counted)
+    return heeded
+
+
+async def test_the_driver_sleeps_while_a_call_runs(heeded: list[Conversation]) -> None:
     payload = b"import time; time.sleep(0.1) #" + b"x" * 1_000_000  # more than goes out at once
     async with WorkerPool() as pool:
         await call(pool, payload)
-    assert 0 < woken < 100  # it took thousands, if it did not sleep
+    assert 0 < len(heeded) < 100  # it took thousands, if it did not sleep
+
+
+async def test_an_idle_worker_that_died_does_not_keep_the_driver_awake(heeded: list[Conversation]) -> None:
+    async with WorkerPool() as pool:
+        pid = (await call(pool)).pid
+        guard = guard_of(pid)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not alive(pid, guard))
+        heeded.clear()
+        for _ in range(1000):
+            await anyio.lowlevel.checkpoint()
+        assert len(heeded) < 10
+
+
+def following(source: str, heard: Heard, then: Callable[[Reply], Call | None] | None = None) -> Call:
+    payload = dedent(source).encode()
+    return Call("process_calls:code", ("", b""), payload, heard.on_line, heard.messages.append, then=then)
+
+
+async def test_a_call_is_followed_by_another_one_in_the_same_worker_and_each_has_its_own() -> None:
+    heard, replies = [Heard() for _ in range(50)], []
+
+    def source(number: int) -> str:
+        return f"import sys\nsys.stdout.write('line {number}')\nsend(b'{number}')\nresult = b'{number}'"
+
+    def then(reply: Reply) -> Call | None:
+        replies.append(reply)
+        number = len(replies)
+        assert heard[number - 1].stdout == [f"line {number - 1}"]  # also what lacks its newline
+        return following(source(number), heard[number], then) if number < len(heard) else None
+
+    async with WorkerPool() as pool:
+        last = await pool.make(following(source(0), heard[0], then))
+        assert (await call(pool)).pid == last.pid
+    assert last == replies[-1]
+    assert [reply.body for reply in replies] == [b"%d" % number for number in range(50)]
+    assert len({reply.pid for reply in replies}) == 1
+    assert [each.messages for each in heard] == [[b"%d" % number] for number in range(50)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("import subprocess; subprocess.Popen(['sleep', '1000'])", id="left-a-child"),
+        pytest.param("1 / 0", id="failed"),
+    ],
+)
+async def test_nothing_follows_a_call_that_failed_or_cost_its_worker(source: str) -> None:
+    asked: list[Reply] = []
+    async with WorkerPool() as pool:
+        with suppress(EntryFailed):
+            await pool.make(following(source, Heard(), asked.append))
+        await call(pool)
+    assert asked == []
+
+
+async def test_a_worker_that_is_dead_when_the_next_call_would_follow_is_replaced() -> None:
+    pids = []
+
+    def then(reply: Reply) -> Call | None:
+        pids.append(reply.pid)
+        os.kill(reply.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while alive(reply.pid):
+            assert time.monotonic() < deadline
+        return following("print('again'); result = b'followed'", heard)
+
+    heard = Heard()
+    async with WorkerPool() as pool:
+        reply = await pool.make(following("", Heard(), then))
+    assert (reply.body, heard.stdout) == (b"followed", ["again"])
+    assert pids != [reply.pid]
+
+
+async def test_what_stops_a_call_that_followed_means_that_one() -> None:
+    first, second = Heard(), Heard()
+
+    def then(_reply: Reply) -> Call | None:
+        return replace(following("print('second', flush=True)" + STAY, second), on_killed=second.killed.append)
+
+    async with WorkerPool() as pool, anyio.create_task_group() as group:
+        group.start_soon(pool.make, replace(following("", first, then), on_killed=first.killed.append))
+        await until(lambda: second.stdout == ["second"])
+        group.cancel_scope.cancel()
+    assert (len(first.killed), len(second.killed)) == (0, 1)
 
 
 async def test_messages_arrive_in_order_and_before_the_call_returns() -> None:
@@ -119,9 +213,9 @@ async def test_messages_that_a_busy_driver_has_not_read_when_the_worker_dies_are
     def on_message(message: bytes) -> None:
         messages.append(message[:1])
         (worker,) = pool._workers
-        assert select.select([worker._life], (), (), 10)[0]  # until the guard says that it is dead
+        assert select.select([worker.process.life], (), (), 10)[0]  # until the guard says that it is dead
 
-    source = "import os\nfor letter in (b'a', b'b', b'c'): send(letter * 47_000)\nos._exit(1)"
+    source = "import os\nfor letter in (b'a', b'b', b'c'): send(letter * 20_000)\nos._exit(1)"
     async with WorkerPool() as pool:
         with pytest.raises(WorkerLost):
             await pool.call(

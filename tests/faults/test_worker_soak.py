@@ -46,7 +46,7 @@ async def _soak(kills: int, seed: int) -> None:
         workers = len(pool._workers)
         assert workers <= LANES
         assert len(psutil.Process().children(recursive=True)) <= 2 * workers  # one that was shot last has only a guard
-        assert len(descriptors()) == one_worker + 5 * (workers - 1)
+        assert len(descriptors()) == one_worker + 6 * (workers - 1)
     assert descriptors() == before
 
 

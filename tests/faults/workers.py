@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import socket
+import fcntl
 import sys
+import termios
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -93,15 +94,17 @@ async def until(condition: Callable[[], Any], within_s: float = 10.0) -> None:
         await anyio.sleep(0.002)
 
 
-def wait_for_reply(pool: WorkerPool, end: bytes) -> None:
-    """Return when the reply of the only worker lies in the socket. Nothing else happens in the driver meanwhile."""
+def wait_for_reply(pool: WorkerPool, body: bytes, *messages: bytes) -> None:
+    """Return when the messages and the reply of the only worker lie in its pipe. Nothing else happens in the driver
+    meanwhile."""
     (worker,) = pool._workers
+    size = sum(far_end.FRAME.size + len(each) for each in (*messages, bytes(far_end.REPLY.size) + body))
     deadline = time.monotonic() + 10
-    there = b""
-    while not there.endswith(end):
+    there = 0
+    while there < size:
         assert time.monotonic() < deadline
-        with suppress(BlockingIOError):
-            there = worker._control.recv(1 << 20, socket.MSG_PEEK)
+        there = int.from_bytes(fcntl.ioctl(worker.process.answers, termios.FIONREAD, bytes(4)), sys.byteorder)
+    assert there == size
 
 
 def alive(*pids: int) -> list[int]:

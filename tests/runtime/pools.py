@@ -182,3 +182,13 @@ class LoopChatters(Chatters):
 
 class ProcessChatters(Chatters):
     pool = "process"
+
+
+class ProcessBreaks(Task):
+    """Says so, and fails."""
+
+    pool = "process"
+
+    def run(self) -> None:
+        print("about to break")
+        raise ValueError("broken")

@@ -12,11 +12,20 @@ from typing import Any
 
 import pytest
 import structlog
-from pools import Chatters, LoopChatters, LoopSpeaks, ProcessChatters, ProcessSpeaks, Speaks, ThreadsOfItsOwn
+from pools import (
+    Chatters,
+    LoopChatters,
+    LoopSpeaks,
+    ProcessBreaks,
+    ProcessChatters,
+    ProcessSpeaks,
+    Speaks,
+    ThreadsOfItsOwn,
+)
 from steps import Go, Step, dag_of, no_file_longer_than
 
 from gluepy import Retry, Task, each
-from gluepy.core.events import RunFinished, TaskOutput, encode
+from gluepy.core.events import RunFinished, TaskFailed, TaskFinished, TaskOutput, encode
 from gluepy.exec.executors.capture import LINE_LENGTH
 from gluepy.runtime import RunResult
 from gluepy.testing import events_of
@@ -139,6 +148,18 @@ async def test_each_attempt_has_a_log_of_its_own(go: Go) -> None:
     first = (result.path / "logs" / "twice.1.log").read_text()
     assert first.startswith("first\n")
     assert first.rstrip().endswith("ConnectionError: not yet")
+
+
+async def test_attempts_that_follow_each_other_in_one_worker_have_logs_of_their_own(go: Go) -> None:
+    words = ("one", "two", "three")
+    result, _ = await lines_of(go, *(ProcessChatters(word=word) for word in words), ProcessBreaks, concurrency=1)
+    for word in words:
+        (log,) = (result.path / "logs").glob(f"*{word}*")
+        assert log.read_text().splitlines() == [f"{word} {number}" for number in range(200)]
+    told = (result.path / "logs" / "processbreaks.1.log").read_text()
+    assert told.startswith("about to break\nTraceback")
+    assert told.endswith("ValueError: broken\n")
+    assert len({event.pid for event in events_of(result) if isinstance(event, TaskFinished | TaskFailed)}) == 1
 
 
 async def test_what_the_driver_prints_during_a_run_stays_its_own(go: Go, capsys: pytest.CaptureFixture[str]) -> None:

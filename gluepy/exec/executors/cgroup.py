@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+LATELY_S = 0.02
 
 
 class OomKills:
@@ -17,6 +20,7 @@ class OomKills:
     def __init__(self, root: Path = ROOT, membership: Path = MEMBERSHIP) -> None:
         self._root, self._membership = root, membership
         self._fd = -1
+        self._counted, self._counted_at = 0, -math.inf
 
     def open(self) -> None:
         """Look for the file that has the count."""
@@ -27,11 +31,17 @@ class OomKills:
 
     def count(self) -> int:
         """How many processes were killed so far; 0 where that cannot be told."""
+        counted = 0
         if self._fd >= 0:
             with suppress(OSError, ValueError, IndexError):
                 words = os.pread(self._fd, 1024, 0).split()
-                return int(words[words.index(b"oom_kill") + 1])
-        return 0
+                counted = int(words[words.index(b"oom_kill") + 1])
+        self._counted, self._counted_at = counted, time.monotonic()
+        return counted
+
+    def lately(self) -> int:
+        """What `count` said or would have said at most `LATELY_S` ago."""
+        return self._counted if time.monotonic() - self._counted_at < LATELY_S else self.count()
 
     def close(self) -> None:
         """Close the file."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import closing
 from pathlib import Path
@@ -11,9 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
-import msgspec
 
-from gluepy.exec.boundary import execute, execute_async, failed, run_scope
+from gluepy.exec.boundary import execute, execute_async, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
 from gluepy.exec.port import (
@@ -23,18 +21,16 @@ from gluepy.exec.port import (
     Emit,
     Executor,
     Outcome,
-    Output,
     Relay,
     Released,
     RunInfo,
-    Stopped,
 )
 from gluepy.exec.scope import RunScope, Scope
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
-    from gluepy.exec.executors.processes import WorkerPool
+    from gluepy.exec.executors.workers import Workers
 
 _KNOWN_RUNS = 64
 
@@ -50,12 +46,10 @@ class LocalExecutor(Executor):
     def __init__(self, *, inline: bool = False) -> None:
         self._inline = inline
         self._scopes: dict[str, RunScope] = {}
-        self._messages: dict[str, tuple[str, bytes]] = {}
-        self._sessions = 0
         self._threads = Threads()
         self._tasks: TaskGroup | None = None
-        self._pool: WorkerPool | None = None
-        self._pool_wanted = anyio.Lock()
+        self._workers: Workers | None = None
+        self._workers_wanted = anyio.Lock()
         self._closing = anyio.Event()
 
     async def __aenter__(self) -> Self:
@@ -82,6 +76,8 @@ class LocalExecutor(Executor):
         if attempt.pool == "thread" and not self._inline:
             chain = _Chain(scope, attempt, emit)
             return self._threads.run(chain.run, chain.abandon, chain.release)
+        if attempt.pool == "process" and not self._inline:
+            return self._in_process(attempt, emit)
         if run.capture and not self._inline:
             return self._captured(attempt, emit, scope)
         return self._run(attempt, emit, scope, None)
@@ -102,95 +98,30 @@ class LocalExecutor(Executor):
                 outcome: Outcome = stop.value
                 return outcome
             return await _InContext(context, coroutine, waits_for)
-        if self._inline:
-            return execute(attempt, Scope(scope, attempt, emit, None))
-        return await self._in_process(attempt, emit, output)
+        return execute(attempt, Scope(scope, attempt, emit, None))
 
-    async def _in_process(self, attempt: Attempt, emit: Emit, output: AttemptOutput | None) -> Outcome:
-        from gluepy.exec.executors import remote  # and `processes`: only runs with process tasks pay for them
-        from gluepy.exec.executors.processes import EntryFailed, Killed, WorkerLost
+    async def _in_process(self, attempt: Attempt, emit: Emit) -> Outcome:
+        workers = self._workers or await self._started_workers()
+        return await workers.run(attempt, emit)
 
-        pool = self._pool or await self._worker_pool()
-        run = attempt.run
-        shared = self._messages.get(run.run_id)
-        if shared is None:
-            self._sessions += 1
-            shared = self._messages[run.run_id] = (f"{run.run_id}:{self._sessions}", remote.run_message_of(run))
-
-        def on_line(stream: str, line: str) -> None:
-            if output is not None:
-                output.line(stream, line)
-            else:
-                print(line, file=sys.stdout if stream == "stdout" else sys.stderr)
-
-        def on_message(data: bytes) -> None:
-            emission = remote.emission_of(data)
-            if output is not None and isinstance(emission, Output):
-                output.line(emission.stream, emission.line)
-            else:
-                emit(emission)
-
-        def on_killed(killed: Killed) -> None:
-            emit(Stopped(worker=killed.worker, pid=killed.pid, cpu_s=killed.cpu_s, peak_rss_mb=killed.peak_rss_mb))
-
-        try:
-            reply = await pool.call(
-                "gluepy.exec.executors.remote:run_message",
-                shared,
-                remote.attempt_message(attempt),
-                on_line=on_line,
-                on_message=on_message,
-                on_killed=on_killed,
-                memory_mb=attempt.spec.memory_mb,
-                main=attempt.spec.cls.startswith("__main__:"),
-            )
-        except WorkerLost as lost:
-            return Outcome(
-                status="failed",
-                reason="memory" if lost.killed_for_memory else "lost",
-                error_type="MemoryLimit" if lost.killed_for_memory else "WorkerLost",
-                error_message=f"{lost.description}" + (f"; {lost.mend}" if lost.mend else ""),
-                exception=lost,
-                worker=lost.worker,
-                pid=lost.pid,
-                cpu_s=lost.cpu_s,
-                peak_rss_mb=lost.peak_rss_mb,
-            )
-        except EntryFailed as error:
-            if error.phase == "prepare":
-                return Outcome(
-                    status="failed", reason="exception", error_type="ImportFailed", error_message=error.summary
-                )
-            return failed(attempt, error)
-        return msgspec.structs.replace(
-            remote.outcome_of(reply.body),
-            worker=reply.worker,
-            pid=reply.pid,
-            cpu_s=reply.cpu_s,
-            peak_rss_mb=reply.peak_rss_mb,
-        )
-
-    async def _worker_pool(self) -> WorkerPool:
-        async with self._pool_wanted:
-            if self._pool is None:
+    async def _started_workers(self) -> Workers:
+        async with self._workers_wanted:
+            if self._workers is None:
                 assert self._tasks is not None
-                self._pool = await self._tasks.start(self._own_pool)
-            return self._pool
+                self._workers = await self._tasks.start(self._own_workers)
+            return self._workers
 
-    async def _own_pool(self, *, task_status: TaskStatus[WorkerPool]) -> None:
-        # The pool has a task group, which one task must enter and leave; whichever attempt comes first cannot.
-        from gluepy.exec.executors.processes import WorkerPool
+    async def _own_workers(self, *, task_status: TaskStatus[Workers]) -> None:
+        # Its pool has a task group, which one task must enter and leave; whichever attempt comes first cannot.
+        from gluepy.exec.executors.workers import Workers  # only runs with process tasks pay for them
 
-        async with WorkerPool() as pool:
-            task_status.started(pool)
+        async with Workers() as workers:
+            task_status.started(workers)
             await self._closing.wait()
 
     def _enter_run(self, run: RunInfo) -> RunScope:
-        self._messages.pop(run.run_id, None)  # a run that was resumed may have other parameters
         while len(self._scopes) >= _KNOWN_RUNS:
-            oldest = next(iter(self._scopes))
-            del self._scopes[oldest]
-            self._messages.pop(oldest, None)
+            del self._scopes[next(iter(self._scopes))]
         scope = self._scopes[run.run_id] = run_scope(run)
         return scope
 

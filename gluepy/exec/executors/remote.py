@@ -21,16 +21,20 @@ from gluepy.conf.project import put_on_path
 from gluepy.core.graph import Spec
 from gluepy.exec.boundary import execute, execute_async, run_scope
 from gluepy.exec.executors.capture import AttemptOutput, capturing, log_handler
-from gluepy.exec.port import Attempt, Emission, Outcome, Output, RunInfo
+from gluepy.exec.port import FINISHED, Attempt, Emission, Outcome, Output, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
 
 _encoder = msgspec.msgpack.Encoder()
 _emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
-_Message = tuple[Spec, str, int, int, dict[str, Any], str]
+_message: msgspec.msgpack.Decoder[tuple[msgspec.Raw, str, int, int, dict[str, Any], str]] = msgspec.msgpack.Decoder(
+    tuple[msgspec.Raw, str, int, int, dict[str, Any], str]
+)
 _KNOWN_RUNS = 8
 _CHAIN = 8  # causes of causes
 _LARGEST = 1 << 20  # bytes of a pickled exception
+_KNOWN_SPECS = 256
 _scopes: dict[int, tuple[bytes, RunScope]] = {}  # by the identity of the bytes, which a worker keeps
+_specs: dict[bytes, Spec] = {}
 
 
 def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> bytes:
@@ -43,8 +47,8 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
         known = _scopes[id(shared)] = (shared, run_scope(msgspec.msgpack.decode(shared, type=RunInfo)))
     scope = known[1]
     run = scope.run
-    spec, task, number, max_attempts, params, pool = msgspec.msgpack.decode(payload, type=_Message)
-    attempt = Attempt(run, spec, task, number, max_attempts, params, pool)
+    spec, task, number, max_attempts, params, pool = _message.decode(payload)
+    attempt = Attempt(run, _spec_of(bytes(spec)), task, number, max_attempts, params, pool)
 
     def emit(emission: Emission) -> None:
         send(_encoder.encode(emission))
@@ -56,7 +60,19 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
     outcome = execute(attempt, Scope(scope, attempt, emit, _LogOnly(output) if output else None))
     if output is not None:
         output.close()
+    if outcome is FINISHED:
+        return b""
     return _encoder.encode((msgspec.structs.replace(outcome, exception=None), _pickled(outcome.exception)))
+
+
+def _spec_of(message: bytes) -> Spec:
+    """What `message` says; a worker runs many tasks of few specs."""
+    spec = _specs.get(message)
+    if spec is None:
+        if len(_specs) >= _KNOWN_SPECS:
+            _specs.clear()
+        spec = _specs[message] = msgspec.msgpack.decode(message, type=Spec)
+    return spec
 
 
 def run_message_of(run: RunInfo) -> bytes:
@@ -78,6 +94,8 @@ def emission_of(message: bytes) -> Emission:
 
 def outcome_of(body: bytes) -> Outcome:
     """The outcome in what `run_message` returned."""
+    if not body:
+        return FINISHED
     outcome, chain = msgspec.msgpack.decode(body, type=tuple[Outcome, list[bytes]])
     exception: BaseException | None = None
     try:

@@ -8,9 +8,9 @@ subreaper), so "kill the worker with all its descendants, also those that left i
 worker's true exit status" need neither the driver's help nor a signal handler in the driver, and work while a call
 holds the GIL, and when the driver is gone.
 
-Three channels, none of them a standard stream: `control` carries calls, messages and replies between driver and worker
-(`FRAME`); `life` is the guard's own line to the driver (`NOTE`), whose end is an order to kill everything; the worker's
-stdout and stderr are pipes that the driver reads.
+Three channels, none of them a standard stream: a pipe carries calls from the driver to the worker, another one messages
+and replies back (`FRAME`); `life` is the guard's own line to the driver (`NOTE`), whose end is an order to kill
+everything. The worker's stdout and stderr are pipes that the driver reads.
 """
 
 # pathlib would cost each worker's start, and what marshal reads was written by the driver:
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
 HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
 GREETING = struct.Struct("!id")  # the body of HELLO: process id, CPU seconds so far
-# Heads the body of RETURNED and FAILED. Of the call: cpu_s, peak_rss_mb, left something behind. Of the worker until
-# now, for the case that the next call kills it: CPU seconds, MB of its largest child.
-REPLY = struct.Struct("!dd?dd")
+# Heads the body of RETURNED and FAILED. Of the call: cpu_s, peak_rss_mb, left something behind, printed something that
+# was not read yet. Of the worker until now, for the case that the next call kills it: CPU seconds, MB of its largest
+# child.
+REPLY = struct.Struct("!dd??dd")
 
 # Kind, wait status, MB of the worker or of its largest child, MB of the worker's tree, CPU seconds of the worker.
 NOTE = struct.Struct("!ciddd")
@@ -51,15 +52,17 @@ REMEMBERED = 4  # shared payloads that a worker keeps; the driver counts along
 WATCH_S = 0.02  # between two looks at the memory of a limited call
 
 PIECE = 65536
+NOTHING = bytes(4)  # as an int of the kernel's
 MB = 1024 * 1024
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LINUX = sys.platform == "linux"
 
 
 def main() -> NoReturn:
-    """Become the guard of a worker. Arguments: the descriptors of control and life, the driver's process id."""
-    control, life, driver = (int(word) for word in sys.argv[1:4])
-    for descriptor in (control, life):
+    """Become the guard of a worker. Arguments: the descriptors of calls, answers and life, the driver's process
+    id."""
+    calls, answers, life, driver = (int(word) for word in sys.argv[1:5])
+    for descriptor in (calls, answers, life):
         os.set_inheritable(descriptor, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started us may have blocked some
     libc = ctypes.CDLL(None)
@@ -69,14 +72,15 @@ def main() -> NoReturn:
     worker = os.fork()
     _own_group(worker)
     if worker:
-        os.close(control)
+        os.close(calls)
+        os.close(answers)
         _guard(worker, life, driver)
     os.close(life)
     if LINUX:  # only for the case that somebody kills the guard: the driver then kills the group
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != guard:
         os._exit(1)
-    _Server(control, guard, libc).serve()
+    _Server(_Control(calls, answers), guard, libc).serve()
 
 
 def _own_group(worker: int) -> None:
@@ -257,14 +261,14 @@ def _seconds(used: Any) -> float:
 
 
 class _Control:
-    """The worker's end of the control socket. Frames are whole, whatever interrupts their sender."""
+    """The worker's ends of the pipes to and from the driver. Frames are whole, whatever interrupts their sender."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, calls: int, answers: int) -> None:
         import threading
 
         self.lock = threading.Lock()
-        self.reader = open(descriptor, "rb", closefd=False)  # noqa: SIM115
-        self.writer = open(descriptor, "wb", buffering=PIECE, closefd=False)  # noqa: SIM115
+        self.reader = open(calls, "rb", closefd=False)  # noqa: SIM115
+        self.writer = open(answers, "wb", buffering=PIECE, closefd=False)  # noqa: SIM115
         self.pid = os.getpid()
 
     def receive(self) -> bytes:
@@ -298,15 +302,20 @@ class _Control:
 class _Server:
     """Runs calls. Whatever a call may leave behind in the process is put right, or reported so that it is replaced."""
 
-    def __init__(self, descriptor: int, guard: int, libc: ctypes.CDLL) -> None:
+    def __init__(self, control: _Control, guard: int, libc: ctypes.CDLL) -> None:
         self.armed = False
-        signal.signal(signal.SIGINT, self._interrupted)
+        # without the wrapper that makes enums of its arguments and result, which takes ten times as long
+        self.set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
+        self.set_handler(signal.SIGINT, self._interrupted)
         import faulthandler
+        import fcntl
         import resource
+        import termios
         import threading
 
         self.threading = threading
         self.getrusage = resource.getrusage
+        self.ioctl, self.FIONREAD = fcntl.ioctl, termios.FIONREAD
         self.SELF, self.CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
         faulthandler.enable()
         for stream in (sys.stdout, sys.stderr):
@@ -327,7 +336,7 @@ class _Server:
             pass  # the high-water mark is then that of the worker's whole life
         self.shared: dict[str, bytes] = {}
         self.entries: dict[str, Entry] = {}
-        self.control = _Control(descriptor)
+        self.control = control
 
     def serve(self) -> NoReturn:
         self.control.send(HELLO, GREETING.pack(self.pid, time.process_time()))
@@ -396,7 +405,9 @@ class _Server:
             peak = max(peak, below_after.ru_maxrss)
         left = phase == "prepare" or self._left_something()
         before = _seconds(own) + _seconds(below)
-        facts = REPLY.pack(cpu_s - before, _megabytes(peak), left, cpu_s, _megabytes(below_after.ru_maxrss))
+        facts = REPLY.pack(
+            *(cpu_s - before, _megabytes(peak), left, self._is_unread(), cpu_s, _megabytes(below_after.ru_maxrss))
+        )
         self.control.send(kind, facts + body)
 
     def _import_entry(self, entry: str) -> Entry:
@@ -413,7 +424,7 @@ class _Server:
     def _put_right(self) -> None:
         """Undo what a call may do to its process, and what would meet the next call or our own code."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGINT, self._interrupted)
+        self.set_handler(signal.SIGINT, self._interrupted)
         os.fchdir(self.home)
 
     def _flush(self) -> None:
@@ -425,6 +436,15 @@ class _Server:
                 pass
         if self.stdio is not None:
             self.fflush(self.stdio)  # what C libraries printed
+
+    def _is_unread(self) -> bool:
+        """Whether there is output that the driver has not read; asking here spares it two system calls."""
+        if not LINUX:
+            return True  # elsewhere only the reading end of a pipe can tell
+        try:
+            return any(self.ioctl(stream, self.FIONREAD, NOTHING) != NOTHING for stream in (1, 2))
+        except OSError:
+            return True
 
     def _left_something(self) -> bool:
         """Whether the call left children, threads that the interpreter would wait for, or other standard streams."""

@@ -1,0 +1,44 @@
+"""Worker processes: a pool that runs functions in processes which may be killed at any time without harm to others.
+
+The pool knows nothing of tasks. A call names a function (`"module:function"`) and carries bytes; the function gets
+them in a worker process, may send messages while it runs, and returns bytes. What the worker and everything below it
+print is passed on line by line. A worker that dies takes only its own call with it (`WorkerLost`); cancelling a call
+kills its worker with every descendant.
+
+A worker is used again only when its call left it as it was. A call that leaves children behind (dead or alive, also
+such as left its process group or session), or threads that are not daemons, or that replaced or closed the standard
+streams, costs the worker: it is killed with all of them before the call returns. Working directory, SIGINT handler
+and timer are put back. Daemon threads live on; what they print between calls is dropped, during a later call it counts
+as that call's.
+
+Linux is what this is made for. On macOS descendants that left the worker's process group survive it; Windows is
+refused.
+"""
+
+from gluepy.exec.executors.processes.lines import LINE_CAP, OnLine
+from gluepy.exec.executors.processes.pool import WorkerPool, importing_main
+from gluepy.exec.executors.processes.results import (
+    Call,
+    EntryFailed,
+    Killed,
+    OnKilled,
+    OnMessage,
+    Reply,
+    WorkerLost,
+    size,
+)
+
+__all__ = [
+    "LINE_CAP",
+    "Call",
+    "EntryFailed",
+    "Killed",
+    "OnKilled",
+    "OnLine",
+    "OnMessage",
+    "Reply",
+    "WorkerLost",
+    "WorkerPool",
+    "importing_main",
+    "size",
+]

@@ -1,0 +1,340 @@
+"""The calls to one worker process, one at a time: what goes there, and what comes back."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import selectors
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+
+from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors.cgroup import OomKills
+from gluepy.exec.executors.processes.ending import Ended
+from gluepy.exec.executors.processes.lines import Lines
+from gluepy.exec.executors.processes.process import CHUNK, WorkerProcess
+from gluepy.exec.executors.processes.results import Call, Killed, Reply
+from gluepy.exec.executors.worker import FRAME, GREETING, NOTE, REPLY
+from gluepy.loop import Signal, Watch
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+
+class Answer(NamedTuple):
+    """What the worker says at the end of a call."""
+
+    kind: bytes  # RETURNED or FAILED, which is what the body tells about
+    reply: Reply
+    left: bool  # something behind: the worker cannot be used again
+
+
+class Conversation:
+    """A worker process, and what the driver says to it and hears from it.
+
+    `heed` is called when there may be something to read. What is printed and sent during a call is passed on, between
+    calls it is dropped. Nothing else reads what the worker writes, until it is killed.
+    """
+
+    call: Call  # the one that it is at, or the latest
+
+    def __init__(self, number: int, grace_s: float, signal: Callable[[], Signal], oom: OomKills) -> None:
+        self.number, self._oom = number, oom
+        self.process = WorkerProcess(f"process-{number}", grace_s)
+        self.lines = {stream: Lines(stream) for stream in ("stdout", "stderr")}
+        self.last_words = ""  # what it printed before it was up
+        self.gone = anyio.Event()
+        self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
+        self.is_up = False
+        self.oom_kills = 0  # before its latest call
+        self.was_gone = False  # before it could be told of its latest call
+        self.idle_since = 0.0
+        self._cpu_s = self._child_mb = 0.0  # of its whole life, at the end of its latest call
+        self._answer: Answer | None = None
+        self._error: Exception | None = None  # of `on_line` or `on_message`
+        self._relaxed: float | None = None
+        self._hung_up = False
+        self._signal = signal
+        self._news: tuple[Signal, Callable[[], bool]] | None = None  # what is waited for
+        self._watch: Watch | None = None
+        self._context = Context()
+        self._unsent: bytes | memoryview = b""
+        self._received = bytearray()
+        self._keys: OrderedDict[str, None] = OrderedDict()
+        self._path: list[str] | None = None
+        self._script_known = False
+
+    # --- from start to end
+
+    async def start(self, limiter: anyio.CapacityLimiter) -> None:
+        """Start the process. Raises `ExecutorBroken`."""
+        await self.process.start(limiter)
+        self._watch = Watch(self.process.selector.fileno(), lambda: self._context.run(self.heed))
+        self.is_up = True
+
+    def is_ready(self) -> bool:
+        """Whether the idle worker can be taken for a call. Drops what it printed in the meantime."""
+        self._look_around()
+        return not self._is_over()
+
+    async def kill(self) -> None:
+        """Kill the worker and all its descendants, and pass on what they printed to their end."""
+        if self.gone.is_set():
+            return
+        if self._watch is not None:
+            self._watch.close()
+        await self.process.kill()
+        self.gone.set()
+        for pipe in self.process.pipes:
+            self._printed(pipe, self.process.tail(pipe))
+        self.process.close()
+        self._end_lines()
+
+    def mute(self) -> None:
+        """Drop what it prints from now on."""
+        for lines in self.lines.values():
+            lines.on_line = None
+
+    def _end_lines(self) -> None:
+        for lines in self.lines.values():
+            lines.end()
+
+    # --- one call
+
+    async def converse(self, call: Call) -> Answer:
+        """Make `call` and what `then` has it followed by; pass on what is printed and sent meanwhile, and return how
+        the last ended. Raises `Ended` when the worker has, and what `on_line` and `on_message` raise."""
+        self._context = copy_context()
+        following: Call | None = call
+        while following is not None:
+            self._begin(following)
+            await self._until(lambda: self._answer is not None or self._is_over())
+            if self._error is not None:
+                raise self._error
+            if self._answer is None:
+                raise await self._how_it_ended()
+            answer, self._answer = self._answer, None
+            if self.call.memory_mb is not None:
+                answer = await self._relaxed_after(answer)
+            following = None
+            if self.call.then is not None and answer.kind == far_end.RETURNED and not answer.left:
+                following = self.call.then(answer.reply)
+        self._context, self.idle_since = Context(), time.monotonic()
+        return answer
+
+    def _begin(self, call: Call) -> None:
+        self.call, self.oom_kills = call, self._oom.lately()
+        for lines in self.lines.values():
+            lines.on_line = call.on_line
+        if call.memory_mb is not None:
+            self.process.order(far_end.LIMIT, call.memory_mb)
+        self._unsent = self._request(call)
+        self._send()
+        self.was_gone = self._hung_up and self.process.pid > 0
+        if self._unsent:
+            self.process.selector.register(self.process.calls, selectors.EVENT_WRITE)
+
+    async def _until(self, come: Callable[[], bool]) -> None:
+        assert self._watch is not None
+        if not come():
+            signal = self._signal()
+            self._news = signal, come
+            await self._watch.until(signal)
+
+    def _is_over(self) -> bool:
+        return self._hung_up or self.process.end is not None or self._error is not None
+
+    async def _how_it_ended(self) -> Ended:
+        # the guard tells as soon as it knows
+        with anyio.move_on_after(self.process.grace_s):
+            await self._until(lambda: self.process.end is not None)
+        if self.process.end is not None:
+            return self.process.end
+        self.process.order(far_end.KILL)
+        with anyio.move_on_after(self.process.grace_s):
+            await self._until(lambda: self.process.end is not None)
+        return Ended(self.process.end.note if self.process.end else b"", cut_off=True)
+
+    async def _relaxed_after(self, answer: Answer) -> Answer:
+        """End the memory limit, and take account of the most that was seen."""
+        self._relaxed = None
+        self.process.order(far_end.LIMIT, 0.0)
+        await self._until(lambda: self._relaxed is not None or self.process.end is not None)
+        seen_mb = self._relaxed or (self.process.end.tree_mb if self.process.end else 0.0)
+        reply = answer.reply
+        return answer._replace(reply=reply._replace(peak_rss_mb=max(reply.peak_rss_mb, seen_mb)))
+
+    def used(self) -> Killed:
+        """What its last call has used until the process ended."""
+        process, end = self.process, self.process.end
+        if end is None or not end.kind:
+            return Killed(process.name, process.pid, None, None)
+        own_mb = end.own_mb if end.own_mb > self._child_mb else 0.0  # else it is that of an earlier call's child
+        cpu_s = round(max(0.0, end.cpu_s - self._cpu_s), 6)
+        return Killed(process.name, process.pid, cpu_s, max(own_mb, end.tree_mb) or None)
+
+    # --- what goes there
+
+    def _request(self, call: Call) -> bytes:
+        key, data = call.shared
+        known = key in self._keys
+        self._keys[key] = None
+        self._keys.move_to_end(key)
+        if len(self._keys) > far_end.REMEMBERED:
+            self._keys.popitem(last=False)
+        path = None
+        if self._path != sys.path:
+            self._path = path = [str(folder) for folder in sys.path]
+        script = None
+        if call.main and not self._script_known:
+            self._script_known, script = True, _main_script()
+        argv = sys.argv if path else []
+        body = marshal.dumps((call.entry, key, None if known else data, call.payload, path, argv, script))
+        return FRAME.pack(far_end.CALL, len(body)) + body
+
+    def _send(self) -> None:
+        try:
+            sent = os.write(self.process.calls, self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._hang_up()
+            sent = len(self._unsent)
+        self._unsent = memoryview(self._unsent)[sent:] if sent < len(self._unsent) else b""
+
+    # --- what comes back
+
+    def heed(self) -> None:
+        """Take in what the worker and its guard say, and what is printed."""
+        try:
+            self._receive()
+            if self._answer is None:  # most often that was its answer, and there is nothing else
+                self._look_around()
+        except Exception as error:
+            self._error = error
+        if self._news is not None and self._news[1]():
+            self._news[0].set()
+
+    def _look_around(self) -> None:
+        process, selector = self.process, self.process.selector
+        for key, _ in selector.select(0):
+            if key.fd == process.answers:
+                self._receive()
+            elif key.fd == process.calls:
+                self._send()
+                if not self._unsent:
+                    selector.unregister(process.calls)
+            elif key.fd in process.pipes:
+                self._read_pipe(key.fd)
+            else:
+                self._take_note()
+                while self._receive():  # if that was the end: what the worker could send is there
+                    pass
+
+    def _receive(self) -> bool:
+        """Take in what the worker has sent; returns whether there was anything."""
+        try:
+            data = os.read(self.process.answers, CHUNK)
+        except BlockingIOError:
+            return False
+        if data:
+            self._take_frames(data)
+        else:
+            self._hang_up()
+        return bool(data)
+
+    def _hang_up(self) -> None:
+        if not self._hung_up:
+            self._hung_up = True
+            self.process.selector.unregister(self.process.answers)
+
+    def _take_frames(self, data: bytes) -> None:
+        received = self._received
+        received += data
+        while len(received) >= FRAME.size:
+            kind, length = FRAME.unpack_from(received)
+            end = FRAME.size + length
+            if len(received) < end:
+                break
+            body = bytes(received[FRAME.size : end])
+            del received[:end]
+            match kind:
+                case far_end.MESSAGE:
+                    self.call.on_message(body)
+                case far_end.HELLO:
+                    self.process.pid, self._cpu_s = GREETING.unpack(body)
+                case _:
+                    self._take_answer(kind, body)
+
+    def _take_answer(self, kind: bytes, body: bytes) -> None:
+        cpu_s, peak_mb, left, printed, self._cpu_s, self._child_mb = REPLY.unpack_from(body)
+        process = self.process
+        if printed:
+            for pipe in process.pipes:
+                self._printed(pipe, _drain(pipe))
+        reply = Reply(body[REPLY.size :], process.pid, process.name, round(cpu_s, 6), peak_mb)
+        self._end_lines()
+        self._answer = Answer(kind, reply, left)
+
+    def _take_note(self) -> None:
+        """Take in what the guard says."""
+        try:
+            note = self.process.life.recv(NOTE.size)
+        except BlockingIOError:
+            return
+        except OSError:
+            note = b""
+        if note[:1] == far_end.RELAXED:
+            self._relaxed = NOTE.unpack(note)[3]
+        elif note:
+            self.process.end = Ended(note)
+        else:  # the guard is gone
+            self.process.end = self.process.end or Ended()
+            self.process.selector.unregister(self.process.life)
+
+    def _read_pipe(self, pipe: int) -> None:
+        try:
+            data = _drain(pipe) or os.read(pipe, CHUNK)
+        except BlockingIOError:
+            return
+        if data:
+            self._printed(pipe, data)
+        else:  # nobody can print any more
+            self.process.selector.unregister(pipe)
+
+    def _printed(self, pipe: int, data: bytes) -> None:
+        if not data:
+            return
+        if not self.process.pid:
+            self.last_words += data.decode("utf-8", "replace")
+        self.lines[self.process.pipes[pipe]].feed(data)
+
+
+def _main_script() -> dict[str, str] | None:
+    """How a worker imports this process's main script, in `multiprocessing.spawn.prepare`'s terms.
+
+    Not `get_preparation_data`: that settles the start method of this process behind its owner's back. None for a
+    notebook, standard input and `-c`, which have no script.
+    """
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        return {"init_main_from_name": name}
+    path = getattr(main, "__file__", None)
+    if path is not None and Path(path).is_file():
+        return {"init_main_from_path": str(Path(path).absolute())}
+    return None
+
+
+def _drain(pipe: int) -> bytes:
+    """What is in the pipe now. Asked for by size, so that a process that prints without end cannot hold us."""
+    waiting = int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
+    return os.read(pipe, waiting) if waiting else b""

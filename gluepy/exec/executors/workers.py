@@ -1,0 +1,162 @@
+"""Attempts in worker processes: what a `WorkerPool` is for here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from gluepy.exec.boundary import failed
+from gluepy.exec.executors import remote
+from gluepy.exec.executors.capture import AttemptOutput
+from gluepy.exec.executors.processes import Call, EntryFailed, Killed, Reply, WorkerLost, WorkerPool
+from gluepy.exec.port import Attempt, Emit, Outcome, Output, Relay, RunInfo, Stopped
+
+_KNOWN_RUNS = 64
+_ENTRY = "gluepy.exec.executors.remote:run_message"
+
+
+class Workers:
+    """Runs attempts in worker processes. `async with` is its lifetime."""
+
+    def __init__(self) -> None:
+        self._pool = WorkerPool()
+        self._runs: dict[str, tuple[RunInfo, tuple[str, bytes]]] = {}
+        self._sessions = 0
+
+    async def __aenter__(self) -> Self:
+        await self._pool.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._pool.__aexit__(exc_type, exc, traceback)
+
+    async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+        """How `attempt` ended, or the last of those that the engine had run after it in the same worker."""
+        chain = _Chain(self._shared(attempt.run), attempt, emit)
+        try:
+            return chain.outcome(await self._pool.make(chain.call()))
+        except WorkerLost as lost:
+            return chain.ended(_lost(lost))
+        except EntryFailed as error:
+            return chain.ended(_entry_failed(chain.attempt, error))
+        finally:
+            chain.close()
+
+    def _shared(self, run: RunInfo) -> tuple[str, bytes]:
+        """What a worker gets once of a run. One that was resumed may have other parameters, and is another one."""
+        known = self._runs.get(run.run_id)
+        if known is None or known[0] is not run:
+            while len(self._runs) >= _KNOWN_RUNS:
+                del self._runs[next(iter(self._runs))]
+            self._sessions += 1
+            known = run, (f"{run.run_id}:{self._sessions}", remote.run_message_of(run))
+            self._runs[run.run_id] = known
+        return known[1]
+
+
+class _Chain:
+    """What a worker runs: an attempt, and then whatever the engine has it run next."""
+
+    def __init__(self, shared: tuple[str, bytes], attempt: Attempt, emit: Emit) -> None:
+        self._shared = shared
+        self._outcome: Outcome | None = None
+        self._take(attempt, emit)
+
+    def _take(self, attempt: Attempt, emit: Emit) -> None:
+        self.attempt, self._emit, self._output = attempt, emit, None
+        run = attempt.run
+        if run.capture:
+            self._output = AttemptOutput(Path(run.record, attempt.log) if run.record else None, emit)
+
+    def call(self) -> Call:
+        """The attempt, for the pool."""
+        spec = self.attempt.spec
+        return Call(
+            _ENTRY,
+            self._shared,
+            remote.attempt_message(self.attempt),
+            self._on_line,
+            self._on_message,
+            self._on_killed,
+            spec.memory_mb,
+            spec.cls.startswith("__main__:"),
+            self._then,
+        )
+
+    def _then(self, reply: Reply) -> Call | None:
+        """Asked by the pool when the attempt has returned, before its worker is given back: the next one, if any."""
+        self._outcome = outcome = _outcome_of(reply)
+        if outcome.status != "finished" or not isinstance(self._emit, Relay):
+            return None
+        self.close()
+        if not self._emit.proceed(outcome, self._take):
+            return None
+        self._outcome = None
+        return self.call()
+
+    def outcome(self, reply: Reply) -> Outcome:
+        """How the last of the attempts ended, by the worker's account."""
+        return self.ended(self._outcome or _outcome_of(reply))
+
+    def ended(self, outcome: Outcome) -> Outcome:
+        """`outcome`, which the attempt's log file tells too if it is a failure."""
+        if outcome.status == "failed" and self._output is not None:
+            self._output.write("log", outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}")
+        return outcome
+
+    def close(self) -> None:
+        """The attempt prints no more."""
+        if self._output is not None:
+            self._output.close()
+
+    def _on_line(self, stream: str, line: str) -> None:
+        if self._output is not None:
+            self._output.line(stream, line)
+        else:
+            print(line, file=sys.stdout if stream == "stdout" else sys.stderr)
+
+    def _on_message(self, data: bytes) -> None:
+        emission = remote.emission_of(data)
+        if self._output is not None and isinstance(emission, Output):
+            self._output.line(emission.stream, emission.line)
+        else:
+            self._emit(emission)
+
+    def _on_killed(self, killed: Killed) -> None:
+        self._emit(Stopped(worker=killed.worker, pid=killed.pid, cpu_s=killed.cpu_s, peak_rss_mb=killed.peak_rss_mb))
+
+
+def _outcome_of(reply: Reply) -> Outcome:
+    return msgspec.structs.replace(
+        remote.outcome_of(reply.body),
+        worker=reply.worker,
+        pid=reply.pid,
+        cpu_s=reply.cpu_s,
+        peak_rss_mb=reply.peak_rss_mb,
+    )
+
+
+def _lost(lost: WorkerLost) -> Outcome:
+    return Outcome(
+        status="failed",
+        reason="memory" if lost.killed_for_memory else "lost",
+        error_type="MemoryLimit" if lost.killed_for_memory else "WorkerLost",
+        error_message=f"{lost.description}" + (f"; {lost.mend}" if lost.mend else ""),
+        exception=lost,
+        worker=lost.worker,
+        pid=lost.pid,
+        cpu_s=lost.cpu_s,
+        peak_rss_mb=lost.peak_rss_mb,
+    )
+
+
+def _entry_failed(attempt: Attempt, error: EntryFailed) -> Outcome:
+    if error.phase == "prepare":
+        return Outcome(status="failed", reason="exception", error_type="ImportFailed", error_message=error.summary)
+    return failed(attempt, error)
