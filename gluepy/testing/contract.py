@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ class Watched(Executor):
         self.outcomes: dict[tuple[str, int], Outcome] = {}
         self.emissions: dict[tuple[str, int], list[Emission]] = {}
         self.late: list[Emission] = []
-        self.wrong_thread = False
 
     async def __aenter__(self) -> Self:
         await self.inner.__aenter__()
@@ -52,11 +50,10 @@ class Watched(Executor):
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """Have it run by the executor inside."""
-        key, thread, running = (attempt.task, attempt.number), threading.get_ident(), True
+        key, running = (attempt.task, attempt.number), True
         emissions = self.emissions.setdefault(key, [])
 
         def listen(emission: Emission) -> None:
-            self.wrong_thread |= threading.get_ident() != thread
             emissions.append(emission)
             if not running and not isinstance(emission, Released):
                 self.late.append(emission)
@@ -116,11 +113,10 @@ class ExecutorContract:
 
     @pytest.fixture
     def bench(self, executor: Executor, settings: Settings, kind: str) -> Iterator[Bench]:
-        """Runs DAGs on the executor, and checks that it told nothing too late or from another thread."""
+        """Runs DAGs on the executor, and checks that it told nothing too late."""
         bench = Bench(executor, settings, kind, self.pool)
         yield bench
         assert not bench.watched.late, f"told after the attempt had ended: {bench.watched.late}"
-        assert not bench.watched.wrong_thread, "emit was called in another thread than the event loop's"
 
     # How attempts end.
 
