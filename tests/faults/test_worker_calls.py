@@ -17,6 +17,7 @@ from textwrap import dedent
 
 import anyio
 import anyio.lowlevel
+import psutil
 import pytest
 from workers import STAY, WORKERS, Heard, alive, call, calling, guard_of, until
 
@@ -171,6 +172,25 @@ async def test_a_worker_that_is_dead_when_the_next_call_would_follow_is_replaced
         reply = await pool.make(following("", Heard(), then))
     assert (reply.body, heard.stdout) == (b"followed", ["again"])
     assert pids != [reply.pid]
+
+
+async def test_a_worker_that_dies_while_its_first_call_goes_out_has_been_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Conversation._begin
+
+    def killed_meanwhile(conversation: Conversation, call: Call) -> None:
+        begin(conversation, call)
+        assert select.select([conversation.process.answers], (), (), 10)[0]  # its first words, which nobody has read
+        (guard,) = psutil.Process().children()
+        (worker,) = guard.children()
+        worker.kill()
+        deadline = time.monotonic() + 10
+        while alive(worker.pid):
+            assert time.monotonic() < deadline
+
+    monkeypatch.setattr(Conversation, "_begin", killed_meanwhile)
+    async with WorkerPool() as pool:
+        with pytest.raises(WorkerLost, match="killed by SIGKILL"):
+            await call(pool, b"x" * 10_000_000)
 
 
 async def test_what_stops_a_call_that_followed_means_that_one() -> None:

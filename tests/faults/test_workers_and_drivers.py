@@ -18,7 +18,7 @@ from workers import FAMILY, HERE, ROOT, STAY, WORKERS, alive, call, descriptors,
 
 from gluepy.errors import ExecutorBroken, OptionError
 from gluepy.exec.executors import processes
-from gluepy.exec.executors.processes import EntryFailed, WorkerLost, WorkerPool, conversation
+from gluepy.exec.executors.processes import EntryFailed, WorkerLost, WorkerPool, requests
 
 pytestmark = WORKERS
 
@@ -222,7 +222,7 @@ async def test_a_worker_that_failed_to_import_the_script_is_not_used_again(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('no guard')")
-    monkeypatch.setattr(conversation, "_main_script", lambda: {"init_main_from_path": str(script)})
+    monkeypatch.setattr(requests, "_main_script", lambda: {"init_main_from_path": str(script)})
     async with WorkerPool() as pool:
         pid = (await call(pool)).pid
         with pytest.raises(EntryFailed, match="main script: SystemExit: no guard") as caught:

@@ -166,7 +166,7 @@ def _pickled(error: BaseException | None) -> list[bytes]:
         traceback, error.__traceback__ = error.__traceback__, None
         try:
             data = pickle.dumps(error)
-            if not isinstance(pickle.loads(data), type(error)) or len(data) > _LARGEST:  # noqa: S301
+            if not isinstance(pickle.loads(data), type(error)) or len(data) > _LARGEST:  # noqa: S301 - made here
                 break
             chain.append(data)
         except Exception:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import marshal
 import os
 import selectors
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from pathlib import Path
 from typing import NamedTuple
 
 import anyio
@@ -20,6 +17,7 @@ from gluepy.exec.executors.cgroup import OomKills
 from gluepy.exec.executors.processes.ending import Ended
 from gluepy.exec.executors.processes.lines import Lines
 from gluepy.exec.executors.processes.process import CHUNK, WorkerProcess
+from gluepy.exec.executors.processes.requests import Requests
 from gluepy.exec.executors.processes.results import Call, Killed, Reply
 from gluepy.exec.executors.worker import FRAME, GREETING, NOTE, REPLY
 from gluepy.loop import Signal, Watch
@@ -66,11 +64,9 @@ class Conversation:
         self._news: tuple[Signal, Callable[[], bool]] | None = None  # what is waited for
         self._watch: Watch | None = None
         self._context = Context()
+        self._requests = Requests()
         self._unsent: bytes | memoryview = b""
         self._received = bytearray()
-        self._keys: OrderedDict[str, None] = OrderedDict()
-        self._path: list[str] | None = None
-        self._script_known = False
 
     # --- from start to end
 
@@ -136,9 +132,8 @@ class Conversation:
             lines.on_line = call.on_line
         if call.memory_mb is not None:
             self.process.order(far_end.LIMIT, call.memory_mb)
-        self._unsent = self._request(call)
-        self._send()
-        self.was_gone = self._hung_up and self.process.pid > 0
+        self._unsent = self._requests.request(call)
+        self.was_gone = not self._send() and self.process.pid > 0
         if self._unsent:
             self.process.selector.register(self.process.calls, selectors.EVENT_WRITE)
 
@@ -183,32 +178,17 @@ class Conversation:
 
     # --- what goes there
 
-    def _request(self, call: Call) -> bytes:
-        key, data = call.shared
-        known = key in self._keys
-        self._keys[key] = None
-        self._keys.move_to_end(key)
-        if len(self._keys) > far_end.REMEMBERED:
-            self._keys.popitem(last=False)
-        path = None
-        if self._path != sys.path:
-            self._path = path = [str(folder) for folder in sys.path]
-        script = None
-        if call.main and not self._script_known:
-            self._script_known, script = True, _main_script()
-        argv = sys.argv if path else []
-        body = marshal.dumps((call.entry, key, None if known else data, call.payload, path, argv, script))
-        return FRAME.pack(far_end.CALL, len(body)) + body
-
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """Send as much as there is room for; returns whether somebody listens."""
         try:
             sent = os.write(self.process.calls, self._unsent)
         except BlockingIOError:
-            return
+            return True
         except OSError:
-            self._hang_up()
-            sent = len(self._unsent)
+            self._unsent = b""
+            return False
         self._unsent = memoryview(self._unsent)[sent:] if sent < len(self._unsent) else b""
+        return True
 
     # --- what comes back
 
@@ -247,14 +227,10 @@ class Conversation:
             return False
         if data:
             self._take_frames(data)
-        else:
-            self._hang_up()
-        return bool(data)
-
-    def _hang_up(self) -> None:
-        if not self._hung_up:
+        elif not self._hung_up:
             self._hung_up = True
             self.process.selector.unregister(self.process.answers)
+        return bool(data)
 
     def _take_frames(self, data: bytes) -> None:
         received = self._received
@@ -316,22 +292,6 @@ class Conversation:
         if not self.process.pid:
             self.last_words += data.decode("utf-8", "replace")
         self.lines[self.process.pipes[pipe]].feed(data)
-
-
-def _main_script() -> dict[str, str] | None:
-    """How a worker imports this process's main script, in `multiprocessing.spawn.prepare`'s terms.
-
-    Not `get_preparation_data`: that settles the start method of this process behind its owner's back. None for a
-    notebook, standard input and `-c`, which have no script.
-    """
-    main = sys.modules["__main__"]
-    name = getattr(getattr(main, "__spec__", None), "name", None)
-    if name is not None:
-        return {"init_main_from_name": name}
-    path = getattr(main, "__file__", None)
-    if path is not None and Path(path).is_file():
-        return {"init_main_from_path": str(Path(path).absolute())}
-    return None
 
 
 def _drain(pipe: int) -> bytes:
