@@ -178,18 +178,22 @@ async def test_whoever_prints_while_holding_a_lock_does_not_wait_for_a_turn(
                 assert in_turn.wait(PATIENCE_S)
                 print("a line")
 
+    class Ends(Task):
+        def run(self) -> None:
+            assert held.wait(PATIENCE_S)
+
     def append(self: FileLog, line: bytes) -> None:
         if in_worker_thread() and not in_turn.is_set():
-            assert held.wait(PATIENCE_S)
             in_turn.set()
             got.append(lock.acquire(timeout=5))
             lock.release()
         real(self, line)
 
     real = appends(append)
-    dag = dag_of(parallel(Prints, (Step(id="a"), Step(id="b"))))
+    dag = dag_of(parallel(Prints, (Ends, Step)))
     async with go.runtime() as runtime, runtime.stream_dag(dag, capture=True) as run:
         told = [event async for event in run]
+        assert (await run.result()).status == "finished"
     assert got == [True]
     assert [event.line for event in told if isinstance(event, e.TaskOutput)] == ["a line"]
 
