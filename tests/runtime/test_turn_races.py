@@ -82,14 +82,14 @@ class Interruption:
         self.turns = Turns()
         self.turns.coming = self.coming
         self._notes = notes
-        self._at_work, self._end, self._failed = threading.Event(), threading.Event(), threading.Event()
+        self.at_work, self._end, self._failed = threading.Event(), threading.Event(), threading.Event()
 
     def wait(self) -> None:
-        self._at_work.set()
+        self.at_work.set()
         assert self._end.wait(PATIENCE_S)
 
     def coming(self) -> None:
-        if self._at_work.is_set() and not in_worker_thread():
+        if self.at_work.is_set() and not in_worker_thread():
             self.came += 1
             if self.came == self.nth:
                 self._end.set()
@@ -115,12 +115,16 @@ async def test_nothing_begins_after_a_write_that_failed_wherever_the_event_loop_
         def run(self) -> None:
             interruption.wait()
 
+    class First(Task):
+        async def run(self) -> None:
+            await until(interruption.at_work.is_set)
+
     class Last(LoopStep):
         async def run(self) -> None:
             await super().run()
             interruption.give_up()
 
-    chain = (*(LoopStep(id=name) for name in "abc"), Step(id="d"), Last(id="e"))
+    chain = (First, *(LoopStep(id=name) for name in "abc"), Step(id="d"), Last(id="e"))
     then = parallel(Step(id="x"), LoopStep(id="y"), LoopStep(id="z"))
     really = appends(lambda log, line: interruption.append(log, line, really))
     nth = 0
@@ -174,18 +178,22 @@ async def test_whoever_prints_while_holding_a_lock_does_not_wait_for_a_turn(
                 assert in_turn.wait(PATIENCE_S)
                 print("a line")
 
+    class Ends(Task):
+        def run(self) -> None:
+            assert held.wait(PATIENCE_S)
+
     def append(self: FileLog, line: bytes) -> None:
         if in_worker_thread() and not in_turn.is_set():
-            assert held.wait(PATIENCE_S)
             in_turn.set()
             got.append(lock.acquire(timeout=5))
             lock.release()
         real(self, line)
 
     real = appends(append)
-    dag = dag_of(parallel(Prints, (Step(id="a"), Step(id="b"))))
+    dag = dag_of(parallel(Prints, (Ends, Step)))
     async with go.runtime() as runtime, runtime.stream_dag(dag, capture=True) as run:
         told = [event async for event in run]
+        assert (await run.result()).status == "finished"
     assert got == [True]
     assert [event.line for event in told if isinstance(event, e.TaskOutput)] == ["a line"]
 
