@@ -373,7 +373,7 @@ class Engine:
                 self._breath = self._clock.now()
 
     def proceed(self, slot: Slot, attempt: Attempt, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
-        """`Relay.proceed`, from the thread that has run the attempt."""
+        """`Relay.proceed`, from the thread that has run the attempt or from inside the slot's call."""
         with self._turn:
             ended = slot.attempt is attempt and outcome.status == "finished"
             if not ended or slot.stopped or self._is_over or self._commits:
