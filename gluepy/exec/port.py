@@ -176,7 +176,7 @@ Emit = Callable[[Emission], None]  # called from any thread, in the order in whi
 
 class Relay:
     """The `emit` for an executor that `goes_on`: where its attempt has ended, in a thread or in a worker process that
-    it still talks to, it may have the engine take its next turn right there. A hop to the event loop would cost more."""
+    it still talks to, it may have the engine take its next turn right there. A hop to the event loop costs more."""
 
     __slots__ = ()
 
