@@ -1,8 +1,8 @@
 """Where the time goes: `python -m benchmarks.profile`.
 
-A timer interrupts the main thread two thousand times a second and looks at what it is at, or, while that waits, at what
-a thread with tasks is at. The innermost frame of gluepy, or of the event loop, tells the part; C code counts as whoever
-called it. Sampling costs about a hundredth, and unlike a tracing profiler it does not make small functions look big.
+A timer interrupts the main thread two thousand times a second and looks at what it is at (250 times where tasks run in
+threads: while it waits, at what these are at). The innermost frame of gluepy, or of the event loop, tells the part; C
+code counts as whoever called it. Sampling costs some hundredths, and does not make small functions look big.
 
 A thread is seen where it lets go of the interpreter, which it does in every `os.write`: for threads the log is written
 without letting go.
@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import faulthandler
 import gc
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -39,6 +41,7 @@ from benchmarks.workloads import InProcess, InThread, OnLoop, Sleep, chain, dag_
 from gluepy import DAG, Runtime
 
 INTERVAL_S = 0.0005
+THREADS_INTERVAL_S = 0.004  # to look at all threads takes a tenth of a millisecond
 LONG_ENOUGH_S = 3.0
 SWITCH_S = 0.00002  # threads let go of the interpreter so often, for a sample to come when it is due
 HOME = str(Path(gluepy.__file__).parent) + os.sep
@@ -59,6 +62,7 @@ PARTS = {  # the first that fits; what stands in no line is "session"
     "loop.py": "event loop",
     "cli/": "progress",
 }
+_FRAME = re.compile(r'^  File "(.*)", line \d+ in (.*)$', re.MULTILINE)  # as faulthandler writes it
 ORDER = (
     *("compile", "schedule", "engine", "encode", "write", "publish"),
     *("executor", "task", "event loop", "waiting", "progress"),
@@ -87,6 +91,8 @@ class Sampler:
         self.functions: Counter[str] = Counter()
         self.garbage_s = 0.0
         self._began = 0.0
+        self._interval_s = THREADS_INTERVAL_S if threads else INTERVAL_S
+        self._stacks = tempfile.TemporaryFile(buffering=0) if threads else None  # noqa: SIM115  # closed with it
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -94,7 +100,7 @@ class Sampler:
         if self._threads:
             sys.setswitchinterval(SWITCH_S)
         gc.callbacks.append(self._collecting)
-        signal.setitimer(signal.ITIMER_REAL, INTERVAL_S, INTERVAL_S)
+        signal.setitimer(signal.ITIMER_REAL, self._interval_s, self._interval_s)
         try:
             with patch.object(os, "write", _write) if self._threads else nullcontext():
                 yield
@@ -107,13 +113,24 @@ class Sampler:
     def _sample(self, signum: int, frame: FrameType | None) -> None:
         if self._only_loop and not _in_loop(frame):
             return
-        part, function = place(frame)
+        part, function = place(_stack(frame))
         if part == "waiting" and self._threads:
-            found = (place(other) for other in sys._current_frames().values() if _runs_tasks(other))
-            at_work = [each for each in found if not each[1].endswith("Engine.proceed")]  # it waits for its turn
-            part, function = at_work[0] if at_work else (part, function)
+            part, function = next(self._at_work(), (part, function))
         self.parts[part] += 1
         self.functions[function] += 1
+
+    def _at_work(self) -> Iterator[tuple[str, str]]:
+        """What threads with tasks are at, but for those that wait for their turn."""
+        # Frames of other threads, looked at one by one, would be gone before their turn: this takes all at once.
+        assert self._stacks is not None
+        self._stacks.seek(0)
+        self._stacks.truncate()
+        faulthandler.dump_traceback(self._stacks)
+        self._stacks.seek(0)
+        for thread in self._stacks.read().decode().split("\n\n"):
+            stack = _FRAME.findall(thread)
+            if any(file.endswith("executors/local.py") for file, _ in stack) and stack[0][1] != "proceed":
+                yield place(stack)
 
     def profile(self, name: str, each_s: float, taken_s: float) -> Profile:
         """What was seen in `taken_s` seconds."""
@@ -144,29 +161,22 @@ def _write(file: int, data: bytes) -> int:
 _kept = ctypes.PyDLL(None, use_errno=True)  # whose functions are called without letting go
 
 
-def _runs_tasks(frame: FrameType | None) -> bool:
+def _stack(frame: FrameType | None) -> Iterator[tuple[str, str]]:
     while frame is not None:
-        if frame.f_code.co_filename.endswith("executors/local.py"):
-            return True
+        yield frame.f_code.co_filename, frame.f_code.co_qualname
         frame = frame.f_back
-    return False
 
 
 def _in_loop(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.endswith("asyncio/runners.py"):
-            return True
-        frame = frame.f_back
-    return False
+    return any(file.endswith("asyncio/runners.py") for file, _ in _stack(frame))
 
 
-def place(frame: FrameType | None) -> tuple[str, str]:
-    """The part and the function that a stack is in."""
-    if frame is not None and frame.f_code.co_name == "select":
-        return "waiting", "select"
+def place(stack: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """The part and the function that a stack is in: the files and names of its frames, innermost first."""
     function = ""
-    while frame is not None:
-        file, name = frame.f_code.co_filename, frame.f_code.co_qualname
+    for depth, (file, name) in enumerate(stack):
+        if not depth and name.rpartition(".")[2] == "select":
+            return "waiting", "select"
         if file.startswith(HOME):
             inside = file.removeprefix(HOME).replace(os.sep, "/")
             function = function or f"{inside}: {name}"
@@ -176,7 +186,6 @@ def place(frame: FrameType | None) -> tuple[str, str]:
                 return next((part for path, part in PARTS.items() if inside.startswith(path)), "session"), function
         elif "/asyncio/" in file or "/anyio/" in file:
             return "event loop", function or f"{Path(file).parent.name}/{Path(file).name}: {name}"
-        frame = frame.f_back
     return "session", function or "other"
 
 
