@@ -121,9 +121,7 @@ class State:
                 return node
             case e.TaskMetric():
                 node = self.graph.index[event.task]
-                if node not in self.metrics:
-                    self.metrics[node] = {}
-                self.metrics[node][event.name] = event.value
+                self.metrics.setdefault(node, {})[event.name] = event.value
                 return node
             case e.TaskProgress() | e.TaskOutput():
                 return self.graph.index[event.task]
