@@ -85,7 +85,7 @@ class FileLog:
         self._written = 0  # appended lines, and below how many of them are flushed
         self._flushed = 0
         self._due = threading.Event()
-        self._is_due = False  # as `_due`, for a tenth of the time
+        self._is_due = False  # as `_due`, to be asked without a call at every write
         self._hurry = threading.Event()  # somebody waits for the flush: no time for company
         self._closing = False
         self._flusher: threading.Thread | None = None
