@@ -93,7 +93,7 @@ class Index:
         now = datetime.now(UTC)
         found = []
         columns = "run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem"
-        query = f"SELECT {columns}, last_at FROM runs {where} ORDER BY started_at DESC, run_id DESC"  # noqa: S608
+        query = f"SELECT {columns}, last_at FROM runs {where} ORDER BY started_at DESC, run_id DESC"  # noqa: S608  # all of it is named here
         ended = status not in (None, "running", "interrupted")
         for row in self._db.execute(query, values):
             if ended and row[2] != status:
