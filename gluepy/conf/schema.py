@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from gluepy.conf.project import DEFAULT_MODULE
 from gluepy.errors import SettingsError, did_you_mean
+from gluepy.redact import DOUBTFUL, REDACT, masked
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -24,8 +24,7 @@ TEXT_SOURCES = ("environment ", ".env")  # what comes from these is text, whatev
 
 Group = TypeVar("Group", bound="BaseModel")
 
-_REDACT = ("*SECRET*", "*PASSWORD*", "*PASSWD*", "*TOKEN*", "*CREDENTIAL*", "*PRIVATE*", "*KEY", "*KEYS", "*DSN*")
-_MASK = "***"
+_SHOWN_MASKED = (*REDACT, *DOUBTFUL)
 
 
 def _cpus(_: Path) -> int:
@@ -81,7 +80,7 @@ _SETTINGS = {
     "EVENT_SYNC": _Setting(lambda _: "batch", _is_one_of("batch", "commit", "none")),
     "LOG_FORMAT": _Setting(lambda _: "console", _is_one_of("console", "json")),
     "SINKS": _Setting(lambda _: [], _is_texts),
-    "REDACT": _Setting(lambda _: list(_REDACT), _is_texts),
+    "REDACT": _Setting(lambda _: list(REDACT), _is_texts),
 }
 _BY_PLACE = ("CONCURRENCY", "CONTEXT_FILES")  # their defaults are not the same everywhere
 NAMES = tuple(_SETTINGS)
@@ -247,11 +246,15 @@ class Settings:
             place = ".".join(map(str, first["loc"]))
             source = found.get(place.partition(".")[0].lower(), (None, "not set"))[1]
             setting = f"{name}.{place}" if place else name
-            raise SettingsError(setting, source, problem(setting, first, self.REDACT)) from None
+            raise SettingsError(setting, source, problem(setting, first, self._patterns)) from None
+
+    @property
+    def _patterns(self) -> Sequence[str]:
+        return self.REDACT if "REDACT" in self._given else _SHOWN_MASKED
 
     def mask(self, name: str, value: object) -> Any:
         """`value` fit to be shown: JSON-able, what REDACT names masked in it, and so are credentials in URLs."""
-        return _masked(name, value, self.REDACT)
+        return masked(name, value, self._patterns)
 
     def masked(self) -> dict[str, tuple[Any, str]]:
         """Every setting, the user's own and those of groups (`GROUP.FIELD`): the value fit to be shown, its source."""
@@ -287,7 +290,7 @@ def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str,
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0])
             place = ".".join(map(str, first["loc"]))
-            raise SettingsError(place, sources.get(name, "given"), problem(name, first, _REDACT)) from None
+            raise SettingsError(place, sources.get(name, "given"), problem(name, first, _SHOWN_MASKED)) from None
     return checked
 
 
@@ -306,52 +309,9 @@ def problem(name: str, error: Any, redact: Sequence[str]) -> str:
     message = message[:1].lower() + message[1:]
     if error["type"] == "missing":
         return message
-    return f"{message}; it is {short(_masked(name, error['input'], redact))}"
+    return f"{message}; it is {short(masked(name, error['input'], redact))}"
 
 
 def short(value: object) -> str:
     """`value` as it is shown in an error."""
     return reprlib.repr(value)
-
-
-def _masked(name: str, value: Any, redact: Sequence[str]) -> Any:
-    if value is not None and not isinstance(value, bool) and _hidden(name, redact):
-        return _MASK
-    match value:
-        case None | bool() | int() | float():
-            return value
-        case str():
-            return _without_credentials(value, redact)
-        case Mapping():
-            return {str(key): _masked(str(key), each, redact) for key, each in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [_masked("", each, redact) for each in value]
-        case _:
-            return _without_credentials(str(value), redact)
-
-
-def _hidden(name: str, redact: Sequence[str]) -> bool:
-    return any(fnmatchcase(name.upper(), pattern.upper()) for pattern in redact)
-
-
-def _without_credentials(text: str, redact: Sequence[str]) -> str:
-    if "://" not in text:
-        return text
-    from urllib.parse import urlsplit, urlunsplit  # rarely needed, and slow to import
-
-    try:
-        url = urlsplit(text)
-    except ValueError:
-        return text
-    login, at, host = url.netloc.rpartition("@")
-    if at:
-        user, colon, _ = login.partition(":")
-        login = f"{user}:{_MASK}" if colon else _MASK
-    query = "&".join(_hidden_pairs(url.query, redact))
-    return urlunsplit(url._replace(netloc=f"{login}{at}{host}", query=query))
-
-
-def _hidden_pairs(query: str, redact: Sequence[str]) -> Iterator[str]:
-    for pair in query.split("&"):
-        key, equals, _ = pair.partition("=")
-        yield f"{key}={_MASK}" if equals and _hidden(key, redact) else pair

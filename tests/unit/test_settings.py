@@ -443,6 +443,11 @@ DATABASES = {"main": {"password": "hush-3", "port": 5432}, "urls": ["redis://use
 BROKER = "amqp://hush-5@host//"
 ENDPOINT = "https://host/path?token=hush-6&page=2"
 STORAGE_ROOT = "s3://user:hush-7@bucket/x"
+AUTH = "hush-8"
+PASSPHRASE = "hush-9"
+HEADERS = {"Authorization": "Bearer hush-10", "Accept": "text/csv"}
+DATABASE = "Server=db;User Id=me;Password=hush-11;Timeout=30"
+KEY, MY_TOKENS = "hush-12", ["hush-13"]
 """
     )
     shown = load_settings(project).masked()
@@ -456,6 +461,8 @@ STORAGE_ROOT = "s3://user:hush-7@bucket/x"
     assert shown["STORAGE_ROOT"][0] == "s3://user:***@bucket/x"
     assert shown["LOCAL.PASSWORD"] == ("***", "environment GLUEPY_LOCAL__PASSWORD")
     assert shown["POOL"] == ("thread", "default")
+    assert shown["HEADERS"][0] == {"Authorization": "***", "Accept": "text/csv"}
+    assert shown["DATABASE"][0] == "Server=db;User Id=me;Password=***;Timeout=30"
 
 
 def test_redact_says_what_is_masked(write: Write) -> None:

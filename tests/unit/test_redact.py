@@ -1,0 +1,64 @@
+"""What counts as a secret, and what is left of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from gluepy.redact import MASK, looks_secret, masked, masked_text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["API_KEY", "apiKey", "x-api-key", "db.password", "AUTH", "PASSPHRASE", "SharedAccessKey", "github_token", "DSN"],
+)
+def test_names_of_secrets_are_known_however_they_are_written(name: str) -> None:
+    assert looks_secret(name)
+
+
+@pytest.mark.parametrize("name", ["author", "max_tokens", "tokenizer", "primary_key", "sort_keys", "monkey", "region"])
+def test_names_that_only_resemble_a_secrets_are_none(name: str) -> None:
+    assert not looks_secret(name)
+
+
+def test_patterns_say_what_is_secret() -> None:
+    assert looks_secret("my-iban", ["*iban*"])
+    assert not looks_secret("token", ["*iban*"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Server=db;User Id=me;Password=hush it, 1;Timeout=30", "Server=db;User Id=me;Password=***;Timeout=30"),
+        ("Driver={ODBC};Uid=me;Pwd=hush;", "Driver={ODBC};Uid=me;Pwd=***;"),
+        ("AccountName=x;AccountKey=hush==;Suffix=y", "AccountName=x;AccountKey=***;Suffix=y"),
+        ("postgres://me:hush@host/db", "postgres://me:***@host/db"),
+        ("postgres://me:hush/1#2@host/db", "postgres://me:***@host/db"),
+        ("redis://:hush@host:1/0 and amqp://hush@host//", "redis://:***@host:1/0 and amqp://***@host//"),
+        ("https://host/path?token=hush&page=2", "https://host/path?token=***&page=2"),
+        ("Authorization: Bearer hush-hush", "Authorization: ***"),
+        ("sent Bearer hush-hush", "sent Bearer ***"),
+        ('{"token": "hush 1", \'api_key\': \'hush\', "n": 1}', '{"token": "***", \'api_key\': \'***\', "n": 1}'),
+        ("login failed: password = 'hush \\' 1' (2)", "login failed: password = '***' (2)"),
+        ("token=hush, tries=3", "token=***, tries=3"),
+        ("at 12:30, a=b: http://host:80/x c@d", "at 12:30, a=b: http://host:80/x c@d"),
+    ],
+)
+def test_secrets_inside_text_are_masked_and_the_rest_is_not(text: str, expected: str) -> None:
+    assert masked_text(text) == expected
+
+
+def test_what_a_value_is_made_of_is_masked_too() -> None:
+    value = {"headers": {"Authorization": "Bearer hush"}, "urls": ["redis://:hush@h"], "auth": ("me", "hush"), "n": 1}
+    assert masked("SERVICE", value) == {
+        "headers": {"Authorization": MASK},
+        "urls": [f"redis://:{MASK}@h"],
+        "auth": MASK,
+        "n": 1,
+    }
+    assert masked("token", None) is None
+
+
+def test_long_text_is_masked_in_time_that_grows_with_its_length() -> None:  # else it would take hours
+    for part in ("a", "a=", "x ", "Aa ", "://a:", "'", "token=", "token: x ", "a" + " " * 50):
+        text = part * 30_000
+        assert masked_text(text).count("x") == text.count("x") * (part != "token: x ")
