@@ -53,3 +53,11 @@ def rfc3339(wall: float) -> str:
 def parse_rfc3339(text: str) -> float:
     """Seconds since 1970 of a timestamp written by `rfc3339`."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def seconds_of(timestamp: str) -> float | None:
+    """Seconds since 1970 of what should be a timestamp; None for anything else, as damaged logs have it."""
+    try:
+        return parse_rfc3339(timestamp)
+    except (ValueError, OverflowError, OSError):
+        return None

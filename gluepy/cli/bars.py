@@ -86,8 +86,8 @@ class Shape:
         line = [" "] * (_WIDTH + 1)
         scale = _WIDTH / self.timeline.length_s
         for bar in bars:
-            ready, start = (min(_WIDTH, round(max(0.0, at) * scale)) for at in _waited(bar))
-            end = min(_WIDTH, round(bar.ended_s * scale))
+            ready, start = (round(min(_WIDTH, max(0.0, at * scale))) for at in _waited(bar))
+            end = round(min(_WIDTH, max(0.0, bar.ended_s * scale)))
             line[ready:start] = waiting * (start - ready)
             line[start : max(end, start + 1)] = working * max(end - start, 1)
         return "".join(line).rstrip()

@@ -17,7 +17,7 @@ from gluepy.core import events as e
 from gluepy.core.graph import slug_of
 from gluepy.core.state import RUNNING, State
 from gluepy.errors import GluepyError, UsageError
-from gluepy.runs.log import LogReader
+from gluepy.runs.reading import RunReader, read_run
 from gluepy.runs.record import Record
 from gluepy.runtime import find_record
 from gluepy.runtime.options import asking, meant
@@ -57,13 +57,13 @@ class StillRunning(GluepyError):
 def watch(invocation: Invocation, run: str, progress: str, quiet: bool) -> int:
     """`gluepy watch`"""
     record = find_record(invocation.settings(), run)
-    Story(record)  # raises for a log that cannot be followed
-    reader = LogReader(record.events)
+    read_run(record)  # raises for a log that cannot be followed
+    reader = RunReader(record.events)
     with closing(view_of(progress, quiet, False)) as view:
         driven = record.is_held()
         past = list(reader.events())
         if past and driven and not _is_over(past[-1]):
-            opening, lines, done, total, running = _so_far(past)
+            opening, lines, done, total, running = _so_far(record, reader.state, past)
             view.say(lines, done, total)
             view.show([opening, *running])
             over = False
@@ -83,16 +83,15 @@ def watch(invocation: Invocation, run: str, progress: str, quiet: bool) -> int:
     if not (quiet and status == "finished"):
         say(_ending(story, status))
     if status != "finished":
-        tell(f"resume it with: {invocation.command('resume', story.state.run_id)}")
+        tell(f"resume it with: {invocation.command('resume', record.run_id)}")
     return _CODES[status]
 
 
 def _so_far(
-    past: list[e.Event],
+    record: Record, state: State, past: list[e.Event]
 ) -> tuple[e.Event, list[str], dict[str, int], int, list[e.Event]]:
     """What has happened before one began to watch: the event that opened the session, how it stands in words and in
     numbers, the number of tasks, and the attempts that run."""
-    state = State.of(past)
     opening = next(event for event in reversed(past) if isinstance(event, (e.RunStarted, e.RunResumed)))
     counts = state.counts()
     done = {word: number for word, number in counts.items() if word not in (*_LIVE, "pending")}
@@ -100,14 +99,14 @@ def _so_far(
     running = [started[state.graph.id(node)] for node in state.graph.tasks() if state.status[node] == RUNNING]
     total = len(state.graph.index)
     told = ", ".join(f"{number:,} {word}" for word, number in done.items()) or "nothing has ended yet"
-    lines = [f"watching run {state.run_id}; so far: {told}, of {count(total, 'task')}; Ctrl-C stops watching only"]
+    lines = [f"watching run {record.run_id}; so far: {told}, of {count(total, 'task')}; Ctrl-C stops watching only"]
     return opening, lines, done, total, list(running)
 
 
 def follow_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs --follow`"""
     record = find_record(invocation.settings(), run)
-    state = Story(record).state  # raises for a log that cannot be followed
+    state = read_run(record).state
     if task is not None:
         meant(state.graph, state.dag, task, asking(state.graph))  # raises for an unknown one
     followed = _Followed(record, task)
@@ -126,8 +125,7 @@ class _Followed:
 
     def __init__(self, record: Record, task: str | None) -> None:
         self._record, self._task = record, task
-        self._reader = LogReader(record.events)
-        self._state: State | None = None
+        self._reader = RunReader(record.events)
         self._files: dict[str, tuple[str, Path]] = {}
         self._open: dict[str, IO[bytes]] = {}
         self._shown = ""
@@ -138,10 +136,6 @@ class _Followed:
         over = False
         for event in self._reader.events():
             over = _is_over(event)
-            if isinstance(event, e.RunStarted) and self._state is None:
-                self._state = State.of([event])
-            elif self._state is not None:
-                self._state.apply(event)
             if isinstance(event, e.TaskStarted) and self._wanted(event.task):
                 name = f"{slug_of(event.task)}.{event.attempt}.log"
                 self._files[name] = (f"{printable(event.task)}, attempt {event.attempt}", self._record.logs / name)
@@ -178,8 +172,7 @@ class _Followed:
     def _wanted(self, task: str) -> bool:
         if self._task is None or task == self._task:
             return True
-        assert self._state is not None
-        graph = self._state.graph
+        graph = self._reader.state.graph
         return graph.spec(graph.index[task]).label == self._task and self._task not in graph.index
 
 
@@ -197,7 +190,7 @@ def cancel(invocation: Invocation, run: str) -> int:
     story = Story(record)
     say(_ending(story, story.status))
     if story.status != "finished":
-        tell(f"resume it with: {invocation.command('resume', story.state.run_id)}")
+        tell(f"resume it with: {invocation.command('resume', record.run_id)}")
     return 0
 
 
@@ -210,7 +203,7 @@ def _running(settings: Settings, run: str) -> Record:
 
 def _ending(story: Story, status: str) -> str:
     state = story.state
-    return summary(state.dag, state.run_id, _ENDED.get(status, status), story.counts(status), story.duration_s)
+    return summary(state.dag, story.record.run_id, _ENDED.get(status, status), story.counts(status), story.duration_s)
 
 
 _ENDED = {"finished": "finished", "failed": "failed", "cancelled": "was cancelled", "interrupted": "was interrupted"}

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gluepy.cli.invocation import Invocation
-from gluepy.cli.text import STYLE_OF, amount, count, duration, printable, say, styled, table, tell, wants_colour
+from gluepy.cli.text import STYLE_OF, amount, count, duration, moment, printable, say, styled, table, tell, wants_colour
 from gluepy.core.events import JSON
 from gluepy.errors import OptionError, RunLocked, did_you_mean
 from gluepy.runs.index import Index, RunSummary
@@ -55,11 +55,10 @@ def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit
 def _row(run: RunSummary) -> tuple[str, ...]:
     if run.status == "unreadable":
         return run.run_id, "", run.status, "", "", printable(run.problem)
-    started = datetime.fromisoformat(run.started_at).astimezone()
     tasks = ", ".join(f"{number:,} {word}" for word, number in run.counts.items())
     again = f", session {run.sessions}" if run.sessions > 1 else ""
     took = duration(run.duration_s)
-    return run.run_id, printable(run.dag), run.status, f"{started:%Y-%m-%d %H:%M:%S}", took, f"{tasks}{again}"
+    return run.run_id, printable(run.dag), run.status, moment(run.started_at), took, f"{tasks}{again}"
 
 
 def prune(
@@ -156,7 +155,7 @@ _NOT_CHOSEN = ("dag", "run_id", "params", "capture")
 
 
 def _diff_text(found: Mapping[str, Any], told: list[dict[str, JSON]]) -> Iterator[str]:
-    started = [f"{datetime.fromisoformat(each['started_at']).astimezone():%Y-%m-%d %H:%M:%S}" for each in told]
+    started = [moment(each["started_at"]) for each in told]
     facts = [
         ("run", *found["runs"]),
         ("dag", *(printable(each["dag"]) for each in told)),

@@ -15,7 +15,7 @@ from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.story import Story, failure_text
 from gluepy.cli.text import count, damage, first_line, printable, say, styled, table, tell, wants_colour
 from gluepy.conf.dags import find_dag, find_dags
-from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, encode
+from gluepy.core.events import JSON, Event, RunCancelled, RunFailed, RunFinished, encode
 from gluepy.core.graph import slug_of
 from gluepy.core.timeline import timeline
 from gluepy.errors import DagError, OptionError, did_you_mean
@@ -95,8 +95,9 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
 def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
     """`gluepy show`"""
     settings = invocation.settings()
-    story = Story(find_record(settings, run))
-    told = timeline(LogReader(story.record.events).events(), story.state)
+    events: list[Event] = []
+    story = Story(find_record(settings, run), events.append)
+    told = timeline(events, story.state)
     slots = 1 if story.state.options.get("debug") else story.state.options.get("concurrency") or settings.CONCURRENCY
     slots = max(slots, most_at_once(told))
     shape = Shape(timeline=told, state=story.state, slots=slots, limits=settings.LIMITS, status=story.status)
@@ -112,7 +113,7 @@ def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
     if failures:
         say("", *failure_text(failures, colour))
     if story.status in ("failed", "cancelled", "interrupted"):
-        say("", f"resume it with: {invocation.command('resume', story.state.run_id)}")
+        say("", f"resume it with: {invocation.command('resume', story.record.run_id)}")
     return 0
 
 
@@ -131,7 +132,7 @@ def show_events(invocation: Invocation, run: str, follow: bool) -> int:
         if over or not driven:
             break
         time.sleep(_POLL_S)
-    for what in damage(reader.bad, reader.gaps):
+    for what in damage(reader.bad, reader.gaps, reader.doubled):
         tell(f"{record.events}: {what}")
     return 0
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,12 +24,14 @@ from gluepy.cli.text import (
     first_line,
     fit,
     is_terminal,
+    moment,
     padded,
     printable,
     styled,
     tell,
     wants_colour,
 )
+from gluepy.clock import seconds_of
 from gluepy.core import events as e
 from gluepy.core.graph import Deps, Each, Element, Leaf, Par, Seq, Tree
 from gluepy.core.scheduler import GRACE_S
@@ -155,7 +156,7 @@ class Plain:
         second = event.timestamp[:19]
         if second != self._second:
             self._second = second
-            self._clock = datetime.fromisoformat(event.timestamp).astimezone().strftime("%H:%M:%S")
+            self._clock = moment(event.timestamp)[-8:]
         return self._clock
 
 
@@ -367,7 +368,7 @@ def _told(task: str) -> str:
 
 def _age_s(event: e.Event) -> float:
     """How long ago `event` was: next to nothing, unless the run is another process's."""
-    return max(0.0, time.time() - datetime.fromisoformat(event.timestamp).timestamp())
+    return max(0.0, time.time() - (seconds_of(event.timestamp) or time.time()))
 
 
 def _ticking(seconds: float) -> str:

@@ -131,7 +131,7 @@ def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
     facts = [f"{count(len(tasks), 'task')} {what}" for tasks, what in parts if tasks]
     nothing = "" if plan.again or plan.waiting or plan.retrying else "; nothing is left to do"
     yield f"resuming run {plan.run_id}, session {plan.session}: {', '.join(facts) or 'it has no tasks'}{nothing}"
-    if broken := damage(plan.bad_lines, plan.gaps):
+    if broken := damage(plan.bad_lines, plan.gaps, plan.doubled):
         yield f"warning: its log has {' and '.join(broken)}; tasks whose end is lost run again"
     for name, why in plan.none_of.items():
         yield f"no task {printable(name)!r} to run again: {printable(why)}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from gluepy.cli.text import (
@@ -15,16 +15,18 @@ from gluepy.cli.text import (
     duration,
     error_line,
     first_line,
+    moment,
     printable,
     printable_block,
     styled,
     table,
 )
+from gluepy.clock import seconds_of
 from gluepy.core import events as e
 from gluepy.core.events import JSON
-from gluepy.core.state import BLOCKED, FAILED, RUNNING, SKIPPED, STATUS, State
-from gluepy.errors import TaskError, UsageError
-from gluepy.runs.log import LogReader
+from gluepy.core.state import BLOCKED, FAILED, RUNNING, SKIPPED, STATUS
+from gluepy.errors import TaskError
+from gluepy.runs.reading import read_run
 from gluepy.runs.record import Record
 from gluepy.traces import without_our_frames
 
@@ -44,17 +46,6 @@ _URGENCY = {"failed": 0, "running": 1, "retrying": 1, "finished": 3}
 _ROWS = 60  # tasks in a table
 _LOG_LINES = 10  # of a log file, behind a failure that has no traceback
 _TRACEBACKS = 20  # shown whole; further failures are one line each
-
-
-class NoStory(UsageError):
-    """A run's events cannot be told: none, or not what a run leaves. `path` is their file, `why` says more."""
-
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(path, why)
-        self.path, self.why = path, why
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +76,24 @@ class Failure:
 
 
 class Story:
-    """A run as its record tells it: its `state`, what its driver said first, and what is wrong with the log."""
+    """A run as its record tells it: its `state`, and what is wrong with the log (`damage`).
 
-    def __init__(self, record: Record) -> None:
+    Raises `UnreadableLog`, and `UnknownRun` for a run that was deleted meanwhile. `see` is called with each event.
+    """
+
+    def __init__(self, record: Record, see: Callable[[e.Event], object] | None = None) -> None:
         self.record = record
         self._said: dict[str, str] = {}  # what tasks that skipped themselves gave as a reason
-        reader = LogReader(record.events)
-        self._has_begun = False
-        try:
-            self.state = State.of(self._noting(reader.events()))
-        except (ValueError, KeyError, IndexError) as error:
-            begun = f"its events do not fit together ({error!r})"
-            why = "it has no events of a run yet" if not self._has_begun else begun
-            raise NoStory(str(record.events), why) from None
-        self.damage = damage(reader.bad, reader.gaps)
+
+        def note(event: e.Event) -> None:
+            if isinstance(event, e.TaskSkipped) and event.why:
+                self._said[event.task] = event.why
+            if see is not None:
+                see(event)
+
+        reader = read_run(record, see=note)
+        self.state = reader.state
+        self.damage = damage(reader.bad, reader.gaps, reader.doubled)
 
     @property
     def status(self) -> str:
@@ -111,7 +106,7 @@ class Story:
         """How long its sessions took together, or have taken until now, or until the last that is known."""
         since_s = 0.0
         if self.status == "running":
-            since_s = (datetime.now(UTC) - datetime.fromisoformat(self.state.last_at)).total_seconds()
+            since_s = time.time() - (seconds_of(self.state.last_at) or time.time())
         return self.state.lasted_s() + max(0.0, since_s)
 
     def failures(self) -> list[Failure]:
@@ -124,7 +119,7 @@ class Story:
         """The run as one JSON object."""
         state, status = self.state, self.status
         return {
-            "run_id": state.run_id,
+            "run_id": self.record.run_id,
             "dag": state.dag,
             "status": status,
             "reason": state.reason,
@@ -145,12 +140,11 @@ class Story:
     def text(self, colour: bool) -> Iterator[str]:
         """The run in plain text: header, tasks, metrics. Failures and what to do next are `failure_text`."""
         state, status = self.state, self.status
-        begun = datetime.fromisoformat(state.started_at).astimezone()
         facts = [
-            ("run", state.run_id),
+            ("run", self.record.run_id),
             ("dag", printable(state.dag)),
             ("status", styled(status, STYLE_OF.get(status, "bold"), colour) + self._why()),
-            ("started", f"{begun:%Y-%m-%d %H:%M:%S}"),
+            ("started", moment(state.started_at)),
             ("took", duration(self.duration_s)),
             ("code", state.code_version + self._began_with()),
             ("options", _options(state.options)),
@@ -202,6 +196,8 @@ class Story:
         }
         if state.status[node] == SKIPPED:
             task["reason"] = state.why.get(node, "")
+            if (said := self._said.get(state.graph.id(node))) is not None:
+                task["why"] = said
         if state.status[node] == BLOCKED:
             task["blocked_by"] = state.blocked_by.get(node, [])
         error = state.error.get(node)
@@ -244,7 +240,7 @@ class Story:
             return f"by {', '.join(map(printable, state.blocked_by.get(node, ())))}"
         if state.status[node] == SKIPPED:
             reason = state.why.get(node, "")
-            said = self._said.get(state.graph.id(node), "")
+            said = first_line(self._said.get(state.graph.id(node), ""))
             return {"upstream": "what it depends on was skipped", "trigger": "its trigger was not met"}.get(
                 reason, said
             )
@@ -252,13 +248,6 @@ class Story:
         if error is None or state.status[node] != FAILED:
             return ""
         return error_line(error.error_type, error.error_message, error.reason)
-
-    def _noting(self, events: Iterable[e.Event]) -> Iterator[e.Event]:
-        for event in events:
-            self._has_begun |= isinstance(event, e.RunStarted)
-            if isinstance(event, e.TaskSkipped) and event.why:
-                self._said[event.task] = first_line(event.why)
-            yield event
 
 
 def failure_text(failures: Sequence[Failure], colour: bool) -> Iterator[str]:

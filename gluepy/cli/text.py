@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import TextIO
 
 from gluepy.errors import NOT_RAISED
@@ -93,8 +94,18 @@ def table(rows: Iterable[Sequence[str]], indent: str = "") -> list[str]:
     ]
 
 
+def moment(timestamp: str) -> str:
+    """A timestamp in local time; what is none (in a damaged log) as it stands."""
+    try:
+        return f"{datetime.fromisoformat(timestamp).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return printable(timestamp)
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: `20 ms`, `1.25 s`, `12.3 s`, `2 min 05 s`, `1 h 02 min`."""
+    if not seconds < 1e15:
+        return "?"  # a damaged log can hold any number
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 or seconds <= 0 else "<1 ms"
     if seconds < 9.995:
@@ -117,10 +128,12 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def damage(bad_lines: int, gaps: int) -> list[str]:
+def damage(bad_lines: int, gaps: int, doubled: int) -> list[str]:
     """What is wrong with an event log, in words; empty when nothing is."""
     bad = "1 line that is no event" if bad_lines == 1 else f"{bad_lines:,} lines that are no events"
-    return [*([bad] if bad_lines else ()), *([count(gaps, "missing event")] if gaps else ())]
+    twice = f"{count(doubled, 'event')} with a number that was there before"
+    found = ((bad_lines, bad), (gaps, count(gaps, "missing event")), (doubled, twice))
+    return [words for number, words in found if number]
 
 
 def wants_colour(stream: TextIO) -> bool:

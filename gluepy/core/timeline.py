@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 
 import msgspec
 
+from gluepy.clock import seconds_of
 from gluepy.core import events as e
 from gluepy.core.forecast import Forecast, forecast
 from gluepy.core.state import FINISHED, State
 
+_LONGEST_S = 1e9  # a damaged log can hold any number
 _JUMP_S = 60.0  # so far an event may be from where it belongs before it is the clock that was wrong
 
 
@@ -87,7 +88,7 @@ def with_more_slots(state: State, concurrency: int, limits: Mapping[str, int]) -
     def simulated(slots: int) -> Forecast:
         return forecast(
             state.graph,
-            lambda node: state.duration_s[node] if state.status[node] == FINISHED else 0.0,
+            lambda node: min(max(0.0, state.duration_s[node]), _LONGEST_S) if state.status[node] == FINISHED else 0.0,
             concurrency=max(slots, concurrency),
             limits=limits,
         )
@@ -106,7 +107,9 @@ class _Clock:
 
     def seconds(self, event: e.Event, due_s: float = math.inf) -> float:
         """When `event` happened; `due_s` is when it must have, more or less, by a clock that nobody can set."""
-        at = datetime.fromisoformat(event.timestamp).timestamp()
+        at = seconds_of(event.timestamp)
+        if at is None:  # a damaged one: it happened, at some time after the one before
+            at = self._last + self._shift
         if event.session != self._session:
             self._session, self._began = event.session, self._last
             self._shift = at - self._last

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from gluepy.core.state import FAILED, State
-from gluepy.runs.log import LogReader, UnreadableLog
-from gluepy.runs.record import Record
+from gluepy.clock import seconds_of
+from gluepy.core.events import Event
+from gluepy.core.state import FAILED
+from gluepy.errors import UnknownRun
+from gluepy.runs.log import UnreadableLog
+from gluepy.runs.reading import read_run
+from gluepy.runs.record import Record, is_run_name
 
-_VERSION = 3
+_VERSION = 4
+_MOST = 2**63 - 1  # what SQLite can count up to
 _SCHEMA = """
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, size INTEGER, dag TEXT, status TEXT, started_at TEXT, duration_s REAL, sessions INTEGER,
@@ -35,7 +40,8 @@ _INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 class RunSummary(msgspec.Struct, frozen=True):
     """One line of `runs`. `status` is finished, failed or cancelled; running while a driver holds the run;
     interrupted when it has no end and no driver (as are then in `counts` the tasks that ran); unreadable (`problem`
-    says why) when its log cannot be read. `duration_s` is how long its sessions took together, or have taken."""
+    says where and why) when its log cannot be read. `duration_s` is how long its sessions took together, or have
+    taken."""
 
     run_id: str
     dag: str
@@ -90,7 +96,7 @@ class Index:
     def runs(self, dag: str | None = None, status: str | None = None, at_most: int = 0) -> list[RunSummary]:
         """The runs, newest first; of one DAG, with one status, at most so many (0: all)."""
         where, values = ("WHERE dag = ?", (dag,)) if dag is not None else ("", ())
-        now = datetime.now(UTC)
+        now = time.time()
         found = []
         columns = "run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem"
         query = f"SELECT {columns}, last_at FROM runs {where} ORDER BY started_at DESC, run_id DESC"  # noqa: S608  # all of it is named here
@@ -127,6 +133,8 @@ class Index:
         try:
             with os.scandir(self.root) as entries:
                 for entry in entries:
+                    if not is_run_name(entry.name):
+                        continue
                     try:
                         size = os.stat(f"{entry.path}/events.jsonl").st_size
                     except OSError:
@@ -137,43 +145,43 @@ class Index:
             return
 
     def _take(self, run_id: str, size: int) -> None:
-        reader = LogReader(self.root / run_id / "events.jsonl")
-        state: State | None = None
+        record, started_at = Record(self.root, run_id), ""
+
+        def see(event: Event) -> None:
+            nonlocal started_at
+            started_at = started_at or event.timestamp
+
         try:
-            events = reader.events()
-            state = State.of(islice(events, 1))
-            for event in events:
-                state.apply(event)
-        except (UnreadableLog, ValueError, KeyError, IndexError) as problem:
-            why = str(problem) if isinstance(problem, (UnreadableLog, ValueError)) else "its events do not fit together"
-            started_at = state.started_at if state is not None else ""
-            row: Sequence[Any] = (run_id, size, "", "unreadable", started_at, 0.0, 0, 0, "{}", "[]", why, "")
-            self._db.execute(_INSERT_RUN, row)
-            return
-        graph, status = state.graph, state.status
-        failed = [graph.id(node) for node in graph.tasks() if status[node] == FAILED]
-        row = (
-            run_id,
-            size,
-            state.dag,
-            state.run,
-            state.started_at,
-            state.lasted_s(),
-            state.session,
-            len(graph.index),
-            msgspec.json.encode(state.counts()).decode(),
-            msgspec.json.encode(failed).decode(),
-            "",
-            state.last_at,
-        )
+            state = read_run(record, see=see).state
+        except UnknownRun:
+            return  # deleted just now
+        except UnreadableLog as problem:
+            row: Sequence[Any] = (run_id, size, "", "unreadable", started_at, 0.0, 0, 0, "{}", "[]", str(problem), "")
+        else:
+            graph, status = state.graph, state.status
+            failed = [graph.id(node) for node in graph.tasks() if status[node] == FAILED]
+            row = (
+                run_id,
+                size,
+                state.dag,
+                state.run,
+                state.started_at,
+                min(state.lasted_s(), sys.float_info.max),
+                min(state.session, _MOST),
+                len(graph.index),
+                msgspec.json.encode(state.counts()).decode(),
+                msgspec.json.encode(failed).decode(),
+                "",
+                state.last_at,
+            )
         self._db.execute(_INSERT_RUN, row)
 
-    def _summary(self, row: Sequence[Any], now: datetime) -> RunSummary:
+    def _summary(self, row: Sequence[Any], now: float) -> RunSummary:
         run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem, last_at = row
         counts = msgspec.json.decode(counts, type=dict[str, int])
         if status == "running":
             if Record(self.root, run_id).is_held():
-                duration_s += max(0.0, (now - datetime.fromisoformat(last_at)).total_seconds())
+                duration_s += max(0.0, now - (seconds_of(last_at) or now))
             else:
                 status = "interrupted"
             counts = {status if word == "running" else word: number for word, number in counts.items()}

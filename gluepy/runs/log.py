@@ -17,8 +17,7 @@ import anyio
 import msgspec
 
 from gluepy.core.events import SCHEMA_VERSION, Event, RunResumed, RunStarted, decode
-from gluepy.core.state import State
-from gluepy.errors import DagError, GluepyError, UsageError
+from gluepy.errors import GluepyError, UsageError
 from gluepy.loop import Doorbell
 
 Sync = Literal["batch", "commit", "none"]
@@ -267,15 +266,6 @@ class LogReader:
                 if count == at_most:
                     return
 
-    def state(self) -> State:
-        """The state after all events. Raises `UnreadableLog` for a log that tells of no run, or contradicts itself."""
-        try:
-            return State.of(self.events())
-        except (ValueError, LookupError, ArithmeticError, TypeError, DagError, RecursionError) as error:
-            why = f"unknown task {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-            damage = f" ({self.bad} lines are damaged, {self.gaps} are missing)" if self.bad or self.gaps else ""
-            raise UnreadableLog(str(self.path), f"its events make no run: {why}{damage}") from error
-
     def _lines(self) -> Iterator[bytes]:
         try:
             file = self.path.open("rb")
@@ -283,8 +273,13 @@ class LogReader:
             raise UnreadableLog(str(self.path), error.strerror or str(error)) from error
         with file:
             file.seek(self.offset)
-            for line in file:
-                if not line.endswith(b"\n") and not (self._ended and _is_event(line)):
+            lines = iter(file)
+            while True:
+                try:
+                    line = next(lines, b"")
+                except OSError as error:  # a broken disk
+                    raise UnreadableLog(str(self.path), error.strerror or str(error)) from error
+                if not line or (not line.endswith(b"\n") and not (self._ended and _is_event(line))):
                     return  # being written, or torn: complete once a newline follows
                 self.offset += len(line)
                 yield line

@@ -203,12 +203,24 @@ class _Started(msgspec.Struct):
     timestamp: str
 
 
+def is_run_name(name: str) -> bool:
+    """Whether a folder of this name can be a run's. Hidden ones are being deleted, and what is no text nobody asked
+    for: ids are letters and digits."""
+    if name.startswith("."):
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def run_names(root: Path) -> Iterator[str]:
     """The ids of the runs recorded in `root`, in no order."""
     try:
         with os.scandir(root) as entries:
             for entry in entries:
-                if entry.is_dir() and os.path.exists(os.path.join(entry.path, "events.jsonl")):
+                if is_run_name(entry.name) and os.path.isfile(os.path.join(entry.path, "events.jsonl")):
                     yield entry.name
     except FileNotFoundError:
         return

@@ -87,8 +87,9 @@ class ResumePlan:
     """What a resumed run does: `again` maps each task that finished or began before and runs again to the cause,
     `waiting` are the tasks that have still to begin, `retrying` those that are due for another attempt, `kept` the
     finished ones that do not run; `changes` tell how the DAG differs from that of the run's last session, and
-    `code_before` and `code_version` which code that session had and this one has; `bad_lines` and `gaps` count what
-    could not be read of the log, and events that it lacks; `none_of` are the names that were to run again and mean no
+    `code_before` and `code_version` which code that session had and this one has; `bad_lines`, `gaps` and
+    `doubled` count what could not be read of the log, events that it lacks, and events with a number that was there
+    before; `none_of` are the names that were to run again and mean no
     task as yet, with the reason; `left_out` counts the tasks that were skipped since the run's selection lacks them."""
 
     run_id: str
@@ -104,3 +105,4 @@ class ResumePlan:
     none_of: Mapping[str, str] = field(default_factory=dict)
     retrying: Sequence[str] = ()
     left_out: int = 0
+    doubled: int = 0

@@ -32,7 +32,8 @@ from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.task import Task
 from gluepy.runs.durations import learn_durations, read_durations, typical
-from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_mend
+from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_mend
+from gluepy.runs.reading import read_run
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.options import asking, make_executor, make_sinks, meant, recorded_name, select, task_names
@@ -144,13 +145,8 @@ class Session:
         record = find_record(settings, run)
         with ExitStack() as hold:
             hold.enter_context(record.lock())
-            reader = LogReader(record.events, ended=True)
-            try:
-                state = State.of(reader.events())
-            except (ValueError, KeyError, IndexError) as error:
-                damaged = f"its log is damaged, what it tells of {error} does not fit together"
-                why = str(error) if isinstance(error, ValueError) else damaged
-                raise OptionError(f"run {record.run_id}", f"it cannot be resumed: {why}", "start a new one") from None
+            reader = read_run(record, ended=True)
+            state = reader.state
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
             dag = _dag_again(merged.get("dag") or state.dag, settings, record.run_id)
@@ -201,6 +197,7 @@ class Session:
                 none_of,
                 retrying,
                 left_out,
+                reader.doubled,
             )
             choice = choose(settings, compiled, merged)
             return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
@@ -396,7 +393,10 @@ def find_record(settings: Settings, run: str) -> Record:
 
 
 def _label(record: Record) -> str:
-    first = next(LogReader(record.events).events(1), None)
+    try:
+        first = next(LogReader(record.events).events(1), None)
+    except UnreadableLog:  # it is not the one that is meant
+        return ""
     return first.dag if first is not None else ""
 
 

@@ -35,6 +35,8 @@ from gluepy.core.state import STATUS
 from gluepy.errors import OptionError, UnknownTask
 from gluepy.runs.index import Index
 from gluepy.runs.log import LogReader
+from gluepy.runs.reading import read_run
+from gluepy.runs.record import Record
 from gluepy.runtime import ResumePlan, Run, RunResult, Runtime, Streaming
 
 NAMES = [*(f"t{number}" for number in range(6)), "e0", "e1"]  # of tasks, and of those that an `each` asks for
@@ -241,7 +243,7 @@ class Lives(RuleBasedStateMachine):
         after = life.recorded().within(life.pipes[-1])
         assert (after.end, after.sessions) == (result.status, len(life.pipes))
         statuses = {task: each.status for task, each in result.tasks.items()}
-        state = LogReader(life.log).state()
+        state = read_run(Record(life.log.parent.parent, life.log.parent.name)).state
         assert statuses == after.statuses == {task: STATUS[state.status[n]] for task, n in state.graph.index.items()}
         # what was not begun before a failure is left; under "cancel" nothing is tried again
         others = {"drain": {"blocked"}, "cancel": {"blocked", "cancelled", "failed"}}.get(drive.policy, set())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +14,23 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from simulation import World, fingerprint
 
+from gluepy.cli.bars import Shape
+from gluepy.cli.story import Story, failure_text
 from gluepy.core import events as e
 from gluepy.core.state import State
+from gluepy.core.timeline import timeline
+from gluepy.errors import UnknownRun
+from gluepy.runs.index import Index
 from gluepy.runs.log import FileLog, LogBroken, LogReader, MemoryLog, Sync, UnreadableLog
+from gluepy.runs.reading import read_run
+from gluepy.runs.record import Record
 
 FUZZED = int(os.environ.get("GLUEPY_FUZZED_LOGS", "2000"))
 EXHAUSTIVE = int(os.environ.get("GLUEPY_FUZZED_LOGS_EXHAUSTIVE", "100000"))
@@ -404,7 +415,7 @@ def test_every_byte_prefix_of_a_log_is_the_events_of_its_whole_lines(path: Path)
         assert list(reader.events()) == events[:whole], cut
         assert (reader.bad, reader.gaps, reader.doubled) == (0, 0, 0)
         if whole and cut in (ends[whole], ends[whole] + 1):
-            assert fingerprint(LogReader(path).state()) == fingerprint(State.of(events[:whole]))
+            assert fingerprint(read_run(recorded(path)).state) == fingerprint(State.of(events[:whole]))
 
 
 @pytest.mark.parametrize(
@@ -488,7 +499,7 @@ def test_a_later_schema_version_is_refused(path: Path, kind: Any) -> None:
 def test_a_later_schema_version_is_refused_whatever_else_it_says(path: Path) -> None:
     path.write_bytes(b'{"event":"run.started","schema_version":2,"seq":"one"}\n')
     with pytest.raises(UnreadableLog, match="upgrade gluepy"):
-        LogReader(path).state()
+        read_run(recorded(path))
     for line in (b'{"event":"run.ended","schema_version":2}\n', b'{"event":"run.started","schema_version":1}\n'):
         path.write_bytes(line)
         reader = LogReader(path)
@@ -506,20 +517,58 @@ def test_a_log_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("log", "told"),
     [
-        (b"", r"its events make no run: a run's events begin with run\.started"),
-        (lines(1)[0], r"begin with run\.started"),
-        (b"garbage\n" + lines(1, 4)[0], r"\(1 lines are damaged, 3 are missing\)"),
+        (b"", "it has no events of a run yet"),
+        (lines(1)[0], r"its events make no run: a run's events begin with run\.started"),
+        (b"garbage\n" + lines(1, 4)[0], r"\(1 lines are damaged, 3 lines are missing\)"),
         (opening(e.RunStarted, 1) + lines(1, 2)[0], "unknown task 'a'"),
         (opening(e.RunStarted, 1).replace(b"sequence", b"sequel"), "Invalid"),
     ],
 )
 def test_a_log_that_makes_no_run_is_one_kind_of_error(path: Path, log: bytes, told: str) -> None:
     path.write_bytes(log)
-    with pytest.raises(UnreadableLog, match=told):
-        LogReader(path).state()
+    with pytest.raises(UnreadableLog, match=told) as caught:
+        read_run(recorded(path))
+    assert caught.value.path == str(path)
+
+
+def test_an_authoring_error_in_a_log_is_an_unreadable_log(path: Path) -> None:
+    twice = {"type": "sequence", "items": [{"type": "task", "spec": 0}] * 2}
+    graph = {"specs": [{"cls": "flows:Load", "label": "load"}], "root": twice}
+    path.write_bytes(e.encode(structs.replace(e.decode(opening(e.RunStarted, 1)), graph=graph)))
+    with pytest.raises(UnreadableLog, match="stands twice") as caught:
+        read_run(recorded(path))
+    assert caught.value.path == str(path)
+
+
+def test_a_run_that_was_deleted_meanwhile_is_no_such_run(tmp_path: Path) -> None:
+    with pytest.raises(UnknownRun, match="no run 'gone'"):
+        read_run(Record(tmp_path, "gone"))
 
 
 # ---- fuzz
+
+# What a field may be made of: times and numbers that no clock gives, text that a terminal obeys, ids of nothing.
+HOSTILE: tuple[Any, ...] = (
+    "", "x", "0001-01-01T00:00:00", "9999-12-31T23:59:59.999999-23:59", "2026-01-01T00:00:00",
+    "\x1b]0;owned\x07\x1b[2J",
+    "\u202egpj.exe", "\ud800", -1, 0, 2**63, 2**64 - 1, 1e308, -1e308, None, True, [], {}, [[1]], [[]], {"a": -1},
+)  # fmt: skip
+
+
+def hostile(line: bytes, rng: random.Random) -> bytes:
+    """The event of `line` with one of its fields changed, at any depth."""
+    try:
+        event = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeError):
+        return line
+    at = event
+    while isinstance(at, (dict, list)) and at:
+        key = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+        if not isinstance(at[key], (dict, list)) or not at[key] or rng.random() < 0.3:
+            at[key] = rng.choice(HOSTILE)
+            break
+        at = at[key]
+    return json.dumps(event, separators=(",", ":")).encode() + b"\n"
 
 
 def damage(log: list[bytes], rng: random.Random) -> bytes:
@@ -527,7 +576,7 @@ def damage(log: list[bytes], rng: random.Random) -> bytes:
     log = list(log)
     for _ in range(rng.choice((1, 1, 2, 5))):
         at = rng.randrange(len(log))
-        match rng.randrange(6):
+        match rng.randrange(7):
             case 0:
                 del log[at]
             case 1:
@@ -545,6 +594,8 @@ def damage(log: list[bytes], rng: random.Random) -> bytes:
                     if line:
                         line[rng.randrange(len(line))] ^= 1 << rng.randrange(8)
                     log[at] = bytes(line)
+            case 6:
+                log[at] = hostile(log[at], rng)
         if not log:
             return b""
     return b"".join(log)
@@ -557,28 +608,67 @@ def logs() -> Iterator[list[bytes]]:
                 yield run.lines
 
 
-def fuzz(path: Path, first: int, count: int) -> int:
+def recorded(path: Path) -> Record:
+    """The record whose log is `path`."""
+    return Record(path.parent.parent, path.parent.name)
+
+
+def told(record: Record) -> None:
+    """Look at a run in every way that there is."""
+    events: list[e.Event] = []
+    story = Story(record, events.append)
+    shape = Shape(timeline=timeline(events, story.state), state=story.state, slots=2, limits={}, status=story.status)
+    text = [*story.text(False), *shape.text(False), *failure_text(story.failures(), False)]
+    assert not any(re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", line) for line in text)
+    msgspec.json.encode({**story.record_of(), "timeline": shape.record()})
+
+
+def fuzz(path: Path, first: int, count: int, look: Callable[[Record], object] = read_run) -> int:
     """How many of the damaged logs could still be read."""
     sound = list(logs())
     readable = 0
     for seed in range(first, first + count):
         rng = random.Random(seed)
         path.write_bytes(damage(rng.choice(sound), rng))
-        reader = LogReader(path)
         try:
-            state = reader.state()
+            look(recorded(path))
         except UnreadableLog:
             continue
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
-        assert state.run != "pending"
         readable += 1
     return readable
 
 
 def test_a_damaged_log_is_read_or_refused_with_one_kind_of_error(path: Path) -> None:
     assert FUZZED / 4 < fuzz(path, 0, FUZZED) < FUZZED
+
+
+def test_a_damaged_log_is_told_whatever_it_holds(path: Path) -> None:
+    assert fuzz(path, 0, FUZZED // 8, told) > 0
+
+
+def test_damaged_logs_keep_no_other_run_from_being_listed(tmp_path: Path) -> None:
+    sound, count = list(logs()), FUZZED // 16
+    for seed in range(count):
+        log = tmp_path / f"run-{seed}/events.jsonl"
+        log.parent.mkdir()
+        rng = random.Random(seed)
+        log.write_bytes(damage(rng.choice(sound), rng) or b"\n")
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound/events.jsonl").write_bytes(b"".join(sound[0]))
+    (tmp_path / "folder/events.jsonl").mkdir(parents=True)
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))).mkdir()
+    with Index(tmp_path) as index:
+        runs = {run.run_id: run for run in index.runs()}
+    assert len(runs) == count + 2
+    assert runs["sound"].status != "unreadable"
+    unreadable = [run for run in runs.values() if run.status == "unreadable"]
+    assert unreadable
+    for run in unreadable:
+        assert str(tmp_path / run.run_id / "events.jsonl") in run.problem
+    msgspec.json.encode(list(runs.values()))
 
 
 @pytest.mark.exhaustive
