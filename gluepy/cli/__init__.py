@@ -11,6 +11,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 success; 1 the run failed; 2 usage or configuration; 3 the run could not go on; 130 SIGINT; 143 SIGTERM.
     """
+    from gluepy.conf.project import put_standard_library_first
+
+    if argv is None:  # it is this process's own command line
+        put_standard_library_first()
     from gluepy.cli.console import exit_code  # typer takes its time, and scripts import this for `main` alone
 
     raise SystemExit(exit_code(argv))

@@ -71,15 +71,35 @@ def module_file(name: str, folder: Path) -> Path | None:
 
 
 def put_on_path(project: Path) -> None:
-    """Make `project` the first folder that imports look in, so that its modules win over others of the same name."""
+    """Have imports look in `project` before all that is installed: its modules win over others of the same name.
+
+    The standard library stays ahead: a `secrets.py` or `random.py` of the project would break every library that
+    imports the real one later. A folder that is on `sys.path` ahead of all that is installed stays where it is.
+    """
     folder = str(project.absolute())
-    if sys.path[:1] != [folder]:
-        sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
+    place = _behind_standard_library()
+    if folder not in sys.path[: place + 1]:
+        sys.path[:] = [entry for entry in sys.path if entry != folder]
+        sys.path.insert(place, folder)
         # Who looked into it before may not see what was written since within one tick of the file system's clock. Not
         # importlib.invalidate_caches, which from Python 3.13 on takes 10 ms to import what nobody needs.
         for seen in list(sys.path_importer_cache):
             if seen == folder or seen.startswith(folder + os.sep):
                 sys.path_importer_cache.pop(seen, None)
+
+
+def put_standard_library_first() -> None:
+    """Move the folder that Python itself put first, of the script or of `python -m`, behind the standard library."""
+    if sys.path and not sys.flags.safe_path and sys.path[0] not in _STANDARD_LIBRARY:
+        sys.path.insert(_behind_standard_library(), sys.path[0])
+        del sys.path[0]
+
+
+_STANDARD_LIBRARY = (os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload"))
+
+
+def _behind_standard_library() -> int:
+    return max((place for place, entry in enumerate(sys.path, 1) if entry in _STANDARD_LIBRARY), default=0)
 
 
 def import_modules(settings: Settings, *, commands: bool = True) -> list[ModuleType]:
@@ -242,7 +262,24 @@ def _guarded(name: str, asked: str, load: Callable[[], ModuleType], mend: str = 
 def _failed(name: str, error: Exception, mend: str) -> ImportFailed:
     first = (str(error).splitlines() or [""])[0]
     stack = user_stack(error)
+    hidden = _hidden_by_standard_library(error)
+    if hidden is not None:
+        mend = f"{hidden} has the name of a module of the standard library, which comes first: rename the file"
     return ImportFailed(name, f"{type(error).__name__}: {first}", stack if "\n" in stack else "", mend)
+
+
+def _hidden_by_standard_library(error: Exception) -> Path | None:
+    """The user's file that was probably meant by what a module of the standard library does not have."""
+    if isinstance(error, ImportError):
+        name = error.name or ""
+    else:
+        module = error.obj if isinstance(error, AttributeError) else None
+        name = module.__name__ if isinstance(module, ModuleType) else ""
+    top = name.partition(".")[0]
+    if top not in sys.stdlib_module_names:
+        return None
+    folders = (Path(entry or ".") for entry in sys.path if entry not in _STANDARD_LIBRARY)
+    return next(filter(None, (module_file(top, folder) for folder in folders)), None)
 
 
 def _import_installed(name: str, project: Path | None) -> ModuleType:
@@ -277,7 +314,8 @@ def _neighbours(name: str) -> list[str]:
     """Names of modules beside the missing one, for a hint."""
     parent, _, _ = name.rpartition(".")
     package = sys.modules.get(parent) if parent else None
-    folders = list(getattr(package, "__path__", ())) if package else sys.path[:1]
+    place = _behind_standard_library()
+    folders = list(getattr(package, "__path__", ())) if package else [*sys.path[:1], *sys.path[place : place + 1]]
     names: list[str] = []
     for folder in folders:
         try:

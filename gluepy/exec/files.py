@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ def atomic(target: UPath) -> Iterator[Path]:
         return
     final = Path(target.path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    draft = final.with_name(f".{final.stem[:100]}.{secrets.token_hex(4)}{final.suffix}")
+    draft = final.with_name(f".{final.stem[:100]}.{os.urandom(4).hex()}{final.suffix}")
     try:
         yield draft
         _must_exist(draft, target)

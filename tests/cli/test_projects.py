@@ -174,3 +174,27 @@ def test_system_error_in_a_projects_command_is_its_own(shop: Console) -> None:
     assert lines[0] == "Traceback (most recent call last):"
     assert f'{shop.folder}/flows/commands.py", line' in lines[1]
     assert lines[-1] == "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.txt'"
+
+
+def test_files_named_like_modules_of_the_standard_library_break_nothing(gluepy: Console) -> None:
+    for name in ("secrets", "random", "queue", "tempfile", "shutil", "uuid", "ctypes", "platform"):
+        gluepy.write(f"{name}.py", "raise RuntimeError('not mine')")
+    gluepy.write(
+        "pipe.py",
+        """
+        from gluepy import DAG, Task
+
+        class Here(Task):
+            def run(self):
+                with self.atomic("rows.txt") as file:
+                    file.write_text("1")
+
+        class There(Here):
+            pool = "process"
+
+        class PipeDAG(DAG):
+            tasks = (Here, There)
+        """,
+    )
+    done = gluepy("run", "pipe.py")  # by python -m, which puts the current folder first on sys.path
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,14 @@ from types import ModuleType
 
 import pytest
 
-from gluepy.conf.project import find_project, import_modules, import_object, load_file, put_on_path
+from gluepy.conf.project import (
+    find_project,
+    import_modules,
+    import_object,
+    load_file,
+    put_on_path,
+    put_standard_library_first,
+)
 from gluepy.conf.schema import Settings
 from gluepy.errors import ImportFailed, SettingsError
 
@@ -110,12 +117,51 @@ def test_finding_a_project_does_not_import_pydantic() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_project_goes_first_on_the_path_once(tmp_path: Path) -> None:
+def first_behind_the_standard_library() -> str:
+    folder = os.path.dirname(os.__file__)
+    place = max(place for place, entry in enumerate(sys.path) if entry in (folder, f"{folder}/lib-dynload"))
+    return sys.path[place + 1]
+
+
+def test_the_project_goes_ahead_of_what_is_installed_once(tmp_path: Path) -> None:
     put_on_path(tmp_path)
     put_on_path(tmp_path / "other")
     put_on_path(tmp_path)
+    assert first_behind_the_standard_library() == str(tmp_path)
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_a_folder_that_is_first_on_the_path_stays_there(tmp_path: Path) -> None:
+    sys.path.insert(0, str(tmp_path))
+    put_on_path(tmp_path)
     assert sys.path[0] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["secrets", "cmd", "this"])
+def test_no_module_of_the_project_hides_one_of_the_standard_library(name: str, write: Write) -> None:
+    sys.modules.pop(name, None)
+    put_on_path(write({f"{name}.py": ""}))
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    assert os.path.dirname(spec.origin) == os.path.dirname(os.__file__)
+
+
+def test_the_folder_of_the_script_goes_behind_the_standard_library(tmp_path: Path) -> None:
+    path = sys.path[:]
+    sys.path.insert(0, str(tmp_path))
+    put_standard_library_first()
+    assert first_behind_the_standard_library() == str(tmp_path)
+    assert [entry for entry in sys.path if entry != str(tmp_path)] == path
+
+
+@pytest.mark.parametrize("line", ["from secrets import TOKEN", "import secrets; secrets.TOKEN", "import secrets.live"])
+def test_a_module_that_has_a_name_of_the_standard_library_is_to_be_renamed(line: str, write: Write) -> None:
+    project = write({"secrets.py": "TOKEN = 1", "nightly_job.py": line})
+    text = failure(lambda: load_file(project / "nightly_job.py")).splitlines()[0]
+    why = f"{project / 'secrets.py'} has the name of a module of the standard library, which comes first"
+    assert text.endswith(f"; {why}: rename the file")
 
 
 @pytest.mark.parametrize("late", ["late_of_project.py", "package_of_project/late.py"])
@@ -297,7 +343,7 @@ def test_a_file_is_imported_under_a_name_that_another_process_can_import(write: 
     project = write({"nightly_job.py": "import beside_it\nclass Job: pass", "beside_it.py": ""})
     module = load_file(project / "nightly_job.py")
     assert module.__name__ == module.Job.__module__ == "nightly_job"
-    assert sys.path[0] == str(project)
+    assert first_behind_the_standard_library() == str(project)
     assert load_file(project / "nightly_job.py") is module
 
 
