@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -328,41 +328,28 @@ def params_of(call: Call) -> dict[str, JSON]:
         if not equals or not name:
             raise OptionError("--param", f"{text!r} is not name=value", "as in --param date=2026-01-01")
         params.pop(name, None)  # later ones win, whatever comes between
-        try:
-            params[name] = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeError):
-            params[name] = value
+        params[name] = _value(name, value)
     return params
 
 
-def _params_file(name: str) -> dict[str, JSON]:
-    from gluepy.conf.yamlfile import parse
+def _value(name: str, text: str) -> JSON:
+    from gluepy.conf.scalars import Doubtful, typed
 
     try:
-        values = parse(Path(name).read_text("utf-8"), name)
+        return typed(text)
+    except Doubtful as doubtful:
+        quoted = shlex.quote(f"{name}={msgspec.json.encode(text).decode()}")
+        value = f"{shlex.quote(f'{name}={doubtful.instead}')}, or " if doubtful.instead else ""
+        raise OptionError(f"--param {name}", doubtful.problem, f"write {value}{quoted} if it is text") from None
+
+
+def _params_file(name: str) -> dict[str, JSON]:
+    from gluepy.conf.context import values_of
+
+    try:
+        return values_of(Path(name).read_bytes(), f"--params {name}")
     except OSError as error:
         raise OptionError("--params", f"cannot read {name!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise OptionError("--params", f"{name!r} is not UTF-8 text") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise OptionError("--params", f"{name!r} holds a {kind}, not a mapping of names to values", "write name: value")
-    plain: dict[str, JSON] = _plain(values)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """Dates and times as text, as context files have them."""
-    match value:
-        case dict():
-            return {key: _plain(each) for key, each in value.items()}
-        case list():
-            return [_plain(each) for each in value]
-        case dt.date() | dt.time():
-            return value.isoformat()
-    return value
 
 
 def _dry_run(call: RunCall, settings: Settings, options: RunOptions) -> int:

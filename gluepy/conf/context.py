@@ -154,18 +154,18 @@ def _read(file: Path, settings: Settings) -> dict[str, JSON]:
         raise ContextError(source, f"there is no such file in {settings.folder}", mend) from None
     except OSError as error:
         raise ContextError(source, f"cannot be read: {error.strerror}") from None
+    return values_of(data, source)
+
+
+def values_of(data: bytes, source: str) -> dict[str, JSON]:
+    """The parameters in a context file. Raises `ContextError`, naming `source` and the place in it."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ContextError(source, f"it is not UTF-8 text (byte {error.start})") from None
-    import msgspec  # finding a project does without
+    from gluepy.conf.yamlfile import parse  # a run without context files does without yaml
 
-    try:
-        values = msgspec.json.decode(data)  # a context that was recorded: JSON, which YAML 1.1 reads a little otherwise
-    except msgspec.DecodeError:
-        from gluepy.conf.yamlfile import parse  # a run without context files does without yaml
-
-        values = parse(text, source)
+    values = parse(text, source)
     if values is None:
         return {}
     if not isinstance(values, dict):
