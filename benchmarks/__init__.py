@@ -1,5 +1,5 @@
 """How fast gluepy runs DAGs, as ratios to the least that such a run can cost: `python -m benchmarks`.
 
-And how fast others do: `python -m benchmarks.peers`. Both write `results/`, and the tables and plots that the README
-shows. `python -m benchmarks.profile` tells where the time goes.
+And how fast others do: `python -m benchmarks.peers`. Both write `results/`: figures, report and plots.
+`python -m benchmarks.profile` tells where the time goes.
 """

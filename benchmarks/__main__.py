@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure everything, print it, and put it into the README. Takes some minutes.
+"""`python -m benchmarks`: measure everything, print it, and write the report (results/). Takes some minutes.
 
 With names of parts, only those, and nothing is written: `python -m benchmarks loop threads`. gluepy runs with its
 default settings: the record is written, two events a task, output captured where the command line does.

@@ -1,4 +1,4 @@
-"""The README's plots, for light and for dark pages."""
+"""The report's plots, for light and for dark pages."""
 
 from __future__ import annotations
 

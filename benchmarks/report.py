@@ -1,4 +1,4 @@
-"""Results as JSON files, Markdown tables, and the part of the README between its markers."""
+"""Results as JSON files, the report with its tables, and the part of the README between its markers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,18 @@ from benchmarks.turns import Row
 
 FOLDER = ROOT / "benchmarks" / "results"
 T = TypeVar("T")
+IN_SHORT = {
+    "chain of 1,000 async no-ops": "on the event loop",
+    "chain of 1,000 sync no-ops in threads": "in a thread",
+    "1,000 no-op calls on 2 processes, warm": "in a warm worker process",
+}
 OURS, THEIRS = FOLDER / "gluepy.json", FOLDER / "peers.json"
 README = ROOT / "README.md"
+HOW = """\
+What a task costs that does nothing, with the default settings (the record written, two events a task), against the
+least that does the same without a log, results or retries: graphlib with asyncio.TaskGroup or concurrent.futures, a
+bare Python process, one `os.write`. Floor and gluepy run turn by turn; a ratio is the median over the turns. The aims
+are for a good and an excellent ratio: ✓ and ✓✓ say which is met, — that neither is."""
 
 
 class Results(msgspec.Struct, kw_only=True):
@@ -47,22 +57,18 @@ def save(results: Results | PeerResults) -> None:
 
 
 def publish() -> None:
-    """Write the README's tables, the full report and the plots anew, of whatever has been measured."""
-    sections = {}
-    everything = ["# Benchmarks", "What the two commands printed, in full. Plots and the short version: the README."]
+    """Write the report and the plots anew, of whatever has been measured, and the README's paragraph on speed."""
+    parts = ["# Benchmarks"]
     results, peers = read(OURS, Results), read(THEIRS, PeerResults)
     if results is not None:
-        sections["gluepy"] = [told(results), picture("ratios", _alternative(results.rows)), short_table(results.rows)]
-        sections["gluepy"] += [scale_table(results.scales), *explained(results)]
-        everything += ["## `python -m benchmarks`", full_report(results)]
+        parts += ["## `python -m benchmarks`", HOW, full_report(results)]
     if peers is not None:
-        sections["peers"] = [peers.told(), picture("peers", "Time a task, by peer and workload"), peer_table(peers)]
-        everything += ["## `python -m benchmarks.peers`", peers.told(), peer_table(peers)]
-    text = README.read_text(encoding="utf-8")
-    for name, paragraphs in sections.items():
-        text = between(text, name, "\n\n".join(paragraphs))
-    README.write_text(text, encoding="utf-8")
-    (FOLDER / "README.md").write_text("\n\n".join(everything) + "\n", encoding="utf-8")
+        plot = picture("peers", "Time a task, by peer and workload")
+        parts += ["## `python -m benchmarks.peers`", peers.told(), plot, peer_table(peers)]
+    (FOLDER / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    if results is not None:
+        text = README.read_text(encoding="utf-8")
+        README.write_text(between(text, "gluepy", in_short(results)), encoding="utf-8")
     _draw(results, peers)
 
 
@@ -89,16 +95,19 @@ def told(results: Results) -> str:
     return f"`python -m benchmarks` on {results.machine.text()}; medians of {results.turns} turns."
 
 
-def short_table(rows: Iterable[Row]) -> str:
-    """The rows of the README."""
-    return markdown(("workload", "floor", "floor takes", "gluepy", "ratio", "aim"), map(_cells, _main(rows)))
+def in_short(results: Results) -> str:
+    """The README's picture and sentence."""
+    each = {row.workload: duration(row.gluepy_each_s) for row in _main(results.rows)}
+    costs = ", ".join(f"{each[workload]} {where}" for workload, where in IN_SHORT.items() if workload in each)
+    sentence = f"A task that does nothing costs, with its record written, {costs}: {told(results)}"
+    return picture("ratios", _alternative(results.rows), "benchmarks/results/") + "\n\n" + sentence
 
 
 def full_report(results: Results) -> str:
     """Everything, as Markdown."""
     parts = [told(results)]
     if results.rows:
-        parts += ["### Against floors", *_rows(results.rows)]
+        parts += ["### Against floors", picture("ratios", _alternative(results.rows)), *_rows(results.rows)]
     if results.scales:
         parts += ["### Many tasks", scale_table(results.scales)]
     if results.orders:
@@ -112,14 +121,6 @@ def full_report(results: Results) -> str:
     if results.imports:
         parts += ["### What a one-task `gluepy run` imports", import_table(results.imports)]
     return "\n\n".join(parts)
-
-
-def explained(results: Results) -> list[str]:
-    """The profile that tells what the missed rows spend their time on; nothing if none is missed."""
-    if not any(verdict(row) == "missed" for row in _main(results.rows)):
-        return []
-    lines = ["Where the time goes, in µs a task, sampled (`python -m benchmarks.profile`):"]
-    return [*lines, profile.table(results.profiles), imports_told(results.imports)]
 
 
 def verdict(row: Row) -> str:
@@ -174,18 +175,11 @@ def import_table(imports: dict[str, float]) -> str:
     return markdown(("package", "time (by `-X importtime`, which adds to it)"), [*worth, ("all", total)])
 
 
-def imports_told(imports: dict[str, float]) -> str:
-    """The most expensive imports in one sentence."""
-    first = ", ".join(f"{package} {taken * 1e3:.0f} ms" for package, taken in imports.items() if taken >= 1e-3)
-    return f"A one-task `gluepy run` imports, by `-X importtime`: {first}."
-
-
-def picture(name: str, alternative: str) -> str:
-    """An image in the README, for light and dark pages."""
-    where = "benchmarks/results"
+def picture(name: str, alternative: str, where: str = "") -> str:
+    """An image in a Markdown file, for light and dark pages."""
     return (
-        f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{where}/{name}-dark.svg">\n'
-        f'<img alt="{alternative}" src="{where}/{name}-light.svg">\n</picture>'
+        f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{where}{name}-dark.svg">\n'
+        f'<img alt="{alternative}" src="{where}{name}-light.svg">\n</picture>'
     )
 
 

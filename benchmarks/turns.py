@@ -17,7 +17,7 @@ class Row(msgspec.Struct, kw_only=True):
 
     `tasks` is what the times are divided by for the table. `aim` are two ratios, a good one and an excellent one.
     `mean`: the times are of different things, so only the mean of their ratios tells something. `detail` keeps the row
-    out of the README: it is for the full report.
+    out of the picture: it is for the report's table only.
     """
 
     workload: str
@@ -77,7 +77,7 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 def full(turns: int) -> Effort:
-    """What the README shows."""
+    """What the report shows."""
     return Effort(max(turns, 5), 1_000, (100_000, 1_000_000), 10_000, 20_000, 30)
 
 

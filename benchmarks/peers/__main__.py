@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers [NAME…]`: install each peer into a virtual environment, measure it, tell the README.
+"""`python -m benchmarks.peers [NAME…]`: install each peer into a virtual environment, measure it, write the report.
 
 A name is a script's: dask, prefect. With names only those are measured, and the other results stay as they are.
 """
@@ -92,7 +92,7 @@ def _quietly(command: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write the results into the README."""
+    """Measure, print, and write the results and the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     names = list(dict.fromkeys(peer.script for peer in PEERS))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these, of {', '.join(names)}")
