@@ -14,9 +14,9 @@ import msgspec
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.text import STYLE_OF, amount, count, duration, moment, printable, say, styled, table, tell, wants_colour
 from gluepy.core.events import JSON
-from gluepy.errors import OptionError, RunLocked, did_you_mean
+from gluepy.errors import GluepyError, OptionError, RunLocked, UnknownRun, did_you_mean
 from gluepy.runs.index import Index, RunSummary
-from gluepy.runs.prune import delete, prunable
+from gluepy.runs.prune import deleted, prunable, sweep
 
 STATUSES = ("finished", "failed", "cancelled", "running", "interrupted", "unreadable")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -79,17 +79,26 @@ def prune(
         before = f"{datetime.now(UTC) - _age(older_than):%Y-%m-%dT%H:%M:%S.%fZ}"
     root = settings.runs_root
     gone: list[RunSummary] = []
+    failed = False
     with Index(root) as index:
         for run in prunable(index.runs(dag), keep, before):
             if not dry_run:
                 try:
-                    delete(root, run.run_id)
+                    with deleted(root, run.run_id):
+                        if files:
+                            _delete_files(settings.run_files(run.run_id))
                 except RunLocked:
                     tell(f"kept {run.run_id}: it has just been resumed")
                     continue
-                if files:
-                    _delete_files(settings.run_files(run.run_id))
+                except UnknownRun:
+                    continue  # somebody else was faster
+                except (OSError, GluepyError) as error:
+                    tell(f"cannot delete {run.run_id}: {error}")
+                    failed = True
+                    continue
             gone.append(run)
+    if not dry_run:
+        sweep(root)
     say(*table((run.run_id, printable(run.dag), run.status, run.started_at[:10]) for run in gone[:_SHOWN]))
     if len(gone) > _SHOWN:
         say(f"… and {len(gone) - _SHOWN:,} more")
@@ -97,7 +106,7 @@ def prune(
     where = f"{settings.storage_root.rstrip('/')}/runs"
     rest = f" and their files in {where}" if files else f"; their files in {where} stay" if gone else ""
     say(f"{what} {count(len(gone), 'run')}{rest}")
-    return 0
+    return 1 if failed else 0
 
 
 def _age(text: str) -> timedelta:
@@ -111,7 +120,9 @@ def _delete_files(folder: str) -> None:
     from upath import UPath  # brings fsspec
 
     path = UPath(folder)
-    if path.exists():
+    if path.protocol in ("", "file", "local") and Path(path.path).is_symlink():
+        Path(path.path).unlink()  # what it leads to is not the run's
+    elif path.exists():
         path.fs.rm(path.path, recursive=True)
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from gluepy.core.graph import slug_of
 from gluepy.core.state import FINISHED, State
+from gluepy.runs.record import write_private
 
 _KEPT = 9  # durations of each task
 _WORTH_S = 0.05  # of shorter tasks only what their label takes is remembered
@@ -85,9 +86,9 @@ def learn_durations(root: Path, dag: str, state: State, since: set[int]) -> None
         del known.tasks[task]
     file = durations_file(root, dag)
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(0o700, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(msgspec.json.encode(known))
+        write_private(draft, msgspec.json.encode(known).decode())
         draft.replace(file)
     except OSError:
         return  # the run itself is recorded: this only helps the next one

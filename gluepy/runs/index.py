@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -112,6 +112,9 @@ class Index:
         return found
 
     def _open(self, where: Path | str) -> None:
+        if isinstance(where, Path):
+            with suppress(OSError):  # SQLite tells
+                os.close(os.open(where, os.O_RDWR | os.O_CREAT, 0o600))  # ids of tasks have values of parameters
         self._db = sqlite3.connect(where, timeout=10)
         try:
             self._prepare(self._db)

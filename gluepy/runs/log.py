@@ -92,7 +92,7 @@ class FileLog:
 
     async def __aenter__(self) -> Self:
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self.size = os.fstat(self._file).st_size
             if self.size and os.pread(self._file, 1, self.size - 1) != b"\n":
                 self._finish(b"\n", os.write(self._file, b"\n"))

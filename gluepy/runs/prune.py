@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from gluepy.runs.index import RunSummary
 from gluepy.runs.record import Record
+
+_AWAY = ".pruned-"  # what a record's name begins with, once it is no run any more
 
 
 def prunable(runs: Sequence[RunSummary], keep: int | None, before: str | None) -> list[RunSummary]:
@@ -24,17 +28,34 @@ def prunable(runs: Sequence[RunSummary], keep: int | None, before: str | None) -
     return chosen
 
 
-def delete(root: Path, run_id: str) -> None:
-    """Delete the record of a run, holding it: raises `RunLocked` when a driver has taken it up. Files of tasks stay.
+@contextmanager
+def deleted(root: Path, run_id: str) -> Iterator[None]:
+    """Make the run unknown, and delete its record after the block.
 
-    The events go last, so that what an interrupted call leaves is still a record, and can be deleted again.
+    Raises `RunLocked` when a driver has taken the run up, `UnknownRun` when somebody else has deleted it, `OSError`
+    when it cannot be deleted. Of a record that is a link, the link goes, and what it leads to stays as it is.
     """
     record = Record(root, run_id)
-    with record.lock():
-        for entry in sorted(record.path.iterdir()):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry not in (record.events, record.path / "run.lock"):
-                entry.unlink(missing_ok=True)
-        record.events.unlink(missing_ok=True)
-        shutil.rmtree(record.path)
+    away = root / f"{_AWAY}{os.urandom(6).hex()}"
+    # What a link leads to is not ours: it gets no lock file that it does not have.
+    untouched = record.path.is_symlink() and not (record.path / "run.lock").exists()
+    with nullcontext() if untouched else record.held():
+        os.rename(record.path, away)  # whole: nobody ever finds a part of a record, nor resumes one
+    yield
+    _remove(away)
+
+
+def sweep(root: Path) -> None:
+    """Delete what calls that were interrupted have left."""
+    for away in root.glob(f"{_AWAY}*"):
+        with suppress(OSError):  # the next call tries again
+            _remove(away)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    while path.is_dir():
+        with suppress(FileNotFoundError):  # another call sweeps it at the same time
+            shutil.rmtree(path)

@@ -9,7 +9,7 @@ import msgspec
 
 from gluepy.core.events import Event
 from gluepy.core.state import State
-from gluepy.errors import DagError, UnknownRun
+from gluepy.errors import DagError
 from gluepy.runs.log import LogReader, UnreadableLog
 from gluepy.runs.record import Record
 
@@ -98,7 +98,7 @@ def read_run(record: Record, *, ended: bool = False, see: Callable[[Event], obje
                 see(event)
         reader.state  # noqa: B018  # raises for a log without a run
     except UnreadableLog:
-        if not record.path.is_dir():
-            raise UnknownRun(record.run_id, (), str(record.root), ()) from None
+        if record.is_gone():
+            raise record.gone() from None
         raise
     return reader

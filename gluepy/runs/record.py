@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ _ASKED_S = 0.05  # how long somebody who asks `is_held` may keep a driver waitin
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
+_PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 _BESIDE = re.compile(r"durations|index\.sqlite.*")  # what gluepy keeps beside the runs; SQLite adds endings
 
 
@@ -36,7 +37,7 @@ def new_run_id(wall: float | None = None) -> str:
 
 
 class Record:
-    """`<RUNS_ROOT>/<run_id>/`: where its parts are."""
+    """`<RUNS_ROOT>/<run_id>/`: where its parts are. Only its owner can read them: they have the run's parameters."""
 
     def __init__(self, root: Path, run_id: str) -> None:
         self.root, self.run_id = root, run_id
@@ -59,10 +60,12 @@ class Record:
             raise OptionError("run_id", f"{run_id!r} is the name of a file beside the runs", "give another")
         record, is_new = cls(root, run_id), False
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            record.path.mkdir()
+            root.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
+            record.path.mkdir(_PRIVATE_FOLDER)
             is_new = True
-            record.logs.mkdir()
+            record.path.chmod(_PRIVATE_FOLDER)  # some umasks keep even the owner out
+            record.logs.mkdir(_PRIVATE_FOLDER)
+            record.logs.chmod(_PRIVATE_FOLDER)
             record.write_context(context)
         except FileExistsError:
             if not root.is_dir():
@@ -113,12 +116,13 @@ class Record:
         text = msgspec.json.format(msgspec.json.encode(dict(context)).decode(), indent=2)
         # JSON is YAML, but for characters that YAML wants escaped
         escaped = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-        draft.write_text(f"{escaped}\n", encoding="utf-8")
+        draft.unlink(missing_ok=True)
+        write_private(draft, f"{escaped}\n")
         draft.replace(self.context)
 
     def ask_to_stop(self) -> None:
         """Have the driver of the run cancel it, soon."""
-        self.stop_file.touch()
+        write_private(self.stop_file, "")
 
     def stop_asked(self) -> bool:
         """Whether somebody wants the run to be cancelled."""
@@ -126,10 +130,10 @@ class Record:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run; one driver can. Raises `RunLocked`."""
-        with self._held():
+        """Hold the run, to drive it; one driver can. Raises `RunLocked`, and `UnknownRun` for one that was deleted."""
+        with self.held():
             self.stop_file.unlink(missing_ok=True)  # it was meant for an earlier session
-            (self.path / "driver").write_text(f"{os.getpid()}\n")
+            write_private(self.path / "driver", f"{os.getpid()}\n")
             yield
 
     def is_held(self) -> bool:
@@ -143,19 +147,39 @@ class Record:
         finally:
             os.close(lock)
 
+    def is_gone(self) -> bool:
+        """Whether the run was deleted."""
+        return not (self.events.exists() or self.context.exists())
+
+    def gone(self) -> UnknownRun:
+        """The error that says so."""
+        return UnknownRun(self.run_id, (), str(self.root), ["latest"] if any(run_names(self.root)) else [])
+
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
+        """Hold the run, without driving it. Raises as `lock` does."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._lock_file, thread_local=False)
+        if self.is_gone():
+            raise self.gone()
+        lock = FileLock(self._lock_file, mode=_PRIVATE_FILE, thread_local=False)
         try:
             lock.acquire(timeout=_ASKED_S, poll_interval=_ASKED_S / 10)
         except Timeout:
-            raise RunLocked(self.run_id, self.holder()) from None
+            raise self.gone() if self.is_gone() else RunLocked(self.run_id, self.holder()) from None
         except OSError as error:
+            if self.is_gone():
+                raise self.gone() from None
             where = error.filename or self._lock_file
             raise RunStopped(self.run_id, f"cannot write {where}: {error.strerror}", "make it writable") from error
         try:
+            if self.is_gone():
+                # `prune` moved the record away after the look at it above: the lock is that of the record that was, or
+                # of a folder that has nothing else in it, since taking the lock made it.
+                with suppress(OSError):
+                    self._lock_file.unlink(missing_ok=True)
+                    self.path.rmdir()
+                raise self.gone()
             yield
         finally:
             lock.release()
@@ -201,6 +225,12 @@ def _age(root: Path, name: str) -> tuple[int, str]:
 
 class _Started(msgspec.Struct):
     timestamp: str
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only its owner can read."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _PRIVATE_FILE), "w", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def is_run_name(name: str) -> bool:

@@ -43,7 +43,7 @@ BUGS = {
     ),
     "lock dropped": Bug(
         "runs/record.py",
-        "with self._held():\n            self.stop_file",
+        "with self.held():\n            self.stop_file",
         "if True:\n            self.stop_file",
         "tests/faults/test_two_drivers.py",
     ),

@@ -23,6 +23,7 @@ from gluepy import Task, each, parallel
 from gluepy.core.events import RunStarted, TaskExpanded, TaskFinished, TaskStarted
 from gluepy.core.state import STATUS, State
 from gluepy.errors import RunStopped
+from gluepy.runs.index import Index
 from gluepy.runs.log import FileLog
 from gluepy.testing import HELD, ScriptedExecutor, events_of, failed, skipped
 from gluepy.testing import Step as Ends
@@ -41,6 +42,28 @@ async def test_record_holds_events_context_and_logs_apart_from_the_files(go: Go,
     assert result.files == str(folder / "data" / "runs" / result.run_id)
     assert (Path(result.files) / "here.txt").read_text() == "x"
     assert (folder / "data" / "there.txt").read_text() == "y"
+
+
+async def test_only_its_owner_can_read_a_record_and_what_is_learned_from_it(go: Go, folder: Path) -> None:
+    class Prints(Task):
+        def run(self) -> None:
+            (self.path / "made.txt").write_text("for all")
+            print("secret")
+            time.sleep(0.06)  # long enough to be remembered
+
+    before = os.umask(0)
+    try:
+        await go(Prints, params={"token": "secret"}, capture=True)
+        with Index(folder / "runs"):
+            pass
+    finally:
+        os.umask(before)
+    files = {path for path in (folder / "runs").rglob("*") if path.is_file()}
+    assert {"events.jsonl", "context.yaml", "prints.1.log", "dag.json", "index.sqlite"} <= {file.name for file in files}
+    assert {file for file in files if file.stat().st_mode & 0o077} == set()
+    assert {path for path in (folder / "runs").rglob("*") if path.is_dir() and path.stat().st_mode & 0o077} == set()
+    (made,) = (folder / "data").rglob("made.txt")
+    assert made.stat().st_mode & 0o077  # what tasks write follows the umask
 
 
 async def test_every_event_has_its_header(go: Go) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,9 +24,12 @@ from hypothesis import strategies as st
 from gluepy.clock import rfc3339
 from gluepy.core import events as e
 from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
+from gluepy.runs.prune import deleted, sweep
 from gluepy.runs.record import Record, new_run_id, run_names
 
 RACES = int(os.environ.get("GLUEPY_LOCK_RACES", "50"))
+PRUNED = 150
+_FOLDERS = ("runs", "run", "logs")
 EXHAUSTIVE = int(os.environ.get("GLUEPY_LOCK_RACES_EXHAUSTIVE", "1000"))
 
 DRIVER = """
@@ -327,6 +331,128 @@ def test_asking_whether_a_run_is_held_keeps_no_driver_from_it(tmp_path: Path) ->
         while not record.is_held():
             pass  # asks as often as it can while the driver comes
         assert driver.answer() == "held"
+
+
+# ---- deleting one
+
+
+def test_a_run_that_is_deleted_is_held_by_nobody_and_leaves_nothing(tmp_path: Path) -> None:
+    record = started(tmp_path, "run")
+    with record.lock(), pytest.raises(RunLocked), deleted(tmp_path, "run"):
+        pass
+    assert record.events.is_file()
+    with deleted(tmp_path, "run"):
+        assert record.is_gone()
+        assert list(run_names(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+    for find in (record.lock, lambda: deleted(tmp_path, "run")):
+        with pytest.raises(UnknownRun, match="no run 'run': there are no runs in"), find():
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_record_that_is_a_link_the_link_goes(tmp_path: Path) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "runs"
+    record = started(elsewhere, "run")
+    root.mkdir()
+    for driven in (False, True):
+        if driven:
+            with record.lock():
+                pass
+        before = sorted(each.name for each in record.path.iterdir())
+        (root / "run").symlink_to(record.path)
+        with deleted(root, "run"):
+            pass
+        assert list(root.iterdir()) == []
+        assert sorted(each.name for each in record.path.iterdir()) == before
+    (root / "run").symlink_to(record.path)
+    with record.lock(), pytest.raises(RunLocked), deleted(root, "run"):
+        pass
+    assert (root / "run").is_symlink()
+
+
+def test_what_links_in_a_record_lead_to_stays(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "model.bin").write_text("1")
+    record = started(tmp_path / "runs", "run")
+    record.logs.rmdir()
+    record.logs.symlink_to(outside)
+    (record.path / "more").symlink_to(outside)
+    with deleted(tmp_path / "runs", "run"):
+        pass
+    assert [file.name for file in outside.iterdir()] == ["model.bin"]
+
+
+def test_what_an_interrupted_deletion_leaves_is_no_run_and_goes_with_the_next(tmp_path: Path) -> None:
+    started(tmp_path, "run")
+    with pytest.raises(KeyboardInterrupt), deleted(tmp_path, "run"):
+        raise KeyboardInterrupt
+    (left,) = tmp_path.iterdir()
+    assert (left / "events.jsonl").is_file()
+    assert list(run_names(tmp_path)) == []
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_deleted_while_it_is_resumed_is_whole_or_gone(tmp_path: Path) -> None:
+    gate = threading.Barrier(2)
+    told: list[str] = []
+
+    def resume(record: Record) -> None:
+        gate.wait()
+        try:
+            Record.find(tmp_path, record.run_id)
+            with record.lock():
+                assert record.events.is_file() and record.context.is_file() and record.logs.is_dir()
+                told.append("held")
+        except (UnknownRun, RunLocked) as error:
+            told.append(str(error))
+
+    for number in range(PRUNED):
+        record = started(tmp_path, f"run-{number}")
+        thread = threading.Thread(target=resume, args=(record,))
+        thread.start()
+        gate.wait()
+        if number % 3:
+            time.sleep(number % 30 / 1e5)  # the one comes first now, the other then
+        try:
+            with deleted(tmp_path, record.run_id):
+                pass
+        except RunLocked:
+            pass
+        else:
+            assert not record.path.exists() or told
+        thread.join()
+        if told[-1] == "held" and record.path.exists():
+            with deleted(tmp_path, record.run_id):
+                pass
+        assert list(tmp_path.iterdir()) == [], f"{number}: {told[-1]}"
+        assert told[-1] == "held" or told[-1].startswith((f"no run 'run-{number}'", f"run run-{number} is")), told[-1]
+    assert len(told) == PRUNED
+
+
+# ---- who may read it
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o177])
+def test_only_its_owner_can_read_a_record_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    root = tmp_path / "runs"
+    before = os.umask(umask)
+    try:
+        record = Record.create(root, "run", {"token": "secret"}) if umask != 0o177 else None
+        if record is None:
+            root.mkdir()
+            root.chmod(0o700)
+            record = Record.create(root, "run", {"token": "secret"})
+        with record.lock():
+            record.ask_to_stop()
+            record.write_context({"token": "another"})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (root, record.path, *record.path.rglob("*"))}
+    assert set(modes) == {"runs", "run", "logs", "context.yaml", "driver", "run.lock", "stop"}
+    assert {name: mode for name, mode in modes.items() if mode != (0o700 if name in _FOLDERS else 0o600)} == {}
 
 
 def test_a_record_that_cannot_be_made_leaves_its_id_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -78,16 +79,20 @@ class AttemptOutput:
             try:
                 data = line.encode("utf-8", "replace") + b"\n"
                 if self._closed:  # an abandoned thread goes on: its file must not stay open for good
-                    with io.FileIO(self._path, "a") as file:
+                    with io.FileIO(self._path, "a", opener=_private) as file:
                         _write(file, data)
                     return
                 if self._file is None:
-                    self._file = io.FileIO(self._path, "a")
+                    self._file = io.FileIO(self._path, "a", opener=_private)
                 _write(self._file, data)
             except OSError as error:  # a full disk stops the run at its next event; output alone must not fail a task
                 Context().run(_warn, self._path, error)  # as nobody's attempt, which would print into the same file
                 self._path = None
         self._emit(Output(stream, line))
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags, 0o600)
 
 
 def _write(file: io.FileIO, data: bytes) -> None:
