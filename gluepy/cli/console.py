@@ -60,7 +60,7 @@ def _exit_code(argv: Sequence[str] | None) -> int:
     except Exception:
         import traceback
 
-        traceback.print_exc()
+        tell(printable_block(traceback.format_exc().rstrip()))
         return _say_error("this is a mistake in gluepy itself; please report it with the lines above", _BUG)
     return code
 

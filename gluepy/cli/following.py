@@ -11,7 +11,7 @@ from typing import IO
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.progress import view_of
 from gluepy.cli.story import Story, failure_text, summary
-from gluepy.cli.text import count, printable, say, styled, tell, wants_colour
+from gluepy.cli.text import RESET, count, for_terminal, printable, say, styled, tell, wants_colour
 from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.graph import slug_of
@@ -99,7 +99,8 @@ def _so_far(
     running = [started[state.graph.id(node)] for node in state.graph.tasks() if state.status[node] == RUNNING]
     total = len(state.graph.index)
     told = ", ".join(f"{number:,} {word}" for word, number in done.items()) or "nothing has ended yet"
-    lines = [f"watching run {record.run_id}; so far: {told}, of {count(total, 'task')}; Ctrl-C stops watching only"]
+    done_of = f"so far: {told}, of {count(total, 'task')}"
+    lines = [f"watching run {printable(record.run_id)}; {done_of}; Ctrl-C stops watching only"]
     return opening, lines, done, total, list(running)
 
 
@@ -129,7 +130,7 @@ class _Followed:
         self._files: dict[str, tuple[str, Path]] = {}
         self._open: dict[str, IO[bytes]] = {}
         self._shown = ""
-        self._colour = wants_colour(sys.stdout)
+        self._colour, self._terminal = wants_colour(sys.stdout), sys.stdout.isatty()
 
     def look(self) -> bool:
         """Take in the attempts that have begun; True when the run is over."""
@@ -152,7 +153,9 @@ class _Followed:
                 blank = "\n" if self._shown else ""
                 out.write(f"{blank}{styled(f'==> {title} <==', 'bold', self._colour)}\n".encode())
                 self._shown = name
-            out.write(text)
+            out.write(for_terminal(text, self._colour) if self._terminal else text)
+            if self._terminal and self._colour:
+                out.write(RESET)
         out.flush()
 
     def _grown(self, name: str, path: Path, last: bool) -> bytes:

@@ -12,7 +12,20 @@ from typing import Any
 import msgspec
 
 from gluepy.cli.invocation import Invocation
-from gluepy.cli.text import STYLE_OF, amount, count, duration, moment, printable, say, styled, table, tell, wants_colour
+from gluepy.cli.text import (
+    STYLE_OF,
+    amount,
+    count,
+    duration,
+    json_text,
+    moment,
+    printable,
+    say,
+    styled,
+    table,
+    tell,
+    wants_colour,
+)
 from gluepy.core.events import JSON
 from gluepy.errors import GluepyError, OptionError, RunLocked, UnknownRun, did_you_mean
 from gluepy.runs.index import Index, RunSummary
@@ -36,7 +49,7 @@ def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit
     more = len(runs) > limit > 0
     runs = runs[:limit] if more else runs
     if as_json:
-        say(msgspec.json.encode(runs).decode())
+        say(json_text(runs))
         return 0
     if not runs:
         tell(f"no runs {'like that ' if dag or status else ''}in {root}")
@@ -54,11 +67,11 @@ def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit
 
 def _row(run: RunSummary) -> tuple[str, ...]:
     if run.status == "unreadable":
-        return run.run_id, "", run.status, "", "", printable(run.problem)
+        return printable(run.run_id), "", run.status, "", "", printable(run.problem)
     tasks = ", ".join(f"{number:,} {word}" for word, number in run.counts.items())
     again = f", session {run.sessions}" if run.sessions > 1 else ""
     took = duration(run.duration_s)
-    return run.run_id, printable(run.dag), run.status, moment(run.started_at), took, f"{tasks}{again}"
+    return printable(run.run_id), printable(run.dag), run.status, moment(run.started_at), took, f"{tasks}{again}"
 
 
 def prune(
@@ -99,7 +112,12 @@ def prune(
             gone.append(run)
     if not dry_run:
         sweep(root)
-    say(*table((run.run_id, printable(run.dag), run.status, run.started_at[:10]) for run in gone[:_SHOWN]))
+    say(
+        *table(
+            (printable(run.run_id), printable(run.dag), run.status, printable(run.started_at[:10]))
+            for run in gone[:_SHOWN]
+        )
+    )
     if len(gone) > _SHOWN:
         say(f"… and {len(gone) - _SHOWN:,} more")
     what = "would delete" if dry_run else "deleted"
@@ -155,7 +173,7 @@ def diff(invocation: Invocation, first: str, second: str, as_json: bool) -> int:
         ),
     }
     if as_json:
-        say(msgspec.json.encode(found).decode())
+        say(json_text(found))
         return 0
     say(*_diff_text(found, told))
     return 0
@@ -168,12 +186,12 @@ _NOT_CHOSEN = ("dag", "run_id", "params", "capture")
 def _diff_text(found: Mapping[str, Any], told: list[dict[str, JSON]]) -> Iterator[str]:
     started = [moment(each["started_at"]) for each in told]
     facts = [
-        ("run", *found["runs"]),
+        ("run", *map(printable, found["runs"])),
         ("dag", *(printable(each["dag"]) for each in told)),
         ("status", *(each["status"] for each in told)),
         ("started", *started),
         ("took", *(duration(each["duration_s"]) for each in told)),
-        ("code", *(each["code_version"] for each in told)),
+        ("code", *(printable(each["code_version"]) for each in told)),
     ]
     yield from table(facts)
     parts = [
@@ -202,7 +220,7 @@ def _diff_text(found: Mapping[str, Any], told: list[dict[str, JSON]]) -> Iterato
 
 
 def _value(value: JSON) -> str:
-    return "–" if value is None else printable(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+    return "–" if value is None else printable(value if isinstance(value, str) else json_text(value))
 
 
 def _number(value: JSON, text: Any) -> str:

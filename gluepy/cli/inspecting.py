@@ -7,15 +7,26 @@ import shutil
 import sys
 import time
 
-import msgspec
-
 from gluepy.cli.bars import Shape, most_at_once
 from gluepy.cli.invocation import Invocation, NoProject
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.story import Story, failure_text
-from gluepy.cli.text import count, damage, first_line, printable, say, styled, table, tell, wants_colour
+from gluepy.cli.text import (
+    RESET,
+    count,
+    damage,
+    first_line,
+    for_terminal,
+    json_text,
+    printable,
+    say,
+    styled,
+    table,
+    tell,
+    wants_colour,
+)
 from gluepy.conf.dags import find_dag, find_dags
-from gluepy.core.events import JSON, Event, RunCancelled, RunFailed, RunFinished, encode
+from gluepy.core.events import JSON, Event, RunCancelled, RunFailed, RunFinished
 from gluepy.core.graph import slug_of
 from gluepy.core.timeline import timeline
 from gluepy.errors import DagError, OptionError, did_you_mean
@@ -86,7 +97,7 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
         return 0
     colour = wants_colour(sys.stdout)
     tell(f"project: {settings.project}" if settings.project else "no project here: these are the defaults")
-    rows = [(name, printable(source), printable(_json(value))) for name, (value, source) in masked.items()]
+    rows = [(name, printable(source), json_text(value)) for name, (value, source) in masked.items()]
     for line, (_, source, _) in zip(table(rows), rows, strict=True):
         say(styled(line, "dim", colour and source == "default"))
     return 0
@@ -126,7 +137,7 @@ def show_events(invocation: Invocation, run: str, follow: bool) -> int:
         driven = follow and record.is_held()  # asked before the last look, so that nothing is missed
         over = False
         for event in reader.events():
-            out.write(encode(event))
+            out.write(f"{json_text(event)}\n".encode())
             over = isinstance(event, (RunFinished, RunFailed, RunCancelled))
         out.flush()
         if over or not driven:
@@ -157,7 +168,11 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
         if not is_one:
             out.write(f"{chr(10) * bool(position)}{styled(f'==> {title} <==', 'bold', colour)}\n".encode())
         with file.open("rb") as stream:
-            shutil.copyfileobj(stream, out)
+            if sys.stdout.isatty():
+                out.writelines(for_terminal(line, colour) for line in stream)
+                out.write(RESET if colour else b"")
+            else:
+                shutil.copyfileobj(stream, out)
         out.flush()
     return 0
 
@@ -167,8 +182,4 @@ def _about(dag: type[DAG]) -> str:
 
 
 def _say_json(value: JSON) -> None:
-    say(_json(value))
-
-
-def _json(value: JSON) -> str:
-    return msgspec.json.encode(value).decode()
+    say(json_text(value))

@@ -84,7 +84,7 @@ class Invocation:
     def command(self, *words: str) -> str:
         """The command line that calls gluepy with `words` for the same project, quoted for a shell."""
         folder = () if self.folder is None or _adds_project(self.program) else ("--project", self.folder)
-        return shlex.join((*self.program, *folder, *words))
+        return printable(shlex.join((*self.program, *folder, *words)))
 
 
 def _tell_warnings(quiet: bool) -> None:

@@ -247,11 +247,13 @@ class Live:
         self._counts.update(done)
         self._known = total
         if lines:
-            self._console.print(_Segments([self._segment(f"{line}\n") for line in lines]), soft_wrap=True, end="")
+            self._console.print(
+                _Segments([self._segment(f"{printable(line)}\n") for line in lines]), soft_wrap=True, end=""
+            )
 
     def notice(self, text: str) -> None:
         """Have `text` in the footer from now on."""
-        self._notice = text
+        self._notice = printable(text)
 
     def close(self) -> None:
         """Take the live lines away."""
@@ -393,7 +395,7 @@ def _keep_metric(metrics: dict[str, list[str]], event: e.TaskMetric) -> None:
 
 
 def _headlines(event: e.RunStarted | e.RunResumed) -> Iterable[str]:
-    run = f"run {event.run_id} of {printable(event.dag)}"
+    run = f"run {printable(event.run_id)} of {printable(event.dag)}"
     if isinstance(event, e.RunResumed):  # how many tasks there are was said before
         yield f"{run} resumed"
         return
@@ -428,7 +430,7 @@ def _open_eaches(element: Element) -> Iterable[Any]:
 
 def _notice(text: str) -> None:
     # Not by sys.stderr: the signal may have come in the middle of a write to it.
-    os.write(2, f"{text}\n".encode(errors="replace"))
+    os.write(2, f"{printable(text)}\n".encode(errors="replace"))
 
 
 def show_cursor() -> None:

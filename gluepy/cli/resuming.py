@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import anyio
-import msgspec
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.running import (
@@ -22,7 +21,7 @@ from gluepy.cli.running import (
     params_of,
     stdout_kept,
 )
-from gluepy.cli.text import cells, count, damage, printable, say, table
+from gluepy.cli.text import cells, count, damage, json_text, printable, say, table
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
 from gluepy.errors import OptionError
@@ -90,7 +89,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
         if call.dry_run:
             plan = anyio.run(_planned, settings, run, options)
             if call.as_json:
-                say(msgspec.json.encode(plan).decode())
+                say(json_text(plan))
             else:
                 say(*explanation(plan, whole=True), "nothing was run")
             return 0
@@ -130,7 +129,8 @@ def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
     )
     facts = [f"{count(len(tasks), 'task')} {what}" for tasks, what in parts if tasks]
     nothing = "" if plan.again or plan.waiting or plan.retrying else "; nothing is left to do"
-    yield f"resuming run {plan.run_id}, session {plan.session}: {', '.join(facts) or 'it has no tasks'}{nothing}"
+    run = f"run {printable(plan.run_id)}, session {plan.session}"
+    yield f"resuming {run}: {', '.join(facts) or 'it has no tasks'}{nothing}"
     if broken := damage(plan.bad_lines, plan.gaps, plan.doubled):
         yield f"warning: its log has {' and '.join(broken)}; tasks whose end is lost run again"
     for name, why in plan.none_of.items():
@@ -139,7 +139,7 @@ def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
         yield f"the DAG has changed: {printable(change)}"
     if plan.code_version != plan.code_before:
         before = printable(plan.code_before)
-        yield f"the code has changed: {before} in session {plan.session - 1}, {plan.code_version} now"
+        yield f"the code has changed: {before} in session {plan.session - 1}, {printable(plan.code_version)} now"
     rows = [(printable(task), printable(cause)) for task, cause in plan.again.items()]
     if whole:
         rows += [(printable(task), what) for tasks, what in parts[1:] for task in tasks]

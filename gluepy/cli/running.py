@@ -20,7 +20,7 @@ from gluepy.cli.outlook import Outlook
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
 from gluepy.cli.story import Failure, Story, failure_text, summary
-from gluepy.cli.text import let_go, printable, say, tell, wants_colour
+from gluepy.cli.text import json_text, let_go, printable, say, tell, wants_colour
 from gluepy.conf.context import load_context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
@@ -139,7 +139,7 @@ def carry_out(
                     events(event)  # what a slow reader has not got yet
         if call.as_json and own is not None:
             story = Story(Record(ending.path.parent, ending.run_id)).record_of()
-            own.write(msgspec.json.encode({**story, "files": ending.files}) + b"\n")
+            own.write(f"{json_text({**story, 'files': ending.files})}\n".encode())
         return ending
 
 
@@ -367,7 +367,7 @@ def _dry_run(call: RunCall, settings: Settings, options: RunOptions) -> int:
     known = read_durations(settings.runs_root, compiled.label)
     outlook = Outlook.of(compiled.graph, selection, concurrency, settings.LIMITS, known)
     if call.as_json:
-        sys.stdout.write(msgspec.json.encode({**plan.record(), "outlook": outlook.record()}).decode() + "\n")
+        say(json_text({**plan.record(), "outlook": outlook.record()}))
     else:
         say(*plan.text(), "", *outlook.text(), "nothing was run")
     return 0

@@ -143,7 +143,7 @@ class Story:
         facts = [
             ("run", self.record.run_id),
             ("dag", printable(state.dag)),
-            ("status", styled(status, STYLE_OF.get(status, "bold"), colour) + self._why()),
+            ("status", styled(status, STYLE_OF.get(status, "bold"), colour) + printable(self._why())),
             ("started", moment(state.started_at)),
             ("took", duration(self.duration_s)),
             ("code", state.code_version + self._began_with()),
@@ -284,7 +284,7 @@ def summary(dag: str, run_id: str, status: str, counts: dict[str, int], duration
         tasks = count(total, "task")
     else:
         tasks = ", ".join(f"{number:,} {word}" for word, number in rest.items())
-    return f"run {run_id} of {printable(dag)} {status} in {duration(duration_s)}: {tasks}"
+    return f"run {printable(run_id)} of {printable(dag)} {status} in {duration(duration_s)}: {tasks}"
 
 
 def _worth_showing(rows: list[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -7,13 +7,26 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 from gluepy.errors import NOT_RAISED
 
-# What could move the cursor or turn the reading direction: control characters, line separators, bidirectional marks.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_UNSAFE_IN_BLOCKS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What a terminal obeys or hides instead of showing it: control characters, line separators, bidirectional marks,
+# invisible characters (but for the joiners that scripts and emoji need).
+_INVISIBLE = (
+    "\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
+)
+_UNSAFE = re.compile(f"[\x00-\x1f{_INVISIBLE}]")
+_UNSAFE_IN_BLOCKS = re.compile(f"[\x00-\x08\x0b-\x1f{_INVISIBLE}]")
+_STYLED = re.compile(f"(\x1b\\[(?:0|1|2|31|32|33)m)|[\x00-\x08\x0b-\x1f{_INVISIBLE}]")  # the first are from `styled`
+_OUTPUT = re.compile(
+    "(?P<colour>\x1b\\[[0-9;:]*m)"
+    "|\x1b\\[[0-?]*[ -/]*[@-~]"  # moves the cursor, erases, asks the terminal something
+    "|\x1b[\\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\\\)"  # titles, links, the clipboard
+    f"|[\x00-\x08\x0b-\x1f{_INVISIBLE}]"
+)
+RESET = b"\x1b[0m"
 _SGR = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 STYLE_OF = {
     "finished": "green",
@@ -36,6 +49,30 @@ def printable(text: str) -> str:
 def printable_block(text: str) -> str:
     """`printable` for text of many lines: newlines and tabs stay."""
     return _UNSAFE_IN_BLOCKS.sub(_escaped, text.replace("\r\n", "\n"))
+
+
+def shown_output(text: str, colour: bool) -> str:
+    """What tasks printed, for a terminal: with its colours where `colour` says so, and without all else that the
+    terminal would obey. A carriage return becomes a newline, so that nothing is hidden behind what follows it."""
+
+    def replaced(found: re.Match[str]) -> str:
+        if found["colour"]:
+            return found["colour"] if colour else ""
+        return _escaped(found) if len(found[0]) == 1 else ""
+
+    return _OUTPUT.sub(replaced, text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def for_terminal(output: bytes, colour: bool) -> bytes:
+    """`shown_output` for whole lines of a log file."""
+    return shown_output(output.decode("utf-8", "backslashreplace"), colour).encode()
+
+
+def json_text(value: Any) -> str:
+    """`value` as JSON on one line, in which everything that a terminal would obey is written as JSON escapes it."""
+    import msgspec  # the help does without it
+
+    return _UNSAFE.sub(_json_escaped, msgspec.json.encode(value).decode())
 
 
 def first_line(text: str) -> str:
@@ -156,14 +193,14 @@ def styled(text: str, style: str, colour: bool) -> str:
 
 
 def say(*lines: str) -> None:
-    """Write lines to stdout."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    """Write lines to stdout. Of what a terminal obeys only the colours of `styled` pass, and only where wanted."""
+    sys.stdout.write(_written(lines, sys.stdout))
 
 
 def tell(*lines: str) -> None:
-    """Write lines to stderr; where nobody reads it any more, to nobody."""
+    """`say`, to stderr; where nobody reads it any more, to nobody."""
     try:
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.write(_written(lines, sys.stderr))
         sys.stderr.flush()
     except BrokenPipeError:
         let_go(sys.stderr)
@@ -176,6 +213,18 @@ def let_go(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+def _written(lines: Iterable[str], stream: TextIO) -> str:
+    text = "".join([f"{line}\n" for line in lines])
+    if not wants_colour(stream):
+        return _UNSAFE_IN_BLOCKS.sub(_escaped, text)
+    return _STYLED.sub(lambda found: found[1] or _escaped(found), text)
+
+
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escaped(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
