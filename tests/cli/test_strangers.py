@@ -54,9 +54,9 @@ def evil(gluepy: Console) -> Console:
 
 
 COMMANDS = [
-    ("runs",), ("runs", "--json"), ("show",), ("show", "--json"), ("show", "latest", "fails"),
-    ("diff", "latest", "latest"), ("events",), ("watch",), ("cancel", "latest"), ("prune", "--keep", "0", "--dry-run"), ("resume", "--dry-run"),
-    ("resume",), ("resume", "--progress", "live"),
+    ("runs",), ("runs", "--json"), ("show",), ("show", "--json"), ("show", "latest", "fails"), ("events",),
+    ("diff", "latest", "latest"), ("watch",), ("cancel", "latest"), ("prune", "--keep", "0", "--dry-run"),
+    ("resume", "--dry-run"), ("resume",), ("resume", "--progress", "live"),
 ]  # fmt: skip
 
 
