@@ -19,7 +19,7 @@ from gluepy.exec.dag import Expander
 from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
 from gluepy.exec.task import Skip, Task, retry_of
-from gluepy.traces import type_name, user_stack
+from gluepy.traces import clear_frames, type_name, user_stack
 
 _MESSAGE_LENGTH = 10_000
 
@@ -38,6 +38,7 @@ class MissingOutputs(Exception):
 def execute(attempt: Attempt, scope: Scope) -> Outcome:
     """Run one attempt of a plain `def run` (or ask an `each`'s callables) here and now, and tell how it ended."""
     token = enter_scope(scope)
+    target: Any = None
     try:
         target = resolve(attempt, scope)
         if isinstance(target, Expander):
@@ -47,14 +48,17 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
     except Skip as skip:
         return Outcome(status="skipped", error_message=skip.why)
     except BaseException as error:  # in a thread or a worker nobody else would hear of an exit or a stray cancellation
+        target = None  # the error's traceback holds this frame
         return failed(attempt, error, scope)
     finally:
+        scope.task = None  # each holds the other, and what the task holds would wait for the garbage collector
         leave_scope(token)
 
 
 async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
     """`execute` for an `async def run`, in a context of its own: it enters `scope`, and does not leave it."""
     enter_scope(scope)
+    target: Any = None
     try:
         target = resolve(attempt, scope)
         if isinstance(target, Expander):
@@ -69,20 +73,25 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         if cancelled and anyio.current_effective_deadline() == -math.inf:
             raise
+        target = None
         return failed(attempt, error, scope)  # also a cancellation that nobody asked for: of a future that it awaited
+    finally:
+        scope.task = None
 
 
 def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -> Outcome:
-    """The outcome of an attempt that raised `error`."""
+    """The outcome of an attempt that raised `error`, which from now on holds no local variables."""
     message, is_missing = _message(error), isinstance(error, MissingOutputs)
     if isinstance(error, SystemExit):
         message = f"run() called sys.exit({error.code!r})"
+    stack = "" if is_missing else user_stack(error)  # none of the user's frames is in it
+    clear_frames(error)
     return Outcome(
         status="failed",
         reason="outputs" if is_missing else "exception",
         error_type=type_name(error),
         error_message=message[:_MESSAGE_LENGTH],
-        error_stack="" if is_missing else user_stack(error),  # none of the user's frames is in it
+        error_stack=stack,
         retryable=is_worth_retrying(attempt, type(error), scope),
         exception=error,
     )
