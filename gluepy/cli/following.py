@@ -83,7 +83,7 @@ def watch(invocation: Invocation, run: str, progress: str, quiet: bool) -> int:
     if not (quiet and status == "finished"):
         say(_ending(story, status))
     if status != "finished":
-        tell(f"resume it with: {invocation.command('resume', record.run_id)}")
+        tell(f"resume it with: {invocation.resume_command(record)}")
     return _CODES[status]
 
 
@@ -193,7 +193,7 @@ def cancel(invocation: Invocation, run: str) -> int:
     story = Story(record)
     say(_ending(story, story.status))
     if story.status != "finished":
-        tell(f"resume it with: {invocation.command('resume', record.run_id)}")
+        tell(f"resume it with: {invocation.resume_command(record)}")
     return 0
 
 

@@ -124,7 +124,7 @@ def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
     if failures:
         say("", *failure_text(failures, colour))
     if story.status in ("failed", "cancelled", "interrupted"):
-        say("", f"resume it with: {invocation.command('resume', story.record.run_id)}")
+        say("", f"resume it with: {invocation.resume_command(story.record)}")
     return 0
 
 

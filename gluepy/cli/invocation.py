@@ -17,6 +17,7 @@ from gluepy.errors import OptionError, SettingsWarning, UsageError
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
+    from gluepy.runs.record import Record
 
 
 class NoProject(UsageError):
@@ -85,6 +86,14 @@ class Invocation:
         """The command line that calls gluepy with `words` for the same project, quoted for a shell."""
         folder = () if self.folder is None or _adds_project(self.program) else ("--project", self.folder)
         return printable(shlex.join((*self.program, *folder, *words)))
+
+    def resume_command(self, record: Record, *more: str) -> str:
+        """The command line that goes on with the run of `record`, with `more` options and what it has to be given
+        again."""
+        from gluepy.conf.parameters import asked_again
+
+        params = (word for name in asked_again(record.inputs) for word in ("--param", f"{name}=..."))
+        return self.command("resume", record.run_id, *more, *params)
 
 
 def _tell_warnings(quiet: bool) -> None:

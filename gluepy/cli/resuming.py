@@ -21,15 +21,17 @@ from gluepy.cli.running import (
     params_of,
     stdout_kept,
 )
-from gluepy.cli.text import cells, count, damage, json_text, printable, say, table
+from gluepy.cli.text import cells, count, damage, fit, json_text, printable, say, table
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
+from gluepy.core.events import JSON
 from gluepy.errors import OptionError
 from gluepy.runs.log import LogReader
 from gluepy.runtime import ResumeOptions, ResumePlan, Runtime, Streaming, find_record
 from gluepy.sinks.consume import Sink
 
 _SHOWN = 16  # tasks that run again, and changes of the code
+_VALUE = 60  # columns of a parameter
 _LINE = 100  # columns of the names of tasks that are kept
 
 
@@ -118,6 +120,10 @@ async def _planned(settings: Settings, run: str, options: ResumeOptions) -> Resu
         return runtime.plan_resume(run, **options)
 
 
+def _value(value: JSON) -> str:
+    return fit(json_text(value), _VALUE)
+
+
 def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
     """What a resumed run does again and why, what is wrong with its log, how its code differs: a screenful, or the
     `whole` of it."""
@@ -140,6 +146,15 @@ def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
     if plan.code_version != plan.code_before:
         before = printable(plan.code_before)
         yield f"the code has changed: {before} in session {plan.session - 1}, {printable(plan.code_version)} now"
+    for name, (old, new) in list(plan.params_changed.items())[:_SHOWN]:
+        yield f"a parameter has changed: {printable(name)} is {_value(new)}, it was {_value(old)}"
+    if len(plan.params_changed) > _SHOWN:
+        yield f"and {len(plan.params_changed) - _SHOWN:,} more parameters have changed"
+    if plan.stale:
+        names = ", ".join(map(printable, plan.stale[:_SHOWN])) + (", …" if len(plan.stale) > _SHOWN else "")
+        were, them = ("was", "it") if len(plan.stale) == 1 else ("were", "them")
+        yield f"{count(len(plan.stale), 'task')} finished with other parameters and {were} kept: {names}"
+        yield f"  to run {them} again: --force TASK, or --from-task TASK"
     rows = [(printable(task), printable(cause)) for task, cause in plan.again.items()]
     if whole:
         rows += [(printable(task), what) for tasks, what in parts[1:] for task in tasks]

@@ -124,7 +124,7 @@ def carry_out(
         view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
 
         def killed(run: str) -> str:
-            return f"killed; resume it with: {invocation.command('resume', run)}"
+            return f"killed; resume it with: {invocation.resume_command(Record(settings.runs_root, run))}"
 
         interrupts = stack.enter_context(Interrupts(view, killed))
         uvloop = {"use_uvloop": find_spec("uvloop") is not None}
@@ -270,7 +270,7 @@ def conclude(invocation: Invocation, call: Call, ending: Ending | int) -> int:
     more: tuple[str, ...] = ()
     if isinstance(ending.error, RunTimedOut) and ending.error.timeout_s:
         more = ("--timeout", f"{2 * ending.error.timeout_s:g}")  # with the same one it would end the same way
-    tell(f"resume it with: {invocation.command('resume', ending.run_id, *more)}")
+    tell(f"resume it with: {invocation.resume_command(Record(ending.path.parent, ending.run_id), *more)}")
     if ending.status == "stopped":
         return 3
     if ending.status == "cancelled" and ending.interrupted:
@@ -344,7 +344,7 @@ def _value(name: str, text: str) -> JSON:
 
 
 def _params_file(name: str) -> dict[str, JSON]:
-    from gluepy.conf.context import values_of
+    from gluepy.conf.parameters import values_of
 
     try:
         return values_of(Path(name).read_bytes(), f"--params {name}")

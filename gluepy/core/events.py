@@ -53,7 +53,8 @@ class RunStarted(Header, tag="run.started", tag_field="event", frozen=True):
 
 
 class RunResumed(Header, tag="run.resumed", tag_field="event", frozen=True):
-    """Another session of the run began. `changes` tells how the DAG differs from the one the run started with."""
+    """Another session of the run began. `changes` tells how the DAG differs from that of the session before,
+    `params_changed` which parameters do: by their dotted names the values before and after."""
 
     schema_version: int
     gluepy_version: str
@@ -66,6 +67,7 @@ class RunResumed(Header, tag="run.resumed", tag_field="event", frozen=True):
     changes: list[str]
     trace_id: str | None = None
     span_id: str | None = None
+    params_changed: dict[str, list[JSON]] | None = None
 
 
 class RunFinished(Header, tag="run.finished", tag_field="event", frozen=True):

@@ -43,6 +43,7 @@ class State:
     the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `why` (of a
     skip), `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `earlier` (attempts before
     the last reset). `absent` has, by id, what is known of tasks that the DAG had in an earlier session and lacks now.
+    `stale` are the tasks that finished before the run was given other parameters.
 
     Of the run: `started_at`, `began_at` and `last_at` are the timestamps of its first event, of its last session's
     first one, and of its last one; `run_duration_s` is how long those of its sessions took that are over: by their own
@@ -65,6 +66,7 @@ class State:
         self.metrics: dict[int, dict[str, float]] = {}
         self.earlier: dict[int, int] = {}
         self.absent: dict[str, Known] = {}
+        self.stale: set[str] = set()
         self.run: RunStatus = "pending"
         self.run_id = ""
         self.dag = ""
@@ -147,6 +149,7 @@ class State:
             case e.TaskCancelled():
                 return self._ended(event, CANCELLED, event.duration_s)
             case e.TaskReset():
+                self.stale.discard(event.task)
                 return self._reset(self.graph.index[event.task])
             case e.TaskExpanded():
                 return self._expanded(event)
@@ -161,6 +164,9 @@ class State:
                 self.code_version = event.code_version
                 self.first_code_version = self.first_code_version or event.code_version
                 self.options, self.reason = event.options, None
+                if isinstance(event, e.RunResumed) and event.params_changed:
+                    index = self.graph.index
+                    self.stale.update(task for task, node in index.items() if self.status[node] == FINISHED)
                 return -1
             case e.RunFinished():
                 return self._over("finished", event.duration_s)
@@ -248,7 +254,7 @@ class State:
 
 _OF_THE_RUN = (
     "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq",
-    "options", "first_code_version", "code_version",
+    "options", "first_code_version", "code_version", "stale",
 )  # fmt: skip
 _FACTS = ("failures", "losses", "retry_at", "error", "why", "blocked_by", "metrics", "earlier")
 

@@ -115,7 +115,7 @@ def run_scope(run: RunInfo) -> RunScope:
     def context() -> Any:
         from gluepy.conf.context import Context
 
-        return Context(run.context)
+        return Context(run.context, "", run.secrets)
 
     def settings() -> Any:
         from gluepy.conf.sources import load_settings

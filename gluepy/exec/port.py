@@ -18,7 +18,7 @@ way there, `Outcome.message`, `emission_message` and their inverses on the way b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -36,7 +36,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `path` and `storage` are where the run's files and what outlives it go (a local folder or an object store's URL),
     `record` the folder with the run's log files (None: no log files are wanted), `context` the run's parameters,
-    `project` the folder to put on `sys.path`, `settings` what the settings of this run differ in from the defaults.
+    `secrets` where those of them are that must not be written down (keys and indices that lead there), `project` the
+    folder to put on `sys.path`, `settings` what the settings of this run differ in from the defaults.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     storage: str
     record: str | None = None
     context: Mapping[str, JSON] = {}
+    secrets: Sequence[Sequence[str | int]] = ()
     project: str | None = None
     settings: Mapping[str, JSON] = {}
     capture: bool = False

@@ -44,12 +44,15 @@ class Record:
         self.path = root / run_id
         self.events = self.path / "events.jsonl"
         self.context = self.path / "context.yaml"
+        self.inputs = self.path / "inputs.json"
         self.logs = self.path / "logs"
         self._lock_file = self.path / "run.lock"
         self.stop_file = self.path / "stop"
 
     @classmethod
-    def create(cls, root: Path, run_id: str, context: Mapping[str, JSON]) -> Record:
+    def create(
+        cls, root: Path, run_id: str, context: Mapping[str, JSON], inputs: Mapping[str, JSON] | None = None
+    ) -> Record:
         """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
         if not _RUN_ID.fullmatch(run_id):
             mend = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
@@ -66,7 +69,7 @@ class Record:
             record.path.chmod(_PRIVATE_FOLDER)  # some umasks keep even the owner out
             record.logs.mkdir(_PRIVATE_FOLDER)
             record.logs.chmod(_PRIVATE_FOLDER)
-            record.write_context(context)
+            record.write_context(context, inputs)
         except FileExistsError:
             if not root.is_dir():
                 raise RunStopped(run_id, f"{root} is not a folder", "set RUNS_ROOT to a writable folder") from None
@@ -110,15 +113,19 @@ class Record:
             seen.add(f"latest:{found}")
         raise UnknownRun(f"latest:{label}", (), str(root), sorted(seen))
 
-    def write_context(self, context: Mapping[str, JSON]) -> None:
-        """Write `context.yaml`, whole."""
-        draft = self.context.with_suffix(".new")
-        text = msgspec.json.format(msgspec.json.encode(dict(context)).decode(), indent=2)
-        # JSON is YAML, but for characters that YAML wants escaped
-        escaped = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-        draft.unlink(missing_ok=True)
-        write_private(draft, f"{escaped}\n")
-        draft.replace(self.context)
+    def write_context(self, context: Mapping[str, JSON], inputs: Mapping[str, JSON] | None = None) -> None:
+        """Write `context.yaml`, and what it was made of where that says more, each whole."""
+        for file, values in ((self.inputs, inputs), (self.context, context)):
+            if values is None:
+                file.unlink(missing_ok=True)
+                continue
+            draft = file.with_suffix(".new")
+            text = msgspec.json.format(msgspec.json.encode(dict(values)).decode(), indent=2)
+            # JSON is YAML, but for characters that YAML wants escaped
+            escaped = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+            draft.unlink(missing_ok=True)
+            write_private(draft, f"{escaped}\n")
+            draft.replace(file)
 
     def ask_to_stop(self) -> None:
         """Have the driver of the run cancel it, soon."""

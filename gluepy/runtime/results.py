@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gluepy.core.events import JSON
 from gluepy.core.state import STATUS, State
 from gluepy.errors import GluepyError, TaskError
 
@@ -89,8 +90,10 @@ class ResumePlan:
     finished ones that do not run; `changes` tell how the DAG differs from that of the run's last session, and
     `code_before` and `code_version` which code that session had and this one has; `bad_lines`, `gaps` and
     `doubled` count what could not be read of the log, events that it lacks, and events with a number that was there
-    before; `none_of` are the names that were to run again and mean no
-    task as yet, with the reason; `left_out` counts the tasks that were skipped since the run's selection lacks them."""
+    before; `none_of` are the names that were to run again and mean no task as yet, with the reason; `left_out` counts
+    the tasks that were skipped since the run's selection lacks them; `params_changed` are the parameters that differ
+    from the last session's, before and after, and `stale` the kept tasks that finished with others than this session's.
+    """
 
     run_id: str
     session: int
@@ -106,3 +109,5 @@ class ResumePlan:
     retrying: Sequence[str] = ()
     left_out: int = 0
     doubled: int = 0
+    params_changed: Mapping[str, tuple[JSON, JSON]] = field(default_factory=dict)
+    stale: Sequence[str] = ()

@@ -15,11 +15,11 @@ import anyio
 import msgspec
 
 from gluepy.clock import Clock
-from gluepy.conf.context import load_context
 from gluepy.conf.dags import find_dag
+from gluepy.conf.parameters import Parameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
 from gluepy.core import events as e
-from gluepy.core.events import JSON, SCHEMA_VERSION
+from gluepy.core.events import SCHEMA_VERSION
 from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
@@ -92,7 +92,7 @@ class Session:
     shared: Shared
     compiled: Compiled
     record: Record
-    context: Mapping[str, JSON]
+    parameters: Parameters
     options: Mapping[str, Any]
     choice: Choice
     state: State
@@ -112,7 +112,8 @@ class Session:
             path=settings.run_files(run_id),
             storage=settings.storage_root,
             record=str(self.record.path),
-            context=self.context,
+            context=self.parameters.values,
+            secrets=self.parameters.secrets,
             project=str(settings.project) if settings.project else None,
             settings=settings.options,
             capture=bool(options.get("capture")) and not self.debug,
@@ -127,14 +128,14 @@ class Session:
         compiled = compile_dag(find_dag(dag, settings), settings.LIMITS)
         select(compiled.graph, compiled.label, options)
         choice = choose(settings, compiled, options)
-        context = load_context(settings, options.get("params") or {}).to_dict()
+        parameters = load_parameters(settings, options.get("params") or {})
         options = {**options, "dag": _recorded(dag)}
         run_id = options.get("run_id")
         run_id = new_run_id(shared.clock.wall()) if run_id is None else run_id
-        record = Record.create(settings.runs_root, run_id, context)
+        record = Record.create(settings.runs_root, run_id, parameters.recorded(), parameters.recorded_inputs())
         with ExitStack() as hold:
             hold.enter_context(record.lock())
-            return cls(shared, compiled, record, context, options, choice, State(compiled.graph), hold.pop_all())
+            return cls(shared, compiled, record, parameters, options, choice, State(compiled.graph), hold.pop_all())
         raise AssertionError  # the stack swallows nothing
 
     @classmethod
@@ -180,9 +181,10 @@ class Session:
                 for status in (PENDING, RETRYING)
             )
             left_out = sum(why == "unselected" and state.status[node] == SKIPPED for node, why in state.why.items())
-            params = {**(state.options.get("params") or {}), **(given.get("params") or {})}
-            context = load_context(settings, params, recorded=record.context).to_dict()
-            merged["params"] = params
+            earlier, params = state.options.get("params") or {}, given.get("params") or {}
+            parameters = resumed_parameters(settings, record.run_id, record.context, record.inputs, params, earlier)
+            merged["params"] = {**earlier, **parameters.mask_params(params)}
+            stale = [task for task in kept if parameters.changes or task in state.stale]
             plan = ResumePlan(
                 record.run_id,
                 state.session + 1,
@@ -198,9 +200,11 @@ class Session:
                 retrying,
                 left_out,
                 reader.doubled,
+                parameters.changes,
+                stale,
             )
             choice = choose(settings, compiled, merged)
-            return cls(shared, compiled, record, context, merged, choice, state, hold.pop_all(), plan, _again=again)
+            return cls(shared, compiled, record, parameters, merged, choice, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing
 
     def close(self) -> None:
@@ -288,7 +292,7 @@ class Session:
         shared = self.shared
         if self.plan is not None and self.options.get("params"):  # they are in the log by now
             try:
-                self.record.write_context(self.context)
+                self.record.write_context(self.parameters.recorded(), self.parameters.recorded_inputs())
             except OSError as error:
                 raise LogBroken(str(self.record.context), error.strerror or str(error), disk_mend(error)) from error
         concurrency = self.options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
@@ -324,7 +328,7 @@ class Session:
         options["executor"] = self.shared.chosen if own is None else recorded_name(own)
         if self.plan is None:
             options.pop("params", None)  # they are in the context
-        params = msgspec.json.encode(self.context, order="sorted")
+        params = msgspec.json.encode(self.parameters.recorded(), order="sorted")
         facts = (
             SCHEMA_VERSION,
             VERSION,
@@ -337,7 +341,8 @@ class Session:
         )
         if self.plan is None:
             return e.RunStarted(*(*header, *facts))
-        return e.RunResumed(*(*header, *facts, self.plan.changes))
+        changed = {name: list(values) for name, values in self.plan.params_changed.items()}
+        return e.RunResumed(*(*header, *facts, self.plan.changes, None, None, changed or None))
 
     def _result(self, engine: Engine, check: bool) -> RunResult:
         state = self.state

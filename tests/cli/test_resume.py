@@ -611,3 +611,47 @@ def test_parameters_given_to_a_resumed_run_outlive_a_driver_that_dies_before_it_
     context.write_text(before)  # as if it had died after the event and before the file
     assert pipe("resume", "r").returncode == 1
     assert '"flag": 7' in context.read_text()
+
+
+def test_secret_parameters_are_in_no_file_and_are_asked_for_again(gluepy: Console) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = ['flow']\n")
+    gluepy.write("context.yaml", "depth: 3\napi_key: hush-1\n")
+    gluepy.write(
+        "flow.py",
+        """
+        from pathlib import Path
+        from gluepy import DAG, Task
+        class Load(Task):
+            def run(self): assert self.context.token == "hush-2"
+        class Fit(Task):
+            pool = "process"
+            def run(self):
+                assert (self.context.api_key, self.context.token) == ("hush-1", "hush-2")
+                assert Path("go").exists()
+                print(self.context)
+        class FlowDAG(DAG):
+            label = "flow"
+            tasks = (Load, Fit)
+        """,
+    )
+    begun = gluepy("run", "flow", "-P", "token=hush-2")
+    (run,) = gluepy.runs
+    again = f" resume {run.name} --param token=..."
+    assert again in begun.stderr
+    assert again in gluepy("show").stdout
+    missing = gluepy("resume")
+    assert missing.returncode == 2
+    assert f"run {run.name} needs them again; give it with --param token=…" in missing.stderr
+    plan = gluepy("resume", "-P", "token=hush-2", "-P", "depth=9", "--dry-run")
+    assert (
+        "a parameter has changed: depth is 9, it was 3\n1 task finished with other parameters and was kept: load\n"
+        in (plan.stdout)
+    )
+    gluepy.write("go", "")
+    done = gluepy("resume", "-P", "token=hush-2", "-P", "depth=9")
+    assert done.returncode == 0, done.stderr
+    assert "a parameter has changed: depth is 9, it was 3\n" in done.stderr
+    shown = [gluepy(*words).stdout for words in (("show", "--json"), ("events",), ("runs", "--json"), ("settings",))]
+    written = [file.read_text() for file in run.rglob("*") if file.is_file()]
+    for text in (begun.stdout, begun.stderr, plan.stdout, done.stdout, done.stderr, *shown, *written):
+        assert "hush" not in text

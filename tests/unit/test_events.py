@@ -132,7 +132,7 @@ def test_fields_have_the_names_of_the_contract() -> None:
     at = ["executor", "pool"]
     assert names == {
         "run.started": [*header, *opening, *spans],
-        "run.resumed": [*header, *opening, "changes", *spans],
+        "run.resumed": [*header, *opening, "changes", *spans, "params_changed"],
         "run.finished": [*header, *over, "output_dropped"],
         "run.failed": [*header, *over, "failed", "reason", "output_dropped"],
         "run.cancelled": [*header, *over, "output_dropped"],
