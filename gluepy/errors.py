@@ -149,14 +149,21 @@ class MissingExtra(UsageError):
 
 
 class NoRunContext(UsageError):
-    """Something that belongs to a run was asked for outside one."""
+    """Something that belongs to a run was asked for outside one. `process`: in one that multiprocessing or a library
+    of its kind has started, by its name; else empty."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(self, what: str, process: str = "") -> None:
+        super().__init__(what, process)
+        self.what, self.process = what, process
 
     def __str__(self) -> str:
-        return f"{self.what} is known only while a task runs; in a test use `with gluepy.testing.task_run(tmp_path): …`"
+        text = f"{self.what} is known only while a task runs"
+        if self.process:
+            return (
+                f"{text}, and in processes that its code forks; {self.process} knows of none: let it return the value, "
+                "and tell it in the task, or use multiprocessing.get_context('fork')"
+            )
+        return f"{text}; in a test use `with gluepy.testing.task_run(tmp_path): …`"
 
 
 class NestedRun(UsageError):

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Self
 
 from gluepy.cli.progress import View, show_cursor
+from gluepy.exec import forks
 
 
 class Interrupts:
@@ -17,7 +18,8 @@ class Interrupts:
     tell, of a run's id, when the second has come.
 
     These are plain signal handlers, not tasks that wait for signals: Python calls them in the main thread between two
-    instructions, also while a task holds the event loop and nothing else would be heard.
+    instructions, also while a task holds the event loop and nothing else would be heard. Processes that tasks fork do
+    not have them: a signal that is sent to such a one is its own.
     """
 
     def __init__(self, view: View, killed: Callable[[str], str]) -> None:
@@ -26,15 +28,22 @@ class Interrupts:
         self._view = view
         self._cancel: Callable[[], None] | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a shell ignores SIGINT
                     self._before[number] = signal.signal(number, self._handle)
+            forks.in_copies(self._put_back)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            forks.not_in_copies(self._put_back)
+        self._put_back()
+
+    def _put_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -48,6 +57,10 @@ class Interrupts:
         return 128 + self.received if self.received is not None else 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if os.getpid() != self._pid:  # forked by a library that Python does not know of
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.received is not None:
             show_cursor()
             os.write(2, self._last_words)

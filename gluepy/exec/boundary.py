@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from gluepy.errors import ImportFailed, TaskError
+from gluepy.exec import forks
 from gluepy.exec.dag import Expander
 from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
@@ -37,6 +38,7 @@ class MissingOutputs(Exception):
 
 def execute(attempt: Attempt, scope: Scope) -> Outcome:
     """Run one attempt of a plain `def run` (or ask an `each`'s callables) here and now, and tell how it ended."""
+    forks.attach(scope)
     token = enter_scope(scope)
     target: Any = None
     try:
@@ -44,19 +46,27 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
         if isinstance(target, Expander):
             return Outcome(status="finished", value=target.rows())
         target.run()
+        if scope.forked:
+            forks.leave(None)
         return checked(target)
     except Skip as skip:
         return Outcome(status="skipped", error_message=skip.why)
     except BaseException as error:  # in a thread or a worker nobody else would hear of an exit or a stray cancellation
+        if scope.forked:
+            forks.leave(error)
         target = None  # the error's traceback holds this frame
         return failed(attempt, error, scope)
     finally:
+        if scope.forked:
+            forks.leave(None)
         scope.task = None  # each holds the other, and what the task holds would wait for the garbage collector
         leave_scope(token)
+        forks.detach(scope)
 
 
 async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
     """`execute` for an `async def run`, in a context of its own: it enters `scope`, and does not leave it."""
+    forks.attach(scope)
     enter_scope(scope)
     target: Any = None
     try:
@@ -64,19 +74,28 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         if isinstance(target, Expander):
             return Outcome(status="finished", value=await target.rows_async())
         await target.run()
+        if scope.forked:
+            forks.leave(None)
         return checked(target)
     except Skip as skip:
         return Outcome(status="skipped", error_message=skip.why)
-    except (KeyboardInterrupt, GeneratorExit):
+    except (KeyboardInterrupt, GeneratorExit) as error:
+        if scope.forked:
+            forks.leave(error)
         raise
     except BaseException as error:
+        if scope.forked:
+            forks.leave(error)
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         if cancelled and anyio.current_effective_deadline() == -math.inf:
             raise
         target = None
         return failed(attempt, error, scope)  # also a cancellation that nobody asked for: of a future that it awaited
     finally:
+        if scope.forked:
+            forks.leave(None)
         scope.task = None
+        forks.detach(scope)
 
 
 def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -> Outcome:
@@ -111,6 +130,7 @@ def is_worth_retrying(attempt: Attempt, error: type[BaseException], scope: Scope
 
 def run_scope(run: RunInfo) -> RunScope:
     """The scope that the attempts of `run` share; context and settings are read when a task asks for them."""
+    forks.install()
 
     def context() -> Any:
         from gluepy.conf.context import Context

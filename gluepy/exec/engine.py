@@ -28,6 +28,7 @@ from gluepy.core import scheduler as s
 from gluepy.core.graph import Spec
 from gluepy.core.state import RUNNING, State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError
+from gluepy.exec import forks
 from gluepy.exec.boundary import is_worth_retrying, task_error
 from gluepy.exec.journal import Journal
 from gluepy.exec.port import (
@@ -97,7 +98,7 @@ class Engine:
         self._stop_asked = stop_asked
         self._listening = anyio.CancelScope()
         self._patient = patient
-        self._pid = os.getpid()
+        self._pid, self._process = os.getpid(), forks.process
         self._journal = Journal(run, state.session + 1, state.seq, log, feed, clock, self._publish)
         self._began = 0.0
         self._kinds: list[tuple[Spec, Any, Executor, str]] = []  # of each spec: what it runs, where, and its pool
@@ -176,6 +177,7 @@ class Engine:
 
     def stop(self, end: s.EndRun) -> None:
         """Stop what runs, cancel what waits, and end as `end` says. Idempotent; from the event loop only."""
+        self._be_the_driver()
         with self._turn:
             if not hasattr(self, "_scheduler"):
                 self._stop_first = end
@@ -278,6 +280,12 @@ class Engine:
         slot.stopped = True
         self._on_loop(slot.scope.cancel)
 
+    def _be_the_driver(self) -> None:
+        """End the process if it is a forked copy of the driver: it must not write, and the turn may be held for ever by
+        a thread that it does not have."""
+        if forks.process is not self._process:
+            forks.refuse_to_go_on()
+
     def _end(self, end: s.EndRun) -> None:
         with self._turn:
             if self._is_over:
@@ -331,6 +339,7 @@ class Engine:
                 slot.stopped = False
                 with anyio.CancelScope(shield=True) as slot.scope:
                     await self._work_on(slot)
+                self._be_the_driver()
                 if slot.attempt is not None and self._broken is None:
                     with self._turn:
                         events = self._interrupted(slot, slot.attempt)
@@ -360,6 +369,7 @@ class Engine:
             else:
                 call = Call(self, slot, attempt)
                 outcome = await slot.executor.run(attempt, call if slot.executor.goes_on else call.__call__)
+                self._be_the_driver()
             with self._turn:
                 if slot.attempt is None:
                     continue  # it has been settled where it ran
@@ -374,6 +384,7 @@ class Engine:
 
     def proceed(self, slot: Slot, attempt: Attempt, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
         """`Relay.proceed`, from the thread that has run the attempt or from inside the slot's call."""
+        self._be_the_driver()
         with self._turn:
             ended = slot.attempt is attempt and outcome.status == "finished"
             if not ended or slot.stopped or self._is_over or self._commits:
@@ -544,6 +555,10 @@ class Engine:
             if self._feed.live and slot.attempt is attempt:
                 self._journal.tell(attempt.task, attempt.number, emission.stream, emission.line)
             return
+        if forks.process is not self._process:
+            raise forks.ForkedCopy(
+                f"{type(emission).__name__.lower()} was told", "its attempt had ended before the fork"
+            )
         with self._turn:
             self._journal.tick()
             if isinstance(emission, Released):
@@ -585,6 +600,7 @@ class Engine:
                 self._look_again = False
             with anyio.CancelScope(shield=True) as self._alarm:
                 await self._clock.sleep_until(self._alarm_at)
+            self._be_the_driver()
             self._alarm = None
             if self._over.is_set():
                 return
@@ -604,8 +620,9 @@ class Engine:
     async def _listen(self, stop_asked: Callable[[], bool]) -> None:
         # Not by the run's clock: whoever asks is outside.
         with self._listening:
-            while not stop_asked():  # noqa: ASYNC110  # another process leaves a file
+            while not stop_asked():  # another process leaves a file
                 await anyio.sleep(_ASK_S)
+                self._be_the_driver()
             self.stop(s.EndRun("cancelled"))
 
     def _next_alarm(self) -> float:
@@ -648,6 +665,7 @@ class Engine:
 
     def _give_up(self, error: BaseException) -> None:
         """The run cannot go on: stop what runs. Where the log still takes it, write down how it ended."""
+        self._be_the_driver()
         with self._turn:
             self._break_off(error)
 

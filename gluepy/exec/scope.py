@@ -51,15 +51,17 @@ class LineWriter(Protocol):
 
 class Scope:
     """One attempt as its task sees it. `emit` may be called from any thread; `output` is None when nothing is
-    captured; `task` is the instance that runs."""
+    captured; `task` is the instance that runs. `forked`: this is a copy, in a process that the task has forked (see
+    `gluepy.exec.forks`); `fork_key` names the attempt between such processes, 0 as long as there is none."""
 
-    __slots__ = ("_log", "attempt", "emit", "output", "run", "task")
+    __slots__ = ("_log", "attempt", "emit", "fork_key", "forked", "output", "run", "task")
 
     def __init__(
         self, run: RunScope, attempt: Attempt, emit: Callable[[Emission], None], output: LineWriter | None
     ) -> None:
         self.run, self.attempt, self.emit, self.output = run, attempt, emit, output
         self.task: Any = None
+        self.forked, self.fork_key = False, 0
         self._log: Any = None
 
     @property
@@ -98,11 +100,12 @@ def _folder(where: str) -> UPath:
 class _LogLines:
     """What structlog writes to while the run captures."""
 
-    def __init__(self, output: LineWriter) -> None:
-        self._output = output
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope  # not its output, which is another one in a forked process
 
     def msg(self, message: str) -> None:
-        self._output.write("log", message + "\n")
+        if self._scope.output is not None:
+            self._scope.output.write("log", message + "\n")
 
     log = debug = info = warn = warning = error = err = critical = fatal = failure = exception = msg
 
@@ -124,7 +127,7 @@ def _logger(scope: Scope) -> Any:
             ),
         ]
     return structlog.wrap_logger(
-        _LogLines(scope.output),
+        _LogLines(scope),
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -90,6 +91,14 @@ class Task:
             )
         raise AttributeError(f"{type(self).__qualname__!r} object has no attribute {name!r}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process, by pickle: all but the run."""
+        return {name: value for name, value in self.__dict__.items() if name != "_scope"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be that task again. In a process that the task has forked it knows the run."""
+        self.__dict__.update(state, _scope=current_scope())
+
     def run(self) -> Any:
         """The work. No arguments: tasks share data through files. What it returns is not used."""
         raise TypeError(f"{type(self).__qualname__} does not define run(self)")
@@ -149,7 +158,7 @@ class Task:
     def _here(self, what: str) -> Scope:
         scope = self._scope or current_scope()
         if scope is None:
-            raise NoRunContext(what)
+            raise _no_run(what)
         return scope
 
     def __repr__(self) -> str:
@@ -168,8 +177,14 @@ def current_task() -> Any:
     """The task that is running here. Raises `NoRunContext` outside a run."""
     scope = current_scope()
     if scope is None or scope.task is None:
-        raise NoRunContext("current_task()")
+        raise _no_run("current_task()")
     return scope.task
+
+
+def _no_run(what: str) -> NoRunContext:
+    module = sys.modules.get("multiprocessing.process")
+    name = module.current_process().name if module is not None else "MainProcess"
+    return NoRunContext(what, "" if name == "MainProcess" else f"the process {name}")
 
 
 def spec_of(task: type[Task]) -> Spec:

@@ -11,6 +11,7 @@ from gluepy.conf import discovered_project
 from gluepy.conf.context import Context, load_context
 from gluepy.core.events import JSON
 from gluepy.core.graph import Spec
+from gluepy.exec import forks
 from gluepy.exec.port import Attempt, Emission, Metric, Progress, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
 from gluepy.exec.task import Task
@@ -114,11 +115,14 @@ def task_run(
     inner._log = _recording(run.logs, run_id=RUN_ID, task="task", attempt=1)
     inner.task = Task()
     inner.task._scope = inner
+    forks.install()
+    forks.attach(inner)
     token = enter_scope(inner)
     try:
         yield run
     finally:
         leave_scope(token)
+        forks.detach(inner)
 
 
 def _recording(logs: list[dict[str, Any]], **bound: object) -> Any:

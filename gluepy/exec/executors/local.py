@@ -14,6 +14,7 @@ import anyio
 from gluepy.exec.boundary import execute, execute_async, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
+from gluepy.exec.forks import refuse_to_go_on
 from gluepy.exec.port import (
     FINISHED,
     Abandoned,
@@ -91,13 +92,14 @@ class LocalExecutor(Executor):
     async def _run(self, attempt: Attempt, emit: Emit, scope: RunScope, output: AttemptOutput | None) -> Outcome:
         if attempt.pool == "loop":
             context = contextvars.copy_context()  # so that context variables that the task sets stay with it
-            coroutine = execute_async(attempt, Scope(scope, attempt, emit, output))
+            inner = Scope(scope, attempt, emit, output)
+            coroutine = execute_async(attempt, inner)
             try:
                 waits_for = context.run(coroutine.send, None)
             except StopIteration as stop:  # it never waited
                 outcome: Outcome = stop.value
                 return outcome
-            return await _InContext(context, coroutine, waits_for)
+            return await _InContext(context, coroutine, waits_for, inner)
         return execute(attempt, Scope(scope, attempt, emit, None))
 
     async def _in_process(self, attempt: Attempt, emit: Emit) -> Outcome:
@@ -183,16 +185,20 @@ def _tell_failure(outcome: Outcome, output: AttemptOutput) -> None:
 class _InContext:
     """The rest of a coroutine that has waited once, as PEP 380 defines `yield from`, each step inside the context."""
 
-    __slots__ = ("_context", "_coroutine", "_waits_for")
+    __slots__ = ("_context", "_coroutine", "_scope", "_waits_for")
 
-    def __init__(self, context: contextvars.Context, coroutine: Coroutine[Any, Any, Outcome], waits_for: Any) -> None:
-        self._context, self._coroutine, self._waits_for = context, coroutine, waits_for
+    def __init__(
+        self, context: contextvars.Context, coroutine: Coroutine[Any, Any, Outcome], waits_for: Any, scope: Scope
+    ) -> None:
+        self._context, self._coroutine, self._waits_for, self._scope = context, coroutine, waits_for, scope
 
     def __await__(self) -> Generator[Any, Any, Outcome]:
-        run, coroutine, waits_for = self._context.run, self._coroutine, self._waits_for
+        run, coroutine, waits_for, scope = self._context.run, self._coroutine, self._waits_for, self._scope
         step: Callable[..., Any]
         try:
             while True:
+                if scope.forked:
+                    refuse_to_go_on()
                 try:
                     argument = yield waits_for
                     step = coroutine.send

@@ -308,6 +308,7 @@ class _Server:
         # without the wrapper that makes enums of its arguments and result, which takes ten times as long
         self.set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
         self.set_handler(signal.SIGINT, self._interrupted)
+        os.register_at_fork(after_in_child=lambda: self.set_handler(signal.SIGINT, signal.default_int_handler))
         import faulthandler
         import fcntl
         import resource
