@@ -21,7 +21,8 @@ _HELP = """Run pipelines: tasks written as plain Python classes, put in order by
   gluepy resume latest         go on with the newest run, if it failed
   gluepy show latest           how the newest run went
 
-The project is the one around the current folder, or around --project DIR.
+The project is the one around the current folder, or around --project DIR; its settings module is settings.py, or
+--settings MODULE.
 """
 
 app = typer.Typer(
@@ -148,12 +149,21 @@ def gluepy(
             is_eager=True,  # so that `--project DIR --help` shows that project's own commands
         ),
     ] = None,
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            "--settings",
+            metavar="MODULE",
+            help="Take the settings module MODULE of the project, instead of the one called settings.",
+            is_eager=True,
+        ),
+    ] = None,
     version: Annotated[  # noqa: ARG001  # its callback does it
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Run pipelines."""
-    ctx.obj = Invocation(project, program_words(sys.argv[0]))
+    ctx.obj = Invocation(project, settings, program_words(sys.argv[0]))
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 
@@ -549,5 +559,5 @@ def _invocation(ctx: typer.Context) -> Invocation:
     invocation = ctx.find_root().obj
     if isinstance(invocation, Invocation):
         return invocation
-    folder: str | None = ctx.find_root().params.get("project")  # while completing, the callback is not called
-    return Invocation(folder, program_words(sys.argv[0]))
+    given = ctx.find_root().params  # while completing, the callback is not called
+    return Invocation(given.get("project"), given.get("settings"), program_words(sys.argv[0]))

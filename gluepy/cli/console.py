@@ -13,6 +13,7 @@ import typer
 
 from gluepy.cli.app import app
 from gluepy.cli.group import BROKEN_PIPE
+from gluepy.cli.invocation import put_variables_back
 from gluepy.cli.text import let_go, printable_block, tell, wants_colour
 from gluepy.conf import use_project, used_project
 from gluepy.errors import GluepyError, OptionError, RunError, TaskError, UsageError, did_you_mean
@@ -40,6 +41,7 @@ def exit_code(argv: Sequence[str] | None) -> int:
     finally:
         warnings.showwarning = show_warnings
         use_project(project)
+        put_variables_back()
 
 
 def _exit_code(argv: Sequence[str] | None) -> int:

@@ -109,7 +109,9 @@ class CommandLine(TyperGroup):
         from gluepy.cli.invocation import Invocation
 
         invocation: Invocation = (
-            ctx.obj if isinstance(ctx.obj, Invocation) else Invocation(ctx.params.get("project"), ("gluepy",))
+            ctx.obj
+            if isinstance(ctx.obj, Invocation)
+            else Invocation(ctx.params.get("project"), ctx.params.get("settings"), ("gluepy",))
         )
         if invocation.project() is None:
             return {}

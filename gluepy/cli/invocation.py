@@ -34,12 +34,39 @@ class NoProject(UsageError):
         )
 
 
-class Invocation:
-    """One call of the command line. `folder` is what --project named, `program` the words that call gluepy again."""
+_FINDS = ("GLUEPY_SETTINGS_MODULE", "GLUEPY_INSTALLED_MODULES", "GLUEPY_RUNS_ROOT", "GLUEPY_STORAGE_ROOT")
+_variables_before: dict[str, str | None] = {}
 
-    def __init__(self, folder: str | None, program: tuple[str, ...]) -> None:
-        self.folder, self.program = folder, program
+
+def set_variable(name: str, text: str) -> None:
+    """Set a variable of the environment, for this process and those that it starts, until `put_variables_back`."""
+    _variables_before.setdefault(name, os.environ.get(name))
+    os.environ[name] = text
+
+
+def put_variables_back() -> None:
+    """Have the environment be as `set_variable` found it."""
+    while _variables_before:
+        name, text = _variables_before.popitem()
+        if text is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = text
+
+
+class Invocation:
+    """One call of the command line. `folder` is what --project named, `module` what --settings did, `program` the words
+    that call gluepy again."""
+
+    def __init__(self, folder: str | None, module: str | None, program: tuple[str, ...]) -> None:
+        self.folder, self.module, self.program = folder, module, program
         self._settings: Settings | None = None
+        self._given = {name: os.environ[name] for name in _FINDS if os.environ.get(name)}
+        if module is not None:
+            from gluepy.conf.project import SETTINGS_VARIABLE
+
+            self._given.pop(SETTINGS_VARIABLE, None)
+            set_variable(SETTINGS_VARIABLE, module)
 
     @property
     def where(self) -> Path:
@@ -68,13 +95,19 @@ class Invocation:
         _tell_warnings(quiet)
         if self._settings is None or options:
             from gluepy.conf import use_project
-            from gluepy.conf.sources import load_settings
+            from gluepy.conf.sources import load_settings, variables_of
 
             project = self.project()
             use_project(project)
+            if project is not None:
+                for name, text in variables_of(
+                    project
+                ).items():  # for the settings module, for tasks and what they start
+                    if name not in os.environ:
+                        set_variable(name, text)
             if project is None and (here := str(Path.cwd())) not in sys.path:
                 sys.path.append(here)  # `--executor mine.Polite` is meant; what is installed still goes first
-            self._settings = load_settings(project, options or {})
+            self._settings = load_settings(project, {**(options or {}), "SETTINGS_MODULE": self.module})
         return self._settings
 
     def check_label(self, label: str, settings: Settings) -> None:
@@ -83,9 +116,11 @@ class Invocation:
             raise NoProject(f"no DAG labelled {label!r}", str(self.where.absolute()))
 
     def command(self, *words: str) -> str:
-        """The command line that calls gluepy with `words` for the same project, quoted for a shell."""
+        """The command line that calls gluepy with `words` for the same project and its runs, quoted for a shell."""
         folder = () if self.folder is None or _adds_project(self.program) else ("--project", self.folder)
-        return printable(shlex.join((*self.program, *folder, *words)))
+        module = () if self.module is None else ("--settings", self.module)
+        variables = [f"{name}={shlex.quote(text)}" for name, text in self._given.items() if "@" not in text]  # a login
+        return " ".join([*variables, shlex.join((*self.program, *folder, *module, *words))])
 
     def resume_command(self, record: Record, *more: str) -> str:
         """The command line that goes on with the run of `record`, with `more` options and what it has to be given

@@ -24,7 +24,7 @@ TEXT_SOURCES = ("environment ", ".env")  # what comes from these is text, whatev
 
 Group = TypeVar("Group", bound="BaseModel")
 
-_SHOWN_MASKED = (*REDACT, *DOUBTFUL)
+SHOWN_MASKED = (*REDACT, *DOUBTFUL)
 
 
 def _cpus(_: Path) -> int:
@@ -160,11 +160,12 @@ class Settings:
         raise AttributeError(f"there is no setting {name!r}{hint or '; the settings module does not define it either'}")
 
     def replaced(self, **changes: Any) -> Settings:
-        """These settings with `changes`, by the settings' names, or of `groups`. Raises `SettingsError`."""
-        groups = changes.pop("groups", self.groups)
+        """These settings with `changes`, by the settings' names, or of `groups`, `own`, `sources`. Raises
+        `SettingsError`."""
+        parts: dict[str, Any] = {name: changes.pop(name) for name in ("groups", "own", "sources") if name in changes}
         other = Settings.__new__(Settings)
         given = _checked(changes, {})
-        other.__dict__.update({**self.__dict__, **given}, groups=groups, _given=self._given | given.keys())
+        other.__dict__.update({**self.__dict__, **given, **parts}, _given=self._given | given.keys())
         return other
 
     def snapshot(self) -> Settings:
@@ -180,6 +181,7 @@ class Settings:
             if name in self._given
             and (name in _BY_PLACE or getattr(self, name) != _SETTINGS[name].default(self.folder))
         }
+        data |= {name: value for name, value in self.own.items() if self.sources.get(name, "").startswith("option ")}
         for name, fields in self.groups.items():
             given = {field: value for field, (value, source) in fields.items() if source.startswith("option ")}
             if given:
@@ -250,7 +252,7 @@ class Settings:
 
     @property
     def _patterns(self) -> Sequence[str]:
-        return self.REDACT if "REDACT" in self._given else _SHOWN_MASKED
+        return self.REDACT if "REDACT" in self._given else SHOWN_MASKED
 
     def mask(self, name: str, value: object) -> Any:
         """`value` fit to be shown: JSON-able, what REDACT names masked in it, and so are credentials in URLs."""
@@ -290,7 +292,7 @@ def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str,
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0])
             place = ".".join(map(str, first["loc"]))
-            raise SettingsError(place, sources.get(name, "given"), problem(name, first, _SHOWN_MASKED)) from None
+            raise SettingsError(place, sources.get(name, "given"), problem(name, first, SHOWN_MASKED)) from None
     return checked
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import types
+import typing
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gluepy.conf.project import DEFAULT_MODULE, import_object, load_settings_module, put_on_path
-from gluepy.conf.schema import JSON_NAMES, NAMES, TEXT_SOURCES, Settings, decoded, short
+from gluepy.conf.schema import JSON_NAMES, NAMES, SHOWN_MASKED, TEXT_SOURCES, Settings, decoded, problem, short
 from gluepy.errors import ImportFailed, SettingsError, SettingsWarning, nearest
 
 PREFIX = "GLUEPY_"
@@ -20,8 +21,12 @@ SHIPPED_GROUPS = ("LOCAL",)  # groups of the executors and sinks in this package
 EXECUTORS, SINKS = "gluepy.executors", "gluepy.sinks"  # groups of entry points, for short names
 
 Found = dict[str, tuple[Any, str]]  # a value and where it came from, by name
+Kinds = dict[str, Any]  # annotations, by name
 
-_OPTIONS = {"EXECUTOR_BACKEND": "executor"}  # where the option of a run is not the setting's name in lower case
+_OPTIONS = {
+    "EXECUTOR_BACKEND": "executor",
+    "SETTINGS_MODULE": "settings",
+}  # where the option of a run is not the setting's name in lower case
 
 
 def load_settings(
@@ -31,9 +36,10 @@ def load_settings(
 
     By precedence: `options` (by the settings' names; None counts as not given), variables GLUEPY_<NAME> (empty counts
     as not set), `.env` in the project, the settings module, `[tool.gluepy]` in pyproject.toml (keys in either case),
-    defaults. The project is put on `sys.path`. Raises `SettingsError` for what is unknown or ill-typed, and
-    `ImportFailed` for a settings module that does not import. Warns (`SettingsWarning`) of names in the settings module
-    that look like misspelt settings, unless `warn` is false.
+    defaults. The user's own names in the settings module are set by options, variables and `.env` too; text then
+    becomes what the name's annotation says, or of the type of its value. The project is put on `sys.path`. Raises
+    `SettingsError` for what is unknown or ill-typed, and `ImportFailed` for a settings module that does not import.
+    Warns (`SettingsWarning`) of names in the settings module that look like misspelt settings, unless `warn` is false.
     """
     if project is not None:
         project = project.absolute()
@@ -45,7 +51,11 @@ def load_settings(
     module, source = named
     if not isinstance(module, str):
         raise SettingsError("SETTINGS_MODULE", source, f"the name of a module is wanted, not {short(module)}")
-    from_module, own = _module(module, project, source, warn)
+    if not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
+        dotted = module.removesuffix(".py").strip("./").replace("/", ".")
+        mend = f"write {dotted}" if all(part.isidentifier() for part in dotted.split(".")) else ""
+        raise SettingsError("SETTINGS_MODULE", source, f"{module!r} is not the name of a module", mend)
+    from_module, own, kinds = _module(module, project, source, warn)
     layers.insert(3, from_module)
 
     found: Found = {}
@@ -53,14 +63,15 @@ def load_settings(
         for name in NAMES:
             if name in layer:
                 found.setdefault(name, layer[name])
-    sources = dict.fromkeys(NAMES, "default") | {name: source for name, (_, source) in (own | found).items()}
-    settings = Settings(
-        project=project,
-        sources=sources,
+    sources = dict.fromkeys(NAMES, "default") | {name: source for name, (_, source) in found.items()}
+    settings = Settings(project=project, sources=sources, **{name: value for name, (value, _) in found.items()})
+    _take_own(settings, layers, own, kinds)
+    groups = _groups(settings, layers, own)
+    return settings.replaced(
+        groups=groups,
         own={name: value for name, (value, _) in own.items()},
-        **{name: value for name, (value, _) in found.items()},
+        sources=sources | {name: source for name, (_, source) in own.items() if name not in found},
     )
-    return settings.replaced(groups=_groups(settings, layers, own))
 
 
 def _options(options: Mapping[str, object]) -> Found:
@@ -77,6 +88,8 @@ def _environment(variables: Mapping[str, str | None], where: str) -> Found:
         if not variable.startswith(PREFIX) or not text:
             continue
         name = variable.removeprefix(PREFIX)
+        if _of_kubernetes(name, text):
+            continue
         source = f"{where}{variable}"
         value: Any = text
         if name in JSON_NAMES:
@@ -85,7 +98,29 @@ def _environment(variables: Mapping[str, str | None], where: str) -> Found:
     return found
 
 
+_SERVICE = re.compile(
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+
+
+def _of_kubernetes(name: str, text: str) -> bool:
+    """Whether Kubernetes sets GLUEPY_<name> in every container, for a Service that is called gluepy or gluepy-…"""
+    if _SERVICE.fullmatch(name) is None:
+        return False
+    return not name.endswith("PORT") or "SERVICE" in name or "_PORT_" in f"_{name}" or "://" in text
+
+
+def variables_of(project: Path) -> dict[str, str]:
+    """The variables of the project's `.env` that are not gluepy's. Raises `SettingsError`."""
+    values = _read_dotenv(project / ".env")
+    return {name: text for name, text in values.items() if text is not None and not name.startswith(PREFIX)}
+
+
 def _dotenv(file: Path) -> Found:
+    return _environment(_read_dotenv(file), ".env ")
+
+
+def _read_dotenv(file: Path) -> dict[str, str | None]:
     try:
         file.open().close()
     except FileNotFoundError:
@@ -101,10 +136,9 @@ def _dotenv(file: Path) -> Found:
                 if binding.error:
                     line = f"line {binding.original.line}"
                     raise SettingsError(".env", str(file), f"{line} is not NAME=value")
-        values = dotenv_values(file, encoding="utf-8")
+        return dotenv_values(file, encoding="utf-8")
     except UnicodeDecodeError:
         raise SettingsError(".env", str(file), "it is not UTF-8 text") from None
-    return _environment(values, ".env ")
 
 
 def _table(file: Path) -> Found:
@@ -133,11 +167,12 @@ def _table(file: Path) -> Found:
     return found
 
 
-def _module(name: str, project: Path | None, named_by: str, warn: bool) -> tuple[Found, Found]:
-    """What the settings module says: settings, and the user's own names. No module is fine where nobody names one."""
+def _module(name: str, project: Path | None, named_by: str, warn: bool) -> tuple[Found, Found, Callable[[], Kinds]]:
+    """What the settings module says: settings, the user's own names, and which of these have annotations. No module is
+    fine where nobody names one."""
     module = load_settings_module(name, project, named_by=named_by)
     if module is None:
-        return {}, {}
+        return {}, {}, dict
     source = Path(getattr(module, "__file__", None) or name)
     if project is not None and source.is_relative_to(project):
         source = source.relative_to(project)
@@ -154,7 +189,73 @@ def _module(name: str, project: Path | None, named_by: str, warn: bool) -> tuple
         if near and each != "SETTINGS_MODULE":
             text = f"{source} defines {each}, which is not a setting of gluepy; did you mean {near}?"
             _warn(text, each, module)
-    return ours, own
+    return ours, own, lambda: _annotations(module)
+
+
+def _annotations(module: types.ModuleType) -> Kinds:
+    """The annotated names of the settings module that are the user's own, also those without a value."""
+    try:
+        hints = typing.get_type_hints(module)
+    except Exception:
+        return {}  # of something that is only imported for a type checker
+    return {name: kind for name, kind in hints.items() if name.isupper() and name not in NAMES}
+
+
+def _take_own(settings: Settings, layers: list[Found], own: Found, annotated: Callable[[], Kinds]) -> None:
+    """Have `own`, the user's names in the settings module, be what options, environment and `.env` say they are, and
+    take them out of these `layers`. Raises `SettingsError` for text that is not of the type."""
+    kinds: Kinds | None = None
+    declared: list[str] | None = None
+    taken: set[str] = set()
+    for layer in layers[:3]:
+        for name, (value, source) in list(layer.items()):
+            if name in NAMES:
+                continue
+            kinds = annotated() if kinds is None else kinds
+            base, _, below = (name, "", "") if name in own or name in kinds else name.partition("__")
+            default = own[base][0] if base in own else None
+            if (base not in own and base not in kinds) or (below and not isinstance(default, Mapping)):
+                continue
+            if isinstance(default, Mapping):
+                if declared is None:
+                    declared = _declared(settings, name, source)
+                if base in declared or base in SHIPPED_GROUPS:
+                    continue  # a group of an executor or a sink
+            del layer[name]
+            if name in taken or base in taken:
+                continue
+            taken.add(name)
+            if below:
+                fields: Mapping[Any, Any] = default or {}
+                key = next((key for key in fields if str(key).upper() == below), below.lower())
+                own[base] = ({**fields, key: _typed(name, value, None, fields.get(key), source)}, source)
+            else:
+                own[base] = (_typed(name, value, kinds.get(base), default, source), source)
+
+
+def _typed(name: str, value: Any, kind: Any, default: Any, source: str) -> Any:
+    """What `value`, text unless an option says it, is for a name with this annotation, or else this default."""
+    if not isinstance(value, str) or not source.startswith(TEXT_SOURCES):
+        return value
+    kind = type(default) if kind is None else kind
+    if kind in (str, type(None)):
+        return value
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    from gluepy.conf.model import structured
+
+    if isinstance(kind, type) and issubclass(kind, Path):
+        kind = Path
+    if structured(kind):
+        value = decoded(name, value, source)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SettingsError(name, source, problem(name, first, SHOWN_MASKED)) from None
+    except PydanticSchemaGenerationError:
+        mend = "annotate it in the settings module with a type that text can be of"
+        raise SettingsError(name, source, f"text cannot be of type {getattr(kind, '__name__', kind)}", mend) from None
 
 
 def _warn(text: str, name: str, module: types.ModuleType) -> None:
@@ -179,11 +280,15 @@ def _groups(settings: Settings, layers: list[Found], own: Found) -> dict[str, Fo
             group, _, field = name.partition("__")
             if name in NAMES or (layer is own and not isinstance(value, Mapping)):
                 continue
+            if layer is not own and name in own and source == PYPROJECT and not isinstance(own[name][0], Mapping):
+                raise SettingsError(
+                    name.lower(), source, f"{own[name][1]} defines it, and goes over this", "keep it there"
+                )
             if layer is not own and group not in SHIPPED_GROUPS:
                 if declared is None:
                     declared = _declared(settings, name, source)
                 if group not in declared:
-                    raise _unknown(name, source, [*NAMES, *SHIPPED_GROUPS, *declared])
+                    raise _unknown(name, source, [*NAMES, *SHIPPED_GROUPS, *declared, *own], settings)
             fields = groups.setdefault(group, {})
             if layer is own:
                 group, field, fields = name, "", groups.setdefault(name, {})
@@ -209,14 +314,16 @@ def _declared(settings: Settings, name: str, source: str) -> list[str]:
             declared = getattr(import_object(path, entry_points=entry_points, named_by=setting), "settings_group", None)
         except ImportFailed:
             if nearest(name, NAMES):
-                raise _unknown(name, source, list(NAMES)) from None  # a misspelt setting is the likelier mistake
+                raise _unknown(
+                    name, source, list(NAMES), settings
+                ) from None  # a misspelt setting is the likelier mistake
             raise
         if declared is not None:
             groups.append(declared[0])
     return groups
 
 
-def _unknown(name: str, source: str, known: list[str]) -> SettingsError:
+def _unknown(name: str, source: str, known: list[str], settings: Settings) -> SettingsError:
     spelled: Callable[[str], str] = str
     asked = name
     if source.startswith(TEXT_SOURCES):
@@ -225,5 +332,7 @@ def _unknown(name: str, source: str, known: list[str]) -> SettingsError:
         spelled, asked = str.lower, name.lower()
     near = nearest(name.upper(), known)
     hint = f"did you mean {spelled(near)!r}?" if near else "`gluepy settings` lists them all"
+    if not near and source.startswith(TEXT_SOURCES):
+        hint += f"; one of your own has to be in {settings.SETTINGS_MODULE}.py"
     where = source.partition(" ")[0] if source.startswith(TEXT_SOURCES) else source
     return SettingsError(asked, where, "there is no such setting", hint)

@@ -198,3 +198,68 @@ def test_files_named_like_modules_of_the_standard_library_break_nothing(gluepy: 
     )
     done = gluepy("run", "pipe.py")  # by python -m, which puts the current folder first on sys.path
     assert done.returncode == 0, done.stderr
+
+
+def test_env_file_of_a_project_serves_the_settings_module_tasks_and_what_they_start(gluepy: Console) -> None:
+    gluepy.write(".env", "DB_PASSWORD=hush\nREGION=eu\nGLUEPY_LIMIT_S=5\nHOME=/nowhere\n")
+    gluepy.write(
+        "settings.py", "import os\nINSTALLED_MODULES = ['flow']\nLOGIN = os.environ['DB_PASSWORD']\nLIMIT_S = 1.5\n"
+    )
+    gluepy.write(
+        "flow.py",
+        """
+        import os
+        import subprocess
+        from gluepy import DAG, Task, parallel
+        from gluepy.conf import settings
+        class Thread(Task):
+            def run(self):
+                assert settings.LIMIT_S == 5.0
+                assert settings.LOGIN == os.environ["DB_PASSWORD"] == "hush"
+                assert os.environ["HOME"] != "/nowhere"
+                assert "GLUEPY_LIMIT_S" not in os.environ
+                assert subprocess.check_output("echo $REGION", shell=True, text=True) == "eu\\n"
+        class Process(Thread):
+            pool = "process"
+        class FlowDAG(DAG):
+            label = "flow"
+            tasks = parallel(Thread, Process)
+        """,
+    )
+    done = gluepy("run", "flow")
+    assert done.returncode == 0, done.stderr
+    assert gluepy("run", "flow", REGION="us").returncode == 1  # what is set already stays
+
+
+def test_settings_module_is_named_on_the_command_line(gluepy: Console) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = []\n")
+    gluepy.write("conf/staging.py", "INSTALLED_MODULES = ['flow']\nPOOL = 'process'\nSTAGE = 'staging'\n")
+    gluepy.write(
+        "flow.py",
+        """
+        from pathlib import Path
+        from gluepy import DAG, Task
+        from gluepy.conf import settings
+        class One(Task):
+            def run(self):
+                assert settings.STAGE == "staging"
+                assert Path("go").exists()
+        class FlowDAG(DAG):
+            label = "flow"
+            tasks = (One,)
+        """,
+    )
+    failed = gluepy("--settings", "conf.staging", "run", "flow", GLUEPY_RUNS_ROOT="my runs")
+    (run,) = (gluepy.folder / "my runs").glob("*-*")
+    hint = failed.stderr.splitlines()[-1].removeprefix("resume it with: ")
+    assert hint.startswith("GLUEPY_RUNS_ROOT='my runs' ")
+    assert hint.endswith(f" --settings conf.staging resume {run.name}")
+    gluepy.write("go", "")
+    assert gluepy("-c", hint, program=("bash",)).returncode == 0
+    for module, expected in (
+        ("conf.stagging", "did you mean 'conf.staging'"),
+        ("conf/staging.py", "write conf.staging"),
+    ):
+        wrong = gluepy("--settings", module, "list")
+        assert wrong.returncode == 2
+        assert expected in wrong.stderr

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -614,3 +615,130 @@ def test_inside_a_run_the_proxies_are_the_runs_own(write: Write, monkeypatch: py
     finally:
         leave_scope(token)
     assert settings.CONCURRENCY == 3
+
+
+# ---- the user's own names, from everywhere
+
+
+OWN = """
+from __future__ import annotations
+from datetime import date
+from enum import Enum
+from pathlib import Path
+
+class Mode(Enum):
+    FAST = "fast"
+
+class Odd: pass
+
+API_URL = "http://here"
+RETRIES = 3
+SHARE = 0.5
+DEBUG = False
+HOSTS = ["a"]
+PAIR = (1, 2)
+HOME = Path("/x")
+DAY = date(2026, 1, 1)
+MODE = Mode.FAST
+MINE = {"depth": 1, "deep": {"er": 2}}
+NOTHING = None
+TOP: int | None = None
+DATABASE: str
+ODD = Odd()
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("API_URL", "5", "5"),
+        ("RETRIES", "7", 7),
+        ("SHARE", "1", 1.0),
+        ("DEBUG", "true", True),
+        ("DEBUG", "off", False),
+        ("HOSTS", '["b", "c"]', ["b", "c"]),
+        ("PAIR", "[3, 4]", (3, 4)),
+        ("HOME", "/y", Path("/y")),
+        ("DAY", "2027-02-03", date(2027, 2, 3)),
+        ("MINE", '{"depth": 5}', {"depth": 5}),
+        ("MINE__DEPTH", "5", {"depth": 5, "deep": {"er": 2}}),
+        ("MINE__NEW", "5", {"depth": 1, "deep": {"er": 2}, "new": "5"}),
+        ("NOTHING", "5", "5"),
+        ("TOP", "5", 5),
+        ("DATABASE", "db", "db"),
+    ],
+)
+@pytest.mark.parametrize("source", ["environment", ".env"])
+def test_ones_own_names_are_set_by_variables_too(
+    source: str, variable: str, text: str, expected: object, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = write(settings_py=OWN)
+    if source == ".env":
+        write(dot_env=f"GLUEPY_{variable}='{text}'")
+    else:
+        monkeypatch.setenv(f"GLUEPY_{variable}", text)
+    found = load_settings(project)
+    name = variable.partition("__")[0]
+    assert getattr(found, name) == expected
+    assert type(getattr(found, name)) is type(expected)
+    assert found.sources[name] == f"{source} GLUEPY_{variable}"
+    assert (7 if name == "RETRIES" else 3) == found.RETRIES
+
+
+def test_ones_own_names_are_set_by_options_before_all(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = write(settings_py=OWN, dot_env="GLUEPY_RETRIES=5")
+    assert load_settings(project).RETRIES == 5
+    monkeypatch.setenv("GLUEPY_RETRIES", "6")
+    assert load_settings(project).RETRIES == 6
+    found = load_settings(project, {"RETRIES": 7})
+    assert (found.RETRIES, found.sources["RETRIES"], found.options["RETRIES"]) == (7, "option retries", 7)
+    assert load_settings(project, found.options).RETRIES == 7  # as a worker process does
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("RETRIES", "many", "RETRIES (environment GLUEPY_RETRIES): input should be a valid integer"),
+        ("DEBUG", "maybe", "DEBUG (environment GLUEPY_DEBUG): input should be a valid boolean"),
+        ("HOSTS", "a,b", "HOSTS (environment GLUEPY_HOSTS): its value is not JSON"),
+        ("TOP", "many", "TOP (environment GLUEPY_TOP): input should be a valid integer"),
+        ("ODD", "x", "ODD (environment GLUEPY_ODD): text cannot be of type Odd; annotate it"),
+        ("API_ULR", "x", "GLUEPY_API_ULR (environment): there is no such setting; did you mean 'GLUEPY_API_URL'?"),
+        ("RETRIES__X", "1", "GLUEPY_RETRIES__X (environment): there is no such setting"),
+        ("ZZZ", "x", "`gluepy settings` lists them all; one of your own has to be in settings.py"),
+    ],
+)
+def test_text_that_ones_own_name_cannot_be_is_one_line(
+    variable: str, text: str, expected: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"GLUEPY_{variable}", text)
+    assert expected in error_of(write(settings_py=OWN))
+
+
+def test_ones_own_name_in_pyproject_is_told_to_be_in_vain(write: Write) -> None:
+    project = write(settings_py=OWN, pyproject_toml="[tool.gluepy]\nretries = 5")
+    assert error_of(project) == (
+        "retries ([tool.gluepy] in pyproject.toml): settings.py defines it, and goes over this; keep it there"
+    )
+
+
+def test_the_variables_of_a_kubernetes_service_called_gluepy_are_none_of_ours(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = "tcp://10.0.0.1:80"
+    for prefix in ("GLUEPY", "GLUEPY_WEB_UI"):
+        for name, text in {
+            "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": at, "PORT_80_TCP": at,
+            "PORT_80_TCP_PROTO": "tcp", "PORT_80_TCP_PORT": "80", "PORT_80_TCP_ADDR": "10.0.0.1", "PORT_53_UDP": at,
+        }.items():  # fmt: skip
+            monkeypatch.setenv(f"{prefix}_{name}", text)
+    found = load_settings(write(settings_py="PORT = 8080"))
+    assert found.PORT == 8080
+    monkeypatch.setenv("GLUEPY_PORT", "9090")
+    assert load_settings(write()).PORT == 9090
+    assert "GLUEPY_POTR (environment): there is no such setting" in _error_with("GLUEPY_POTR", write(), monkeypatch)
+
+
+def _error_with(variable: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(variable, "1")
+    return error_of(project)
