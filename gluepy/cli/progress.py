@@ -229,7 +229,7 @@ class Live:
                         running.done, running.total = event.done, event.total
                 case e.TaskOutput():
                     if (running := self._running.get(event.task)) is not None and event.line.strip():
-                        running.last = event.line
+                        running.last = event.line.rstrip("\r")
                 case e.TaskMetric():
                     _keep_metric(self._metrics, event)
                 case e.RunStarted() | e.RunResumed():

@@ -27,6 +27,7 @@ from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, TaskSkipped
 from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
 from gluepy.exec.dag import compile_dag
+from gluepy.exec.executors.capture import capturing, following_threads
 from gluepy.loop import Doorbell
 from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader
@@ -100,7 +101,10 @@ def stdout_kept(call: Call) -> Iterator[IO[bytes] | None]:
     a machine reads them."""
     machine = call.as_json or call.events == "-"
     with ExitStack() as stack:
-        yield stack.enter_context(own_stdout()) if not call.dry_run and (machine or not call.debug) else None
+        own = stack.enter_context(own_stdout()) if not call.dry_run and (machine or not call.debug) else None
+        if not call.dry_run and not call.debug:
+            stack.enter_context(capturing())  # before modules of the project are imported and get hold of the streams
+        yield own
 
 
 def carry_out(
@@ -119,8 +123,10 @@ def carry_out(
         if call.events is not None:
             file = own if own is not None and call.events == "-" else stack.enter_context(_opened(call.events))
             events = JsonLines(file)
-        if events is not None or settings.SINKS or call.debug:
+        if call.debug:
             _log_to_stderr()
+        else:
+            stack.enter_context(following_threads())
         view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
 
         def killed(run: str) -> str:
@@ -381,7 +387,7 @@ def _opened(file: str) -> IO[bytes]:
 
 
 def _log_to_stderr() -> None:
-    """Have what logs outside of captured tasks, a sink that fails for one, leave stdout alone."""
+    """Have what logs, tasks and sinks that fail, leave stdout alone, which is not kept from them."""
     import structlog
 
     if not structlog.is_configured():

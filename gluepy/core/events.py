@@ -217,7 +217,10 @@ class TaskMetric(TaskHeader, tag="task.metric", tag_field="event", frozen=True, 
 
 
 class TaskOutput(TaskHeader, tag="task.output", tag_field="event", frozen=True, gc=False):
-    """One line that the attempt printed or logged. Live only. `stream` is `stdout`, `stderr` or `log`."""
+    """One line that the attempt printed or logged. Live only. `stream` is `stdout`, `stderr` or `log`.
+
+    One that ends in a carriage return is still being drawn, as progress bars are, and comes again.
+    """
 
     stream: str
     line: str

@@ -18,7 +18,7 @@ from gluepy.errors import ImportFailed, TaskError
 from gluepy.exec import forks
 from gluepy.exec.dag import Expander
 from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo
-from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
+from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 from gluepy.exec.task import Skip, Task, retry_of
 from gluepy.traces import clear_frames, type_name, user_stack
 
@@ -50,7 +50,7 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
             forks.leave(None)
         return checked(target)
     except Skip as skip:
-        return Outcome(status="skipped", error_message=skip.why)
+        return _skipped(attempt, skip)
     except BaseException as error:  # in a thread or a worker nobody else would hear of an exit or a stray cancellation
         if scope.forked:
             forks.leave(error)
@@ -78,7 +78,7 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
             forks.leave(None)
         return checked(target)
     except Skip as skip:
-        return Outcome(status="skipped", error_message=skip.why)
+        return _skipped(attempt, skip)
     except (KeyboardInterrupt, GeneratorExit) as error:
         if scope.forked:
             forks.leave(error)
@@ -98,12 +98,19 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         forks.detach(scope)
 
 
+def _skipped(attempt: Attempt, skip: Skip) -> Outcome:
+    redact = redactor_of(attempt)
+    return Outcome(status="skipped", error_message=skip.why if redact is None else redact(skip.why))
+
+
 def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -> Outcome:
     """The outcome of an attempt that raised `error`, which from now on holds no local variables."""
     message, is_missing = _message(error), isinstance(error, MissingOutputs)
     if isinstance(error, SystemExit):
         message = f"run() called sys.exit({error.code!r})"
     stack = "" if is_missing else user_stack(error)  # none of the user's frames is in it
+    if (redact := redactor_of(attempt)) is not None:
+        message, stack = redact(message), redact(stack)
     clear_frames(error)
     return Outcome(
         status="failed",

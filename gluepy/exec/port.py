@@ -38,6 +38,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     `record` the folder with the run's log files (None: no log files are wanted), `context` the run's parameters,
     `secrets` where those of them are that must not be written down (keys and indices that lead there), `project` the
     folder to put on `sys.path`, `settings` what the settings of this run differ in from the defaults.
+    `redact` are the patterns of REDACT, `masked` what is known to be secret: neither logs nor events tell it.
     """
 
     run_id: str
@@ -51,6 +52,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     settings: Mapping[str, JSON] = {}
     capture: bool = False
     log_format: str = "console"
+    redact: tuple[str, ...] = ()
+    masked: tuple[str, ...] = ()
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
@@ -148,7 +151,10 @@ class Metric(msgspec.Struct, frozen=True, tag="metric"):
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):
-    """A line that the attempt printed (`stream` is `stdout` or `stderr`) or logged (`log`), without its newline."""
+    """A line that the attempt printed (`stream` is `stdout` or `stderr`) or logged (`log`), without its newline.
+
+    One that ends in a carriage return is still being drawn, as progress bars are: it is shown, and not kept.
+    """
 
     stream: str
     line: str

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gluepy.exec.port import Attempt, Emission, RunInfo
+from gluepy.redact import Redactor, secrets_in
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -41,6 +42,26 @@ class RunScope:
         return _folder(self.run.storage)
 
 
+_redactors: dict[int, tuple[RunInfo, Redactor | None]] = {}  # by the identity of the run
+
+
+def redactor_of(attempt: Attempt) -> Redactor | None:
+    """What masks the texts of `attempt` before anybody sees them; None where there is nothing to mask."""
+    run = attempt.run
+    known = _redactors.get(id(run))
+    if known is None or known[0] is not run:
+        while len(_redactors) >= _KNOWN_RUNS:
+            _redactors.pop(next(iter(_redactors)), None)
+        known = run, Redactor(run.redact, run.secrets) if run.redact or run.secrets else None
+        _redactors[id(run)] = known
+    redactor = known[1]
+    if attempt.params and redactor is not None:
+        own = list(secrets_in("", attempt.params, run.redact))
+        if own:
+            return redactor.plus(own)
+    return redactor
+
+
 class LineWriter(Protocol):
     """Where an attempt's output goes: `stdout`, `stderr` and `log`."""
 
@@ -51,18 +72,25 @@ class LineWriter(Protocol):
 
 class Scope:
     """One attempt as its task sees it. `emit` may be called from any thread; `output` is None when nothing is
-    captured; `task` is the instance that runs. `forked`: this is a copy, in a process that the task has forked (see
-    `gluepy.exec.forks`); `fork_key` names the attempt between such processes, 0 as long as there is none."""
+    captured; `log` is a logger to be used whatever the program has configured; `task` is the instance that runs.
+    `forked`: this is a copy, in a process that the task has forked (see `gluepy.exec.forks`); `fork_key` names the
+    attempt between such processes, 0 as long as there is none."""
 
-    __slots__ = ("_log", "attempt", "emit", "fork_key", "forked", "output", "run", "task")
+    __slots__ = ("_log", "_log_configured", "attempt", "emit", "fork_key", "forked", "output", "run", "task")
 
     def __init__(
-        self, run: RunScope, attempt: Attempt, emit: Callable[[Emission], None], output: LineWriter | None
+        self,
+        run: RunScope,
+        attempt: Attempt,
+        emit: Callable[[Emission], None],
+        output: LineWriter | None,
+        log: Any = None,
     ) -> None:
         self.run, self.attempt, self.emit, self.output = run, attempt, emit, output
         self.task: Any = None
         self.forked, self.fork_key = False, 0
-        self._log: Any = None
+        self._log = log
+        self._log_configured: bool | None = None  # whether structlog was when `_log` was made; None: it was given
 
     @property
     def context(self) -> Any:
@@ -76,13 +104,17 @@ class Scope:
 
     @property
     def log(self) -> Any:
-        """A structlog logger bound to run, task and attempt: to the attempt's log file while the run captures, else
-        as the program has configured structlog."""
-        if self._log is None:
-            self._log = _logger(self)
+        """A structlog logger bound to run, task and attempt: as the program has configured structlog, or else to the
+        attempt's log file while the run captures."""
+        import structlog  # brings rich; most small tasks never log
+
+        configured = structlog.is_configured()
+        if self._log is None or self._log_configured not in (None, configured):
+            self._log, self._log_configured = _logger(self), configured
         return self._log
 
 
+_KNOWN_RUNS = 64
 _current: ContextVar[Scope | None] = ContextVar("gluepy_scope", default=None)
 current_scope = _current.get
 enter_scope = _current.set
@@ -111,12 +143,13 @@ class _LogLines:
 
 
 def _logger(scope: Scope) -> Any:
-    import structlog  # brings rich; most small tasks never log
+    import structlog
 
     attempt = scope.attempt
     bound = {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": attempt.number}
-    if scope.output is None:
-        return structlog.get_logger("gluepy.task", **bound)
+    if scope.output is None or structlog.is_configured():
+        # by the name that the logger of the task's module has
+        return structlog.get_logger(attempt.spec.cls.partition(":")[0], **bound)
     json = attempt.run.log_format == "json"
     render: list[Any] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=repr)]
     if not json:  # the file is the attempt's own: repeating its names on every line would hide the message

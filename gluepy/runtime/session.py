@@ -6,7 +6,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from gluepy.exec.executors.capture import capturing
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.task import Task
+from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_mend
 from gluepy.runs.reading import read_run
@@ -118,6 +119,8 @@ class Session:
             settings=settings.options,
             capture=bool(options.get("capture")) and not self.debug,
             log_format=settings.LOG_FORMAT,
+            redact=tuple(settings.REDACT),
+            secrets=tuple(_secrets(settings, self.context)),
         )
         self.feed = Feed(lambda offset: LogReader(self.record.events, offset))
 
@@ -429,6 +432,19 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
         else:
             none_of[name] = f"{graph.id(each)} found no values"
     return forced, none_of
+
+
+def _secrets(settings: Settings, context: Mapping[str, JSON]) -> Iterator[str]:
+    """What REDACT calls secret among the parameters, the user's own settings, those of groups and the environment."""
+    patterns = settings.REDACT
+    environment = {name: value for name, value in os.environ.items() if name not in ("PWD", "OLDPWD")}
+    for values in (context, settings.own, environment):
+        for secret in secrets_in("", values, patterns):
+            if not (secret.startswith("/") and os.path.exists(secret)):  # a file that holds one is none
+                yield secret
+    for fields in settings.groups.values():
+        for name, (value, _) in fields.items():
+            yield from secrets_in(name, value, patterns)
 
 
 def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) -> set[int]:

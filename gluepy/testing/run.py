@@ -111,8 +111,8 @@ def task_run(
     scope = RunScope(info, parameters, load)
     run = TaskRun(scope)
     attempt = Attempt(info, Spec(cls=f"{__name__}:Task", label="task"), "task", 1, 1, {}, "thread", Task)
-    inner = Scope(scope, attempt, run.emissions.append, None)
-    inner._log = _recording(run.logs, run_id=RUN_ID, task="task", attempt=1)
+    log = _recording(run.logs, run_id=RUN_ID, task="task", attempt=1)
+    inner = Scope(scope, attempt, run.emissions.append, None, log)
     inner.task = Task()
     inner.task._scope = inner
     forks.install()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,8 +15,8 @@ import psutil
 import pytest
 from workers import STAY, WORKERS, Heard, alive, call, calling, until
 
-from gluepy.exec.executors import processes
 from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors.lines import LINE_LENGTH
 from gluepy.exec.executors.processes import WorkerLost, WorkerPool
 
 pytestmark = WORKERS
@@ -116,11 +118,13 @@ async def test_lines_that_a_busy_driver_has_not_read_at_the_end_are_not_lost(die
     assert lines[1:] == ["line"] * 100_000
 
 
-async def test_a_long_line_is_cut_and_says_so() -> None:
+async def test_a_long_line_loses_its_middle_and_says_so() -> None:
     heard = Heard()
     async with WorkerPool() as pool:
-        await call(pool, "print('x' * 3_000_000); print('after')", heard)
-    assert heard.stdout == ["x" * 65_536 + " … (cut: 2,934,464 more bytes)", "after"]
+        await call(pool, "print('a' * 1_500_000 + 'z' * 1_500_000); print('after')", heard)
+    half = LINE_LENGTH // 2
+    cut = f"{'a' * half} … ({3_000_000 - LINE_LENGTH:,} characters left out) … {'z' * half}"
+    assert heard.stdout == [cut, "after"]
 
 
 async def test_an_endless_line_takes_no_memory_and_does_not_hold_up_the_loop() -> None:
@@ -131,13 +135,13 @@ async def test_an_endless_line_takes_no_memory_and_does_not_hold_up_the_loop() -
         async with calling(pool, source, heard):
             await heard.numbers(1)
             worker = next(iter(pool._workers))
-            while worker.lines["stdout"].cut < 50_000_000:
+            while worker.lines["stdout"].length < 50_000_000:
                 ticks += 1
                 await anyio.lowlevel.checkpoint()
-            assert len(worker.lines["stdout"].kept) == processes.LINE_CAP
+            assert sys.getsizeof(pickle.dumps(worker.lines["stdout"]._row)) < 3 * LINE_LENGTH
         assert ticks > 50
     assert len(heard.stdout) == 2
-    assert "cut" in heard.stdout[1]
+    assert "left out" in heard.stdout[1]
 
 
 async def test_what_a_daemon_thread_prints_between_calls_is_dropped(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
 """What attempts print and log: lines, to the attempt's log file and to live subscribers.
 
-In this process a proxy stands in for `sys.stdout` and `sys.stderr` while a run captures; it knows by the context
-variable which attempt prints. Worker processes are captured by their descriptors instead.
+While a run captures, a proxy stands in for `sys.stdout` and `sys.stderr` of this process, and the streams that it
+stands in for are diverted too, for those who got hold of them earlier. The context variable tells which attempt prints.
+Worker processes are captured by their descriptors instead.
+
+Logging is left as the program has configured it. Handlers that print are captured as whatever else is printed. Where
+none has printed a record of an attempt, it is added to the attempt's log.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
@@ -18,10 +24,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from gluepy.clock import rfc3339
+from gluepy.exec.executors.lines import LINE_LENGTH, Lines
 from gluepy.exec.port import Attempt, Emission, Emit, Output
-from gluepy.exec.scope import current_scope
+from gluepy.exec.scope import Scope, current_scope, enter_scope, leave_scope
 
-LINE_LENGTH = 65_536  # characters; the rest of a longer line is left out, and said so
+__all__ = [
+    "LINE_LENGTH",
+    "AttemptOutput",
+    "capture_logging",
+    "capturing",
+    "follow_threads",
+    "following_threads",
+    "logged",
+    "watch_streams",
+]
+
 _lock = threading.Lock()
 _depth = 0
 _undo: list[Callable[[], None]] = []
@@ -31,64 +49,75 @@ _proxies: dict[
 
 
 class AttemptOutput:
-    """The lines of one attempt. `write` takes text in pieces, `line` whole lines; from any thread."""
+    """The lines of one attempt. `write` takes text in pieces, `line` whole lines; from any thread. `redact` masks what
+    a line must not tell."""
 
-    def __init__(self, file: Path | None, emit: Callable[[Emission], None]) -> None:
-        self._path, self._emit = file, emit
+    def __init__(
+        self, file: Path | None, emit: Callable[[Emission], None], redact: Callable[[str], str] | None = None
+    ) -> None:
+        self._path, self._emit, self._redact = file, emit, redact
         self._file: io.FileIO | None = None
         self._closed = False
-        self._partial: dict[str, list[str]] = {}
-        self._length: dict[str, int] = {}
+        self._streams: dict[str, Lines] = {}
         self._lock = threading.RLock()  # a `__del__` may print while a line is taken
 
     def write(self, stream: str, text: str) -> None:
         """Take a piece of text; what ends in a newline is a line."""
         with self._lock:
-            *whole, rest = text.split("\n")
-            for piece in whole:
-                self._line(stream, self._joined(stream, piece))
-            if rest:
-                length = self._length.get(stream, 0)
-                if length <= LINE_LENGTH:
-                    self._partial.setdefault(stream, []).append(rest[: LINE_LENGTH + 1 - length])
-                self._length[stream] = length + len(rest)
+            lines = self._streams.get(stream)
+            if lines is None:
+                lines = Lines(partial(self._line, stream), partial(self.show, stream))
+                self._streams[stream] = lines
+            if len(self._streams) > 1:
+                for other in self._streams.values():
+                    if other is not lines:
+                        other.release()
+            lines.feed(text)
 
     def line(self, stream: str, line: str) -> None:
         """Take one line, without its newline."""
+        if line.endswith("\r"):
+            self.show(stream, line[:-1])
+            return
         with self._lock:
             self._line(stream, line)
+
+    def show(self, stream: str, line: str) -> None:
+        """Show how a line looks that is still being drawn."""
+        with self._lock:
+            if not self._closed:
+                self._emit(Output(stream, f"{line if self._redact is None else self._redact(line)}\r"))
 
     def close(self) -> None:
         """What was written without a newline is a line too."""
         with self._lock:
-            for stream in list(self._partial):
-                self._line(stream, self._joined(stream, ""))
+            streams = list(self._streams.values())
+            self._streams.clear()
+            for lines in streams:
+                lines.end()
             self._closed = True
             if self._file is not None:
                 self._file.close()
                 self._file = None
 
-    def _joined(self, stream: str, last: str) -> str:
-        parts = self._partial.pop(stream, [])
-        length = self._length.pop(stream, 0) + len(last)
-        line = "".join([*parts, last])
-        return line if length <= LINE_LENGTH else f"{line[:LINE_LENGTH]} … ({length - LINE_LENGTH} characters left out)"
-
     def _line(self, stream: str, line: str) -> None:
+        if self._redact is not None:
+            line = self._redact(line)
         if self._path is not None:
             try:
                 data = line.encode("utf-8", "replace") + b"\n"
                 if self._closed:  # an abandoned thread goes on: its file must not stay open for good
                     with io.FileIO(self._path, "a", opener=_private) as file:
                         _write(file, data)
-                    return
-                if self._file is None:
-                    self._file = io.FileIO(self._path, "a", opener=_private)
-                _write(self._file, data)
+                else:
+                    if self._file is None:
+                        self._file = io.FileIO(self._path, "a", opener=_private)
+                    _write(self._file, data)
             except OSError as error:  # a full disk stops the run at its next event; output alone must not fail a task
                 Context().run(_warn, self._path, error)  # as nobody's attempt, which would print into the same file
                 self._path = None
-        self._emit(Output(stream, line))
+        if not self._closed:
+            self._emit(Output(stream, line))
 
 
 def _private(file: str, flags: int) -> int:
@@ -143,6 +172,26 @@ def capturing() -> Iterator[None]:
                     _undo.pop()()
 
 
+# --- what is printed
+
+
+class _Here(threading.local):
+    printed = 0.0  # when this thread has printed for an attempt
+
+
+_here = _Here()
+
+
+def _take(stream: str, text: str) -> bool:
+    """Whether `text` is an attempt's; then it has it."""
+    scope = current_scope()
+    if scope is None or scope.output is None:
+        return False
+    scope.output.write(stream, text)
+    _here.printed = time.time()
+    return True
+
+
 class _Proxy(io.TextIOBase):
     """Stands in for a standard stream."""
 
@@ -154,11 +203,7 @@ class _Proxy(io.TextIOBase):
         self._original = original
 
     def write(self, text: str) -> int:
-        scope = current_scope()
-        if scope is not None and scope.output is not None:
-            scope.output.write(self._name, text)
-            return len(text)
-        return self._original.write(text)
+        return len(text) if _take(self._name, text) else self._original.write(text)
 
     def flush(self) -> None:
         self._original.flush()
@@ -209,33 +254,11 @@ class _Bytes(io.RawIOBase):
         return len(data)
 
 
-class _LogHandler(logging.Handler):
-    """Logging of attempts. `alone`: there is no other handler, so what nobody's attempt logs is for `lastResort`."""
-
-    def __init__(self, alone: bool) -> None:
-        super().__init__()
-        self._alone = alone
-
-    def emit(self, record: logging.LogRecord) -> None:
-        scope = current_scope()
-        if scope is not None and scope.output is not None:
-            scope.output.write("log", self.format(record) + "\n")
-        elif self._alone and logging.lastResort is not None and record.levelno >= logging.lastResort.level:
-            logging.lastResort.handle(record)
-
-
-def log_handler(*, alone: bool = True) -> logging.Handler:
-    """The handler for attempts' logging: time, level, logger, message. `alone`: the program has no other one."""
-    handler = _LogHandler(alone)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
-    return handler
-
-
 def _install() -> None:
-    root = logging.getLogger()
-    prints = False  # whether logging goes to a standard stream, and so is captured with it
     for name in ("stdout", "stderr"):
         original = getattr(sys, name)
+        if original is None:  # a program without a console
+            continue
         proxy = _proxies.setdefault(name, _Proxy(name, original))
         if original is not proxy:
             proxy.stands_in_for(original)
@@ -246,17 +269,209 @@ def _install() -> None:
                 setattr(sys, name, original)
 
         _undo.append(restore)
-        # A handler that was set up before holds the stream itself.
-        for handler in root.handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is original:
-                prints = True
-                handler.setStream(proxy)
-                _undo.append(partial(handler.setStream, original))
-    if not prints:
-        alone, level = not root.handlers, root.level
-        handler = log_handler(alone=alone)
-        root.addHandler(handler)
-        if alone and level == logging.WARNING:  # untouched: a log file wants what a console would not show
-            root.setLevel(logging.INFO)
-            _undo.append(lambda: root.setLevel(level))
-        _undo.append(lambda: root.removeHandler(handler))
+        for stream in {id(each): each for each in (original, getattr(sys, f"__{name}__"))}.values():
+            if stream is not None and stream is not proxy:
+                _divert(stream, name)
+    _undo.append(capture_logging())
+
+
+def _divert(stream: TextIO, name: str) -> None:
+    """Have those who hold the stream itself captured too: handlers of logging, loguru, consoles."""
+    write, attributes = stream.write, getattr(stream, "__dict__", None)
+    if attributes is None:
+        return
+    earlier = attributes.get("write")
+
+    def diverted(text: str) -> int:
+        return len(text) if _take(name, text) else write(text)
+
+    def restore() -> None:
+        if attributes.get("write") is diverted:
+            if earlier is None:
+                del attributes["write"]
+            else:
+                attributes["write"] = earlier
+
+    attributes["write"] = diverted
+    _undo.append(restore)
+
+
+def watch_streams() -> None:
+    """In a process that is captured by its descriptors: know who prints, for what is logged besides."""
+    for stream in (sys.stdout, sys.stderr):
+        _note_writes(stream)
+
+
+def _note_writes(stream: TextIO) -> None:
+    write = stream.write
+
+    def noted(text: str) -> int:
+        _here.printed = time.time()
+        return write(text)
+
+    vars(stream)["write"] = noted
+
+
+# --- what is logged
+
+
+class _Untouched(int):
+    """The level that an unconfigured root logger has meanwhile: a log file wants what a console would not show."""
+
+
+_INFO = _Untouched(logging.INFO)
+_CONSOLE = logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+
+
+class _Unhandled(logging.Handler):
+    """Stands in for `logging.lastResort`, which gets what no handler wants."""
+
+    def __init__(self, original: logging.Handler | None) -> None:
+        super().__init__()
+        self.original = original
+
+    def emit(self, record: logging.LogRecord) -> None:
+        scope = current_scope()
+        if scope is not None and scope.output is not None:
+            scope.output.write("log", f"{_rendered(record, scope)}\n")
+        elif self.original is not None and record.levelno >= self.original.level:
+            self.original.handle(record)
+
+
+class _Unprinted(logging.Handler):
+    """The last of the root logger's handlers: adds to the attempt's log what those before it write elsewhere."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        scope = current_scope()
+        if scope is None or scope.output is None or _here.printed > record.created:
+            return
+        formatters = (handler.formatter for handler in logging.getLogger().handlers if handler is not self)
+        formatter = next((each for each in formatters if each is not None), None)
+        text = _rendered(record, scope) if formatter is None else formatter.format(record)
+        scope.output.write("log", f"{text}\n")
+
+
+def _rendered(record: logging.LogRecord, scope: Scope) -> str:
+    attempt = scope.attempt
+    if attempt.run.log_format != "json":
+        return _CONSOLE.format(record)
+    line = {
+        "event": record.getMessage(),
+        "logger": record.name,
+        "run_id": attempt.run.run_id,
+        "task": attempt.task,
+        "attempt": attempt.number,
+        "level": record.levelname.lower(),
+        "timestamp": rfc3339(record.created),
+    }
+    if record.exc_info:
+        line["exception"] = _CONSOLE.formatException(record.exc_info)
+    if record.stack_info:
+        line["stack"] = record.stack_info
+    return json.dumps(line, default=repr)
+
+
+def capture_logging() -> Callable[[], None]:
+    """Have what attempts log in this process captured from now on; calling what it returns ends that.
+
+    What the program configures meanwhile counts as in any program: `basicConfig` finds no handlers, and the level of
+    the root logger is set back before the first one is added.
+    """
+    root, last = logging.getLogger(), logging.lastResort
+    unhandled, unprinted = _Unhandled(last), _Unprinted()
+
+    def add(handler: logging.Handler) -> None:
+        if root.level is _INFO:
+            root.setLevel(logging.WARNING)
+        type(root).addHandler(root, handler)
+        root.removeHandler(unprinted)
+        type(root).addHandler(root, unprinted)
+
+    def undo() -> None:
+        if vars(root).get("addHandler") is add:
+            del vars(root)["addHandler"]
+        root.removeHandler(unprinted)
+        if logging.lastResort is unhandled:
+            logging.lastResort = last
+        if root.level is _INFO:
+            root.setLevel(logging.WARNING)
+
+    logging.lastResort = unhandled
+    if root.handlers:
+        root.addHandler(unprinted)
+    elif root.level == logging.WARNING:
+        root.setLevel(_INFO)
+    vars(root)["addHandler"] = add
+    return undo
+
+
+# --- who prints
+
+
+@contextmanager
+def following_threads() -> Iterator[None]:
+    """While the block runs, threads that an attempt starts are its own: what they print and log, and `current_task`.
+
+    For a process that belongs to gluepy: it changes `threading` for everybody.
+    """
+    undo = follow_threads()
+    try:
+        yield
+    finally:
+        undo()
+
+
+def follow_threads() -> Callable[[], None]:
+    """`following_threads` until what it returns is called."""
+    start, submit = threading.Thread.start, None
+
+    def started(thread: threading.Thread) -> None:
+        nonlocal submit
+        scope = current_scope()
+        if scope is not None:
+            is_pooled = getattr(getattr(thread, "_target", None), "__module__", "") == "concurrent.futures.thread"
+            if not is_pooled or submit is None:
+                vars(thread)["run"] = partial(_run_within, scope, thread, thread.run)
+            if is_pooled and submit is None:  # its threads serve whoever submits
+                submit = _follow_submitted()
+        start(thread)
+
+    threading.Thread.start = started  # type: ignore[assignment, method-assign]
+
+    def undo() -> None:
+        if threading.Thread.start is started:
+            threading.Thread.start = start  # type: ignore[method-assign]
+        if submit is not None:
+            submit()
+
+    return undo
+
+
+def _follow_submitted() -> Callable[[], None]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    submit = ThreadPoolExecutor.submit
+
+    def submitted(executor: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return submit(executor, _within, current_scope(), function, *args, **kwargs)
+
+    ThreadPoolExecutor.submit = submitted  # type: ignore[assignment, method-assign]
+
+    def undo() -> None:
+        if ThreadPoolExecutor.submit is submitted:
+            ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
+
+    return undo
+
+
+def _run_within(scope: Scope, thread: threading.Thread, run: Callable[[], None]) -> None:
+    vars(thread).pop("run", None)  # else they would hold each other, and the scope
+    _within(scope, run)
+
+
+def _within(scope: Scope | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    token = enter_scope(scope)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        leave_scope(token)

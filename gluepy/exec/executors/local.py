@@ -26,7 +26,7 @@ from gluepy.exec.port import (
     Released,
     RunInfo,
 )
-from gluepy.exec.scope import RunScope, Scope
+from gluepy.exec.scope import RunScope, Scope, redactor_of
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
@@ -174,7 +174,7 @@ class _Chain:
 
 def _output(attempt: Attempt, emit: Emit) -> AttemptOutput:
     record = attempt.run.record
-    return AttemptOutput(Path(record, attempt.log) if record else None, emit)
+    return AttemptOutput(Path(record, attempt.log) if record else None, emit, redactor_of(attempt))
 
 
 def _tell_failure(outcome: Outcome, output: AttemptOutput) -> None:

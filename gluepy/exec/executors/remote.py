@@ -7,7 +7,6 @@ only between processes of one machine, and only if it survives pickling there an
 from __future__ import annotations
 
 import io
-import logging
 import pickle
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,9 +19,15 @@ import msgspec
 from gluepy.conf.project import put_on_path
 from gluepy.core.graph import Spec
 from gluepy.exec.boundary import execute, execute_async, run_scope
-from gluepy.exec.executors.capture import AttemptOutput, capturing, log_handler
+from gluepy.exec.executors.capture import (
+    AttemptOutput,
+    capture_logging,
+    capturing,
+    follow_threads,
+    watch_streams,
+)
 from gluepy.exec.port import FINISHED, Attempt, Emission, Outcome, Output, RunInfo
-from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope
+from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 
 _encoder = msgspec.msgpack.Encoder()
 _emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
@@ -55,9 +60,11 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
 
     output = None
     if run.capture:
-        output = AttemptOutput(None, lambda emission: emit(emission) if isinstance(emission, Output) else None)
-        _log_to_stderr()
-    outcome = execute(attempt, Scope(scope, attempt, emit, _LogOnly(output) if output else None))
+        output = AttemptOutput(
+            None, lambda emission: emit(emission) if isinstance(emission, Output) else None, redactor_of(attempt)
+        )
+    _take_over(run.capture)
+    outcome = execute(attempt, Scope(scope, attempt, emit, output))
     if output is not None:
         output.close()
     if outcome is FINISHED:
@@ -129,7 +136,7 @@ def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
         output = None
         if run.capture:
             stack.enter_context(capturing())
-            output = AttemptOutput(None, emit)
+            output = AttemptOutput(None, emit, redactor_of(attempt))
             stack.callback(output.close)
         scope = Scope(run_scope(run), attempt, emit, output)
         if attempt.pool == "loop":
@@ -142,21 +149,21 @@ def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
     return outcome
 
 
-class _LogOnly:
-    """In a worker its own descriptors are captured; only log lines take another way."""
-
-    def __init__(self, output: AttemptOutput) -> None:
-        self._output = output
-
-    def write(self, stream: str, text: str) -> None:
-        self._output.write(stream, text)
+_captured: list[Callable[[], None]] = []
+_watched: list[bool] = []
 
 
-def _log_to_stderr() -> None:
-    root = logging.getLogger()
-    if not root.handlers:
-        root.addHandler(log_handler())
-        root.setLevel(logging.INFO)
+def _take_over(capture: bool) -> None:
+    """Make this worker process ready for a call: what is printed is captured by its descriptors, log lines take another
+    way. Logging is captured afresh for each call, whatever the last one has left."""
+    if not _watched:
+        _watched.append(True)
+        follow_threads()
+        watch_streams()
+    while _captured:
+        _captured.pop()()
+    if capture:
+        _captured.append(capture_logging())
 
 
 def _pickled(error: BaseException | None) -> list[bytes]:

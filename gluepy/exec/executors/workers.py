@@ -14,6 +14,7 @@ from gluepy.exec.executors import remote
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.processes import Call, EntryFailed, Killed, Reply, WorkerLost, WorkerPool
 from gluepy.exec.port import Attempt, Emit, Outcome, Output, Relay, RunInfo, Stopped
+from gluepy.exec.scope import redactor_of
 
 _KNOWN_RUNS = 64
 _ENTRY = "gluepy.exec.executors.remote:run_message"
@@ -42,7 +43,7 @@ class Workers:
         try:
             return chain.outcome(await self._pool.make(chain.call()))
         except WorkerLost as lost:
-            return chain.ended(_lost(lost))
+            return chain.ended(_lost(chain.attempt, lost))
         except EntryFailed as error:
             return chain.ended(_entry_failed(chain.attempt, error))
         finally:
@@ -72,7 +73,8 @@ class _Chain:
         self.attempt, self._emit, self._output = attempt, emit, None
         run = attempt.run
         if run.capture:
-            self._output = AttemptOutput(Path(run.record, attempt.log) if run.record else None, emit)
+            file = Path(run.record, attempt.log) if run.record else None
+            self._output = AttemptOutput(file, emit, redactor_of(attempt))
 
     def call(self) -> Call:
         """The attempt, for the pool."""
@@ -87,6 +89,7 @@ class _Chain:
             spec.memory_mb,
             spec.cls.startswith("__main__:"),
             self._then,
+            None if self._output is None else self._output.show,
         )
 
     def _then(self, reply: Reply) -> Call | None:
@@ -142,12 +145,13 @@ def _outcome_of(reply: Reply) -> Outcome:
     )
 
 
-def _lost(lost: WorkerLost) -> Outcome:
+def _lost(attempt: Attempt, lost: WorkerLost) -> Outcome:
+    message, redact = f"{lost.description}" + (f"; {lost.mend}" if lost.mend else ""), redactor_of(attempt)
     return Outcome(
         status="failed",
         reason="memory" if lost.killed_for_memory else "lost",
         error_type="MemoryLimit" if lost.killed_for_memory else "WorkerLost",
-        error_message=f"{lost.description}" + (f"; {lost.mend}" if lost.mend else ""),
+        error_message=message if redact is None else redact(message),
         exception=lost,
         worker=lost.worker,
         pid=lost.pid,

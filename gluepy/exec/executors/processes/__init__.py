@@ -15,13 +15,13 @@ Linux is what this is made for. On macOS descendants that left the worker's proc
 refused.
 """
 
-from gluepy.exec.executors.processes.lines import LINE_CAP, OnLine
 from gluepy.exec.executors.processes.pool import WorkerPool, importing_main
 from gluepy.exec.executors.processes.results import (
     Call,
     EntryFailed,
     Killed,
     OnKilled,
+    OnLine,
     OnMessage,
     Reply,
     WorkerLost,
@@ -29,7 +29,6 @@ from gluepy.exec.executors.processes.results import (
 )
 
 __all__ = [
-    "LINE_CAP",
     "Call",
     "EntryFailed",
     "Killed",

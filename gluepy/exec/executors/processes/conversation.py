@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import selectors
 import sys
 import time
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import partial
 from typing import NamedTuple
 
 import anyio
 
 from gluepy.exec.executors import worker as far_end
 from gluepy.exec.executors.cgroup import OomKills
+from gluepy.exec.executors.lines import Lines
 from gluepy.exec.executors.processes.ending import Ended
-from gluepy.exec.executors.processes.lines import Lines
 from gluepy.exec.executors.processes.process import CHUNK, WorkerProcess
 from gluepy.exec.executors.processes.requests import Requests
 from gluepy.exec.executors.processes.results import Call, Killed, Reply
@@ -25,6 +27,9 @@ from gluepy.loop import Signal, Watch
 if sys.platform != "win32":
     import fcntl
     import termios
+
+
+_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Answer(NamedTuple):
@@ -47,7 +52,7 @@ class Conversation:
     def __init__(self, number: int, grace_s: float, signal: Callable[[], Signal], oom: OomKills) -> None:
         self.number, self._oom = number, oom
         self.process = WorkerProcess(f"process-{number}", grace_s)
-        self.lines = {stream: Lines(stream) for stream in ("stdout", "stderr")}
+        self.lines = {stream: _Text() for stream in ("stdout", "stderr")}
         self.last_words = ""  # what it printed before it was up
         self.gone = anyio.Event()
         self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
@@ -128,8 +133,8 @@ class Conversation:
 
     def _begin(self, call: Call) -> None:
         self.call, self.oom_kills = call, self._oom.lately()
-        for lines in self.lines.values():
-            lines.on_line = call.on_line
+        for stream, lines in self.lines.items():
+            lines.begin(stream, call)
         if call.memory_mb is not None:
             self.process.order(far_end.LIMIT, call.memory_mb)
         self._unsent = self._requests.request(call)
@@ -291,7 +296,36 @@ class Conversation:
             return
         if not self.process.pid:
             self.last_words += data.decode("utf-8", "replace")
-        self.lines[self.process.pipes[pipe]].feed(data)
+        stream = self.process.pipes[pipe]
+        for name, lines in self.lines.items():
+            if name != stream:
+                lines.release()
+        self.lines[stream].take_in(data)
+
+
+class _Text(Lines):
+    """The lines of a stream of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._decoder = _decoder("replace")
+
+    def begin(self, stream: str, call: Call) -> None:
+        """What comes from now on is what `call` prints."""
+        self._decoder.reset()
+        self.on_line = partial(call.on_line, stream)
+        self.on_partial = None if call.on_partial is None else partial(call.on_partial, stream)
+
+    def take_in(self, data: bytes) -> None:
+        """Take what was read next."""
+        if self.on_line is not None:
+            self.feed(self._decoder.decode(data))
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        if self.on_line is not None and (rest := self._decoder.decode(b"", True)):
+            self.feed(rest)
+        super().end()
 
 
 def _drain(pipe: int) -> bytes:

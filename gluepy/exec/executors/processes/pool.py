@@ -21,12 +21,12 @@ from gluepy.exec.executors import worker as far_end
 from gluepy.exec.executors.cgroup import OomKills
 from gluepy.exec.executors.processes.conversation import Conversation
 from gluepy.exec.executors.processes.ending import Ended
-from gluepy.exec.executors.processes.lines import OnLine
 from gluepy.exec.executors.processes.process import WHO
 from gluepy.exec.executors.processes.results import (
     Call,
     EntryFailed,
     OnKilled,
+    OnLine,
     OnMessage,
     Reply,
     WorkerLost,
@@ -113,9 +113,9 @@ class WorkerPool:
         `shared` is a key and bytes; a worker gets the bytes once and keeps those of the last few keys, so equal keys
         must mean equal bytes. `send` takes bytes, from any thread of the worker, while the function runs; later, and
         in processes that it forked, it does nothing. `on_message` gets them in order, `on_line` gets `stdout` or
-        `stderr` and a line, without its newline; a line of more than `LINE_CAP` bytes is cut, and says so. Both are
-        called in the event loop, and for the last time before `call` returns or raises, with all that was printed
-        until then. An exception that one of them raises ends the call and its worker.
+        `stderr` and a line, without its newline; one of more than `LINE_LENGTH` characters loses its middle, and says
+        so. Both are called in the event loop, and for the last time before `call` returns or raises, with all that was
+        printed until then. An exception that one of them raises ends the call and its worker.
 
         The worker has the driver's `sys.path`, `sys.argv`, working directory and environment; `main` also imports the
         driver's main script there as multiprocessing does, for functions and classes that live in it. With

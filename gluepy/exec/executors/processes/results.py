@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gluepy.errors import GluepyError
-from gluepy.exec.executors.processes.lines import OnLine
 
+OnLine = Callable[[str, str], None]  # the stream, a line of it without its newline
 OnMessage = Callable[[bytes], None]
 OnKilled = Callable[["Killed"], None]
 
 
 @dataclass(slots=True)
 class Call:
-    """What `WorkerPool.call` describes. `then` is asked when the function has returned, before anything else happens:
+    """What `WorkerPool.call` describes. `on_partial` gets, a few times a second, how the line of a progress bar looks.
+    `then` is asked when the function has returned, before anything else happens:
     the call that it returns is made next, by the same worker. It is not asked when the worker cannot be used again."""
 
     entry: str
@@ -27,6 +28,7 @@ class Call:
     memory_mb: int | None = None
     main: bool = False
     then: Callable[[Reply], Call | None] | None = None
+    on_partial: OnLine | None = None
 
 
 class Reply(NamedTuple):
