@@ -15,7 +15,7 @@ from gluepy.core.graph import Spec
 from gluepy.core.policy import NO_RETRY, Retry, Trigger
 from gluepy.errors import DagError, NoRunContext, did_you_mean
 from gluepy.exec.port import Metric, Progress
-from gluepy.exec.scope import Scope, current_scope
+from gluepy.exec.scope import Scope, current_scope, redactor_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,7 +153,9 @@ class Task:
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"metric {name!r} is {number}; only finite numbers can be recorded")
-        self._here("self.metric").emit(Metric(recordable(name), number))
+        scope, told = self._here("self.metric"), recordable(name)
+        redact = redactor_of(scope.attempt)
+        scope.emit(Metric(told if redact is None else redact(told), number))
 
     def _here(self, what: str) -> Scope:
         scope = self._scope or current_scope()

@@ -27,6 +27,7 @@ class Lines:
         self.on_line, self.on_partial = on_line, on_partial
         self._row = _Row()
         self._rows: list[_Row] = []  # while bars are drawn: all rows that may still change, `_row` among them
+        self._above = 0  # rows that the cursor is above all that was drawn here: bars of others are there, or were
         self._shown = 0.0
 
     def feed(self, text: str) -> None:
@@ -68,7 +69,7 @@ class Lines:
 
     def _settle(self) -> None:
         """Pass on all rows but the last."""
-        rows, self._rows = self._rows, []
+        rows, self._rows, self._above = self._rows, [], 0
         for row in rows[:-1]:
             if not row.is_blank():  # wiped, or never drawn
                 self._pass_on(row)
@@ -94,6 +95,7 @@ class Lines:
                     self._settle()  # not a bar below others
                     row = self._row
                 elif row.is_restarted:
+                    self._above = 0
                     row.restart()
                     self._rows = self._rows or [row]
                 row.add(piece)
@@ -105,7 +107,10 @@ class Lines:
 
     def _newline(self) -> None:
         row, rows = self._row, self._rows
-        if not rows:
+        if self._above:
+            self._above -= 1
+            row.is_restarted = True
+        elif not rows:
             self._row = _Row()
             self._pass_on(row)
         elif row is rows[-1] and not any(each.is_bar for each in rows):
@@ -125,13 +130,9 @@ class Lines:
                 row.is_restarted = True
 
     def _up(self, by: int) -> None:
-        rows = self._rows
-        at = rows.index(self._row) - min(by, _ROWS)
-        while at < 0:  # to where another stream, or nobody, has drawn
-            rows.insert(0, _Row())
-            rows[0].is_bar = True
-            at += 1
-        self._row = rows[at]
+        at = self._rows.index(self._row) - self._above - by
+        self._above = max(0, -at)
+        self._row = self._rows[max(0, at)]
 
 
 class _Row:
