@@ -52,7 +52,7 @@ def redactor_of(attempt: Attempt) -> Redactor | None:
     if known is None or known[0] is not run:
         while len(_redactors) >= _KNOWN_RUNS:
             _redactors.pop(next(iter(_redactors)), None)
-        known = run, Redactor(run.redact, run.secrets) if run.redact or run.secrets else None
+        known = run, Redactor(run.redact, run.masked) if run.redact or run.masked else None
         _redactors[id(run)] = known
     redactor = known[1]
     if attempt.params and redactor is not None:

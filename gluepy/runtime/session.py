@@ -15,6 +15,7 @@ import anyio
 import msgspec
 
 from gluepy.clock import Clock
+from gluepy.conf.context import Context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.parameters import Parameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
@@ -120,7 +121,7 @@ class Session:
             capture=bool(options.get("capture")) and not self.debug,
             log_format=settings.LOG_FORMAT,
             redact=tuple(settings.REDACT),
-            secrets=tuple(_secrets(settings, self.context)),
+            masked=tuple(_secrets(settings, self.parameters)),
         )
         self.feed = Feed(lambda offset: LogReader(self.record.events, offset))
 
@@ -434,11 +435,13 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
     return forced, none_of
 
 
-def _secrets(settings: Settings, context: Mapping[str, JSON]) -> Iterator[str]:
-    """What REDACT calls secret among the parameters, the user's own settings, those of groups and the environment."""
+def _secrets(settings: Settings, parameters: Parameters) -> Iterator[str]:
+    """What is secret among the parameters, the user's own settings, those of groups and the environment: by REDACT, and
+    what CONTEXT_MODEL says."""
     patterns = settings.REDACT
     environment = {name: value for name, value in os.environ.items() if name not in ("PWD", "OLDPWD")}
-    for values in (context, settings.own, environment):
+    given = Context(parameters.given, "", list(parameters.hidden))
+    for values in (parameters.context(), given, settings.own, environment):
         for secret in secrets_in("", values, patterns):
             if not (secret.startswith("/") and os.path.exists(secret)):  # a file that holds one is none
                 yield secret

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from urllib.parse import quote
 
-from gluepy.redact import MASK, looks_secret, masked, masked_text
+import pytest
+from pydantic import SecretStr
+
+from gluepy.redact import MASK, REDACT, Redactor, looks_secret, masked, masked_text, secrets_in
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,45 @@ def test_long_text_is_masked_in_time_that_grows_with_its_length() -> None:  # el
     for part in ("a", "a=", "x ", "Aa ", "://a:", "'", "token=", "token: x ", "a" + " " * 50):
         text = part * 30_000
         assert masked_text(text).count("x") == text.count("x") * (part != "token: x ")
+
+
+def test_known_secret_is_masked_however_it_is_written() -> None:
+    secret = 'it\'s a "sécret"/\\ &more'
+    redact = Redactor((), [secret])
+    for text in (secret, repr(secret), json.dumps(secret), json.dumps([secret], ensure_ascii=False), quote(secret)):
+        assert "cret" not in redact(f"before {text} after")
+        assert redact(f"before {text} after").startswith("before ")
+
+
+def test_secret_of_many_lines_is_masked_line_by_line() -> None:
+    redact = Redactor((), ["-----BEGIN KEY-----\nMIIEvgIBADANBg\r\nkqhkiG9w0BAQ\n"])
+    assert redact("key: MIIEvgIBADANBg\nkqhkiG9w0BAQ\nend") == "key: ***\n***\nend"
+    assert redact(repr("MIIEvgIBADANBg\nkqhkiG9w0BAQ")) == "'***\\n***'"
+
+
+def test_numbers_are_masked_as_whole_numbers_and_short_or_plain_values_not_at_all() -> None:
+    redact = Redactor((), ["123456", "99", "abc", "false", "Default"])
+    assert redact("123456 1234567 0.123456 99 abc false default") == "*** 1234567 0.123456 99 abc false default"
+
+
+@pytest.mark.parametrize(
+    "text", ["InvalidPasswordError: no such user", "vault.exceptions.SecretNotFound: nothing there"]
+)
+def test_what_an_error_says_is_no_secret(text: str) -> None:
+    assert masked_text(text) == text
+
+
+def test_secrets_are_found_by_their_names_and_by_their_type() -> None:
+    values = {
+        "db": {"password": "one", "host": "x"},
+        "tokens": [{"api_token": "two"}],
+        "secrets": {"a": "three", "b": [4, True, None]},
+        "typed": SecretStr("five"),
+        "monkey": "no",
+    }
+    assert list(secrets_in("", values, REDACT)) == ["one", "two", "three", "4", "five"]
+
+
+@pytest.mark.parametrize("pattern", ["*", "?OKEN", "[tp]oken", "token", "to*", "*ken", "*oke*", "TO*EN"])
+def test_quick_look_finds_whatever_the_patterns_mean(pattern: str) -> None:
+    assert Redactor([pattern], [])("a token=abc b") == "a token=*** b"
