@@ -155,6 +155,7 @@ def test_train_draws_its_report(trained: Path) -> None:
     assert width > height > 1000
 
 
+@pytest.mark.exhaustive
 def test_same_seed_gives_the_same_metrics(project: Path, trained: Path) -> None:
     again = run(project, "train")
     assert again.returncode == 0, again.stderr

@@ -19,7 +19,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
-KILLS = int(os.environ.get("GLUEPY_TEST_KILLS", "25"))
+KILLS = int(os.environ.get("GLUEPY_TEST_KILLS", "5"))
 ALL_KILLS = int(os.environ.get("GLUEPY_TEST_ALL_KILLS", "1000"))
 DEADLINE_S = 30.0
 GONE_S = 2.0  # within which nothing of a killed driver may be left, on a busy machine

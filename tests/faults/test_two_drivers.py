@@ -8,7 +8,7 @@ import random
 import pytest
 from forking import from_pytest
 
-RACES = int(os.environ.get("GLUEPY_TEST_RESUME_RACES", "50"))  # on both back ends together
+RACES = int(os.environ.get("GLUEPY_TEST_RESUME_RACES", "10"))  # on both back ends together
 ALL_RACES = int(os.environ.get("GLUEPY_TEST_ALL_RESUME_RACES", "1000"))
 
 

@@ -15,7 +15,7 @@ from workers import STAY, WORKERS, Heard, call, descriptors, guard_of, until
 from gluepy.exec.executors.processes import WorkerLost, WorkerPool
 
 pytestmark = WORKERS
-KILLS = int(os.environ.get("GLUEPY_TEST_WORKER_KILLS", "100"))
+KILLS = int(os.environ.get("GLUEPY_TEST_WORKER_KILLS", "20"))
 ALL_WORKER_KILLS = int(os.environ.get("GLUEPY_TEST_ALL_WORKER_KILLS", "10000"))
 LANES = 4
 

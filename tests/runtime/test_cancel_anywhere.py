@@ -31,7 +31,7 @@ from gluepy.runs.log import FileLog
 from gluepy.runtime import Runtime, session
 from gluepy.testing import ScriptedExecutor, VirtualClock, events_of, settle
 
-DAGS = int(os.environ.get("GLUEPY_CANCELLED_DAGS", "5"))
+DAGS = int(os.environ.get("GLUEPY_CANCELLED_DAGS", "2"))
 EXHAUSTIVE = int(os.environ.get("GLUEPY_CANCELLED_DAGS_EXHAUSTIVE", "50"))
 WAYS = ("run.cancel()", "scope.cancel()", "task.cancel()")
 

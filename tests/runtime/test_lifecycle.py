@@ -45,7 +45,7 @@ VALUES = st.lists(st.integers(0, 3), unique=True, max_size=3)
 EDIT = st.sampled_from(["add", "add", "add", "move", "rename", "remove"])
 KIND = st.sampled_from(sorted(KINDS))
 WILL = st.sampled_from(["finishes", "fails", "skips", "fails every other time"])
-STEPS = int(os.environ.get("GLUEPY_LIFE_STEPS", "600"))
+STEPS = int(os.environ.get("GLUEPY_LIFE_STEPS", "200"))
 EXHAUSTIVE = int(os.environ.get("GLUEPY_LIFE_STEPS_EXHAUSTIVE", "10000"))
 
 

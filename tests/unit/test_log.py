@@ -32,7 +32,7 @@ from gluepy.runs.log import FileLog, LogBroken, LogReader, MemoryLog, Sync, Unre
 from gluepy.runs.reading import read_run
 from gluepy.runs.record import Record
 
-FUZZED = int(os.environ.get("GLUEPY_FUZZED_LOGS", "2000"))
+FUZZED = int(os.environ.get("GLUEPY_FUZZED_LOGS", "500"))
 EXHAUSTIVE = int(os.environ.get("GLUEPY_FUZZED_LOGS_EXHAUSTIVE", "100000"))
 CHUNK = 2000
 

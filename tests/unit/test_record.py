@@ -27,7 +27,7 @@ from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
 from gluepy.runs.prune import deleted, sweep
 from gluepy.runs.record import Record, new_run_id, run_names
 
-RACES = int(os.environ.get("GLUEPY_LOCK_RACES", "50"))
+RACES = int(os.environ.get("GLUEPY_LOCK_RACES", "20"))
 PRUNED = 150
 _FOLDERS = ("runs", "run", "logs")
 EXHAUSTIVE = int(os.environ.get("GLUEPY_LOCK_RACES_EXHAUSTIVE", "1000"))

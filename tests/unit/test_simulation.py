@@ -19,7 +19,7 @@ from gluepy.core.graph import Graph
 from gluepy.core.scheduler import Command, EndRun, Scheduler, SkipTask
 from gluepy.core.state import State
 
-WORLDS = int(os.environ.get("GLUEPY_SIMULATIONS", "3000"))
+WORLDS = int(os.environ.get("GLUEPY_SIMULATIONS", "600"))
 EXHAUSTIVE = int(os.environ.get("GLUEPY_SIMULATIONS_EXHAUSTIVE", "100000"))
 CHUNK = 1000
 
