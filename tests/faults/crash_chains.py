@@ -17,7 +17,7 @@ from sessions import Place, begin, resume
 
 from gluepy import DAG, Retry, Task, each, parallel
 from gluepy.exec.scope import current_scope
-from gluepy.runs.log import LogReader
+from gluepy.runs.reading import RunReader
 
 IN_A_ROW = 12  # then a run may end in peace
 SYNCS = ("none", "none", "none", "none", "none", "none", "batch", "commit")
@@ -173,8 +173,9 @@ class Chain:
         assert set(answer["tasks"]) == TASKS
         lost = TASKS - {note.task for note in self.evidence.notes() if note.what == "ends"}
         assert not lost, f"finished without: {lost}"
-        reader = LogReader(self.evidence.log)
-        assert reader.state().run == "finished"
+        reader = RunReader(self.evidence.log)
+        list(reader.events())
+        assert reader.state.run == "finished"
         assert (reader.gaps, reader.doubled) == (0, 0)
 
 
