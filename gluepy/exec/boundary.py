@@ -8,29 +8,41 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from gluepy.errors import ImportFailed, TaskError
 from gluepy.exec import forks
 from gluepy.exec.dag import Expander
-from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo
+from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo, local_path
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 from gluepy.exec.task import Skip, Task, retry_of
 from gluepy.traces import clear_frames, type_name, user_stack
 
 _MESSAGE_LENGTH = 10_000
+T = TypeVar("T")
 
 
-class MissingOutputs(Exception):
-    """A task ended well without what it declares as `outputs`."""
+class Missing(Exception):
+    """What a task declares as its `inputs` or `outputs` is not there. `missing` has the names."""
 
     def __init__(self, missing: list[str]) -> None:
         super().__init__(missing)
         self.missing = missing
+
+
+class MissingInputs(Missing):
+    """A task was to start without what it declares as `inputs`."""
+
+    def __str__(self) -> str:
+        return f"its declared inputs are missing: {', '.join(self.missing)}"
+
+
+class MissingOutputs(Missing):
+    """A task ended well without what it declares as `outputs`."""
 
     def __str__(self) -> str:
         return f"run() ended well, but its declared outputs are missing: {', '.join(self.missing)}"
@@ -45,6 +57,8 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
         target = resolve(attempt, scope)
         if isinstance(target, Expander):
             return Outcome(status="finished", value=target.rows())
+        if target.inputs:
+            check_inputs(target)
         target.run()
         if scope.forked:
             forks.leave(None)
@@ -60,6 +74,8 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
         if scope.forked:
             forks.leave(None)
         scope.task = None  # each holds the other, and what the task holds would wait for the garbage collector
+        if scope.rooms:
+            scope.close()
         leave_scope(token)
         forks.detach(scope)
 
@@ -73,10 +89,12 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         target = resolve(attempt, scope)
         if isinstance(target, Expander):
             return Outcome(status="finished", value=await target.rows_async())
+        if target.inputs:
+            await _off_the_loop(check_inputs, target)
         await target.run()
         if scope.forked:
             forks.leave(None)
-        return checked(target)
+        return await _off_the_loop(checked, target) if target.outputs else FINISHED
     except Skip as skip:
         return _skipped(attempt, skip)
     except (KeyboardInterrupt, GeneratorExit) as error:
@@ -95,6 +113,8 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         if scope.forked:
             forks.leave(None)
         scope.task = None
+        if scope.rooms:
+            scope.close()
         forks.detach(scope)
 
 
@@ -105,7 +125,7 @@ def _skipped(attempt: Attempt, skip: Skip) -> Outcome:
 
 def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -> Outcome:
     """The outcome of an attempt that raised `error`, which from now on holds no local variables."""
-    message, is_missing = _message(error), isinstance(error, MissingOutputs)
+    message, is_missing = _message(error), isinstance(error, Missing)
     if isinstance(error, SystemExit):
         message = f"run() called sys.exit({error.code!r})"
     stack = "" if is_missing else user_stack(error)  # none of the user's frames is in it
@@ -114,12 +134,13 @@ def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -
     clear_frames(error)
     return Outcome(
         status="failed",
-        reason="outputs" if is_missing else "exception",
-        error_type=type_name(error),
+        reason="outputs" if isinstance(error, MissingOutputs) else "exception",
+        error_type=type(error).__name__ if is_missing else type_name(error),
         error_message=message[:_MESSAGE_LENGTH],
         error_stack=stack,
         retryable=is_worth_retrying(attempt, type(error), scope),
         exception=error,
+        missing=tuple(error.missing) if isinstance(error, MissingInputs) else (),
     )
 
 
@@ -170,6 +191,10 @@ def task_error(attempt: Attempt, outcome: Outcome, log: str) -> TaskError:
 
 def resolve(attempt: Attempt, scope: Scope) -> Any:
     """What the attempt is to run: the task, made with its parameters and bound to `scope`, or an `Expander`."""
+    if attempt.number > 1:
+        from gluepy.exec.drafts import sweep
+
+        sweep(attempt.run, before=attempt)
     target = attempt.target
     if target is None:
         target = _load(attempt.spec.cls)
@@ -194,16 +219,40 @@ def _load(reference: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def check_inputs(task: Task) -> None:
+    """Raises `MissingInputs` when something that the task declares as an input is not there."""
+    missing = _missing(task, "inputs")
+    if missing:
+        raise MissingInputs(missing)
+
+
 def checked(task: Task) -> Outcome:
     """The outcome of a task that ended well. Raises `MissingOutputs` when it left something out."""
-    missing = [str(name) for name in task.outputs if not (task.path / name).exists()] if task.outputs else None
+    missing = _missing(task, "outputs")
     if missing:
         raise MissingOutputs(missing)
     return FINISHED
 
 
+def _missing(task: Task, attribute: str) -> list[str]:
+    names = getattr(task, attribute)
+    if not names:
+        return []
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f'{type(task).__qualname__}.{attribute} is {names!r}; give a tuple of names, as in ("x.csv",)')
+    from gluepy.exec.files import exists
+
+    return [str(name) for name in names if not exists(task.path, name)]
+
+
+async def _off_the_loop(check: Callable[[Task], T], task: Task) -> T:
+    """`check(task)`; in a thread, if it has to ask an object store."""
+    is_remote = task._scope is not None and local_path(task._scope.run.run.path) is None
+    return await anyio.to_thread.run_sync(check, task) if is_remote else check(task)
+
+
 def _message(error: BaseException) -> str:
     try:
-        return str(error).encode("utf-8", "replace").decode()
+        return "\n".join((str(error), *getattr(error, "__notes__", ()))).encode("utf-8", "replace").decode()
     except Exception:
         return "(its message could not be formatted)"

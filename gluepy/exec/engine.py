@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Any, assert_never
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from gluepy.clock import Clock
@@ -47,6 +48,7 @@ from gluepy.exec.port import (
     Stopped,
 )
 from gluepy.exec.slots import Call, Slot
+from gluepy.exec.task import outputs_of
 from gluepy.loop import Doorbell, signals
 from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
@@ -89,6 +91,8 @@ class Engine:
         self.errors: dict[int, TaskError] = {}
         self._graph = state.graph
         self._targets = targets
+        self._declares: dict[str, str] = {}  # outputs, by the tasks that declare them, of the first `_declared` nodes
+        self._declared = 0
         self._executor, self._here = executor, here or executor
         self._log = log
         self._feed = feed
@@ -493,6 +497,8 @@ class Engine:
             return (e.TaskExpanded(*header, outcome.value), finished) if found else (finished,)
         if outcome.status == "skipped":
             return (e.TaskSkipped(*header, "skip", outcome.error_message, duration_s),)
+        if outcome.missing:
+            outcome = msgspec.structs.replace(outcome, error_message=self._whose(outcome.missing))
         reason = outcome.reason or "exception"
         delay_s = self._scheduler.retry_delay(node, reason, outcome.retryable, self.run.run_id)
         log = self._log_of(attempt)
@@ -517,6 +523,20 @@ class Engine:
         header = (*self._journal.header("error"), attempt.task, attempt.number)
         end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
         return (e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log)),)
+
+    def _whose(self, missing: Sequence[str]) -> str:
+        """That declared inputs are missing, and which tasks declare them as outputs."""
+        graph, declares = self._graph, self._declares
+        while self._declared < len(graph.ids):  # an `each` may have added some since the last time
+            node, self._declared = self._declared, self._declared + 1
+            if graph.ids[node] is None:
+                continue
+            target = self._targets[graph.spec_of[node]]
+            if isinstance(target, type):
+                for name in outputs_of(target, graph.spec(node), graph.params(node)):
+                    declares.setdefault(os.path.normpath(name), graph.id(node))
+        of = ((name, declares.get(os.path.normpath(name), "no task of this DAG")) for name in missing)
+        return f"its declared inputs are missing: {', '.join(f'{name} (an output of {task})' for name, task in of)}"
 
     def _finished(
         self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0

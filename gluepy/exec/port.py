@@ -56,6 +56,12 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     masked: tuple[str, ...] = ()
 
 
+def local_path(place: str) -> str | None:
+    """The path on this machine that `place`, a path or URL, means; None if it is elsewhere."""
+    scheme, is_url, path = place.rpartition("://")
+    return path if not is_url or scheme in ("file", "local") else None
+
+
 class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one task: all that an executor needs to know. `params` are the task's parameters by name.
 
@@ -103,9 +109,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an attempt ended.
 
     `skipped` comes with `error_message` (what `Skip` said), `failed` with `reason` and the error's fields; `retryable`
-    is False when the task's `Retry.on` does not name the error. `value` is what an `each` callable returned, as a list
-    of lists of parameter values. `exception` is the user's own exception, where it could be carried over; `worker`,
-    `pid` and `host` say where the attempt ran, when that is not the driver.
+    is False when the task's `Retry.on` does not name the error, `missing` are the declared inputs that were not there.
+    `value` is what an `each` callable returned, as a list of lists of parameter values. `exception` is the user's own
+    exception, where it could be carried over; `worker`, `pid` and `host` say where the attempt ran, when that is not
+    the driver.
     """
 
     status: Literal["finished", "skipped", "failed"]
@@ -114,6 +121,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error_message: str = ""
     error_stack: str = ""
     retryable: bool = True
+    missing: tuple[str, ...] = ()
     value: JSON = None
     exception: BaseException | None = None
     worker: str | None = None

@@ -13,6 +13,8 @@ from gluepy.redact import Redactor, secrets_in
 if TYPE_CHECKING:
     from upath import UPath
 
+    from gluepy.exec.drafts import Room
+
 
 class RunScope:
     """What the attempts of one run share in one process. `context` and `settings` are made when first asked for."""
@@ -76,7 +78,7 @@ class Scope:
     `forked`: this is a copy, in a process that the task has forked (see `gluepy.exec.forks`); `fork_key` names the
     attempt between such processes, 0 as long as there is none."""
 
-    __slots__ = ("_log", "_log_configured", "attempt", "emit", "fork_key", "forked", "output", "run", "task")
+    __slots__ = ("_log", "_log_configured", "attempt", "emit", "fork_key", "forked", "output", "rooms", "run", "task")
 
     def __init__(
         self,
@@ -91,6 +93,12 @@ class Scope:
         self.forked, self.fork_key = False, 0
         self._log = log
         self._log_configured: bool | None = None  # whether structlog was when `_log` was made; None: it was given
+        self.rooms: list[Room] | None = None  # with copies of remote files, for as long as the attempt runs
+
+    def close(self) -> None:
+        """The attempt has ended."""
+        while self.rooms:
+            self.rooms.pop().close()
 
     @property
     def context(self) -> Any:
@@ -122,9 +130,9 @@ leave_scope = _current.reset
 
 
 def _folder(where: str) -> UPath:
-    from upath import UPath  # brings fsspec, which most runs of small tasks never need
+    from gluepy.exec.files import opened
 
-    path = UPath(where)
+    path = opened(where)
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -126,17 +126,25 @@ class Task:
     def atomic(self, name: str | Path | UPath) -> AbstractContextManager[Path]:
         """A local path to write to, published as `name` when the block ends well, whole or not at all.
 
-        A relative `name` is one of the run's files (`self.path / name`); `self.storage / name` is taken as it is.
+        A relative `name` is one of the run's files (`self.path / name`) and cannot lead out of them; `self.storage /
+        name`, another absolute path and a URL are taken as they are. Nobody who lists the run's files or the storage
+        sees the draft. If it cannot be published it is kept, and the error says where.
         """
         from gluepy.exec.files import atomic
 
-        return atomic(self._here("self.atomic").run.path / name)
+        scope = self._here("self.atomic")
+        return atomic(scope.run.path, scope.run.storage, name, scope.attempt)
 
     def local(self, path: str | Path | UPath) -> Path:
-        """A local path with the contents of `path` (relative ones: of `self.path`); what is local is not copied."""
-        from gluepy.exec.files import local
+        """A local path with the contents of `path` (relative ones: of `self.path`). What is local is not copied; a copy
+        is removed when the attempt ends."""
+        from gluepy.exec.files import local, located
 
-        return local(self._here("self.local").run.path / path)
+        scope = self._here("self.local")
+        copy, room = local(located(scope.run.path, path), scope.attempt)
+        if room is not None:
+            scope.rooms = [*(scope.rooms or ()), room]
+        return copy
 
     def progress(self, done: float, total: float = 0) -> None:
         """Record that `done` of `total` units of the work are done; 0 is an unknown total.
@@ -265,6 +273,16 @@ def defaults_of(task: type[Task]) -> Iterator[tuple[str, JSON]]:
                 break
 
 
+def outputs_of(task: type[Task], spec: Spec, params: Mapping[str, JSON]) -> tuple[str, ...]:
+    """What the task declares as its outputs with these parameters; nothing where only a run can tell."""
+    if not isinstance(inspect.getattr_static(task, "outputs"), property):
+        return spec.outputs
+    try:
+        return tuple(map(str, task(**params).outputs))
+    except Exception:
+        return ()
+
+
 def _check_init(task: type[Task], fail: Any) -> None:
     if task.__init__ is Task.__init__:
         return
@@ -319,10 +337,10 @@ def _datasets(task: type[Task], name: str, fail: Any) -> tuple[str, ...]:
     if (
         isinstance(value, str)
         or not isinstance(value, (tuple, list))
-        or not all(isinstance(item, str) for item in value)
+        or not all(isinstance(item, str) or hasattr(item, "joinpath") for item in value)
     ):
         raise fail(f"{name} is {value!r}", f'give a tuple of names, as in {name} = ("products.parquet",)')
-    return tuple(value)
+    return tuple(map(str, value))
 
 
 def _is_classvar(annotation: Any) -> bool:

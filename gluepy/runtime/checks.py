@@ -12,6 +12,11 @@ from gluepy.exec.dag import Compiled
 from gluepy.exec.task import Task
 
 _ALWAYS_THERE = ("file", "local", "memory")
+_EXTRAS = {  # what opens a URL: the package, and the extra that brings it
+    **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")),
+    **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs")),
+    **dict.fromkeys(("abfs", "abfss", "adl", "az"), ("adlfs", "azure")),
+}
 
 
 def check_processes(compiled: Compiled, pool: str) -> None:
@@ -46,6 +51,10 @@ def check_storage(settings: Settings) -> None:
             mend = "give a folder, or a URL that fsspec knows, such as s3://bucket/folder"
             raise SettingsError("STORAGE_ROOT", source, f"there is no storage {protocol!r}", mend) from None
         except ImportError as error:
+            if protocol in _EXTRAS:
+                package, extra = _EXTRAS[protocol]
+                why = f"{protocol}:// needs {package}, the extra {extra!r} ({error.__cause__ or error})"
+                raise SettingsError("STORAGE_ROOT", source, why, f"pip install {package}") from None
             why = f"what opens {protocol}:// is not installed ({error})"
             raise SettingsError("STORAGE_ROOT", source, why, "install it, or give a folder") from None
 

@@ -31,7 +31,7 @@ from gluepy.exec.engine import Engine
 from gluepy.exec.executors.capture import capturing
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
-from gluepy.exec.task import Task
+from gluepy.exec.task import Task, outputs_of
 from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_mend
@@ -221,6 +221,8 @@ class Session:
         shared = self.shared
         failure: GluepyError | None = None
         try:
+            if self.plan is not None:
+                self._sweep()
             async with AsyncExitStack() as stack:
                 if self.run.capture:
                     stack.enter_context(capturing())
@@ -251,10 +253,17 @@ class Session:
         except LogBroken as error:  # when it was opened, or with the last of what was to be flushed
             raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend) from error
         finally:
+            if self.state.run != "finished":  # an attempt may have been killed, and no other came after it
+                self._sweep()
             self.close()
         if failure is not None:
             raise failure
         return self._result(engine, check)
+
+    def _sweep(self) -> None:
+        from gluepy.exec.drafts import sweep
+
+        sweep(self.run)
 
     async def _with_sinks(self, engine: Engine) -> GluepyError | None:
         """Drive the engine while sinks consume its events; returns what stopped the run."""
@@ -452,20 +461,15 @@ def _secrets(settings: Settings, parameters: Parameters) -> Iterator[str]:
 
 def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) -> set[int]:
     """The finished tasks of which a declared output is not there any more."""
-    from upath import UPath  # brings fsspec; new runs do without it
+    from gluepy.exec.files import exists, opened  # which bring fsspec; new runs do without it
 
     gone = set()
-    files = UPath(settings.run_files(record.run_id))
+    files = opened(settings.run_files(record.run_id))
     for node in state.graph.tasks():
         target = compiled.targets[state.graph.spec_of[node]]
         if state.status[node] != FINISHED or not (isinstance(target, type) and issubclass(target, Task)):
             continue
-        outputs = state.graph.spec(node).outputs
-        if not outputs and isinstance(target.__dict__.get("outputs"), property):
-            try:
-                outputs = tuple(target(**state.graph.params(node)).outputs)
-            except Exception:
-                outputs = ()  # they depend on the run itself: only the task can tell
-        if not all((files / name).exists() for name in outputs):
+        outputs = outputs_of(target, state.graph.spec(node), state.graph.params(node))
+        if not all(exists(files, name) for name in outputs):
             gone.add(node)
     return gone

@@ -121,6 +121,7 @@ def task_run(
     try:
         yield run
     finally:
+        inner.close()
         leave_scope(token)
         forks.detach(inner)
 

@@ -107,7 +107,7 @@ def test_wrong_setting_is_one_line(env: dict[str, str], expected: str, shop: Con
     ("storage", "expected"),
     [
         ("foo://bucket", "(environment GLUEPY_STORAGE_ROOT): there is no storage 'foo'; give a folder, or a URL that"),
-        ("s3://bucket", "what opens s3:// is not installed (Install s3fs"),
+        ("s3://bucket", "s3:// needs s3fs, the extra 's3' (it is not there); pip install s3fs"),
     ],
 )
 def test_storage_that_cannot_be_opened_is_told_before_anything_runs(storage: str, expected: str, shop: Console) -> None:
