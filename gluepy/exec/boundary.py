@@ -17,6 +17,7 @@ import anyio
 from gluepy.errors import ImportFailed, TaskError
 from gluepy.exec import forks
 from gluepy.exec.dag import Expander
+from gluepy.exec.parameters import parameters_of
 from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo, local_path
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 from gluepy.exec.task import Skip, Task, retry_of
@@ -199,8 +200,8 @@ def resolve(attempt: Attempt, scope: Scope) -> Any:
     if target is None:
         target = _load(attempt.spec.cls)
     if isinstance(target, type):
-        task = target(**attempt.params)
-        task._scope = scope
+        task = parameters_of(target).make(attempt.params)
+        task.__dict__["_scope"] = scope  # a frozen dataclass lets nobody assign
         scope.task = task
         return task
     scope.task = Task()  # what an `each` asks is a plain function: `current_task()` is how it reaches the run

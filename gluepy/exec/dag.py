@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,7 +12,9 @@ from typing import Any, ClassVar
 from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact
 from gluepy.errors import DagError, did_you_mean
-from gluepy.exec.task import Task, defaults_of, is_async, retry_of, spec_of
+from gluepy.exec.parameters import parameters_of
+from gluepy.exec.task import Task, is_async, retry_of, spec_of
+from gluepy.exec.values import Codec, WrongValue, short
 
 
 class DAG:
@@ -52,16 +53,21 @@ class Fan:
 class Expander:
     """What the task `each-<label>` does: ask the callables, and make rows of parameter values of what they return.
 
-    `retry_on` are the errors that are worth another attempt, empty for all.
+    `retry_on` are the errors that are worth another attempt, empty for all; `codecs` check what a parameter may be.
     """
 
-    def __init__(self, values: dict[str, Any], retry_on: tuple[Any, ...] = ()) -> None:
-        self.values, self.retry_on = values, retry_on
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        retry_on: tuple[Any, ...] = (),
+        codecs: Mapping[str, Sequence[Codec]] | None = None,
+    ) -> None:
+        self.values, self.retry_on, self.codecs = values, retry_on, codecs or {}
         self.is_async = any(inspect.iscoroutinefunction(value) for value in values.values())
 
     def rows(self) -> list[list[JSON]]:
-        """One row of values an instance. Raises `ValueError` for duplicates and what is not JSON."""
-        return self._product([value() if callable(value) else value for value in self.values.values()])
+        """One row of values an instance. Raises `ValueError` for duplicates and for what a parameter cannot be."""
+        return self.product([value() if callable(value) else value for value in self.values.values()])
 
     async def rows_async(self) -> list[list[JSON]]:
         """`rows`, where a callable is async."""
@@ -69,24 +75,37 @@ class Expander:
         for value in self.values.values():
             answer = value() if callable(value) else value
             answers.append(await answer if inspect.isawaitable(answer) else answer)
-        return self._product(answers)
+        return self.product(answers)
 
-    def _product(self, answers: list[Any]) -> list[list[JSON]]:
+    def product(self, answers: Sequence[Any]) -> list[list[JSON]]:
+        """The rows of what the callables answered, and of the lists beside them."""
         columns = []
         for name, answer in zip(self.values, answers, strict=True):
             if isinstance(answer, (str, bytes, Mapping)) or not isinstance(answer, Iterable):
-                raise ValueError(
-                    f"the callable for {name!r} returned {_short(answer)}; it must return a list of values"
-                )
-            columns.append([as_json(value, f"a value for {name!r}") for value in answer])
+                raise ValueError(f"the callable for {name!r} returned {short(answer)}; it must return a list of values")
+            codecs = self.codecs.get(name, _ANY)
+            columns.append([encoded(value, codecs, f"a value for {name!r}") for value in answer])
         rows = [list(row) for row in itertools.product(*columns)]
         seen: set[str] = set()
         for row in rows:
             key = ",".join(map(compact, row))
             if key in seen:
-                raise ValueError(f"the values {_short(row)} came twice; each instance needs values of its own")
+                raise ValueError(f"the values {short(row)} appear twice; each instance needs values of its own")
             seen.add(key)
         return rows
+
+
+_ANY = (Codec(Any),)
+
+
+def encoded(value: Any, codecs: Sequence[Codec], what: str) -> JSON:
+    """`value` as JSON that all of `codecs` read. Raises `WrongValue`, naming `what`."""
+    recorded = codecs[0].encode(value, what)
+    for codec in codecs[1:]:
+        if (other := codec.encode(value, what)) != recorded:
+            problem = f"{what} is {short(value)}, which is {recorded!r} for one task and {other!r} for another"
+            raise WrongValue(problem, "annotate the parameter with the same type in both")
+    return recorded
 
 
 def parallel(*branches: Any) -> Branches:
@@ -138,36 +157,6 @@ def check_label(dag: type[DAG]) -> None:
         raise DagError(place, f"label is {label!r}", mend)
 
 
-def as_json(value: Any, what: str) -> JSON:
-    """`value` as plain JSON data (tuples become lists). Raises `ValueError`, naming `what`, where it is none."""
-    try:
-        return _plain(value, what)
-    except RecursionError:
-        raise ValueError(f"{what} is nested too deeply, or contains itself") from None
-
-
-def _plain(value: Any, what: str) -> JSON:
-    if value is None or type(value) in (int, bool):
-        return value
-    if isinstance(value, str):
-        return _text(value, what)
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, what) for item in value]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {_text(key, what): _plain(item, what) for key, item in value.items()}
-    raise ValueError(f"{what} is {_short(value)} ({type(value).__name__}), which is not a JSON value")
-
-
-def _text(value: str, what: str) -> str:
-    if recordable(value) != value:
-        raise ValueError(f"{what} is {_short(value)}, text that cannot be encoded (as odd file names are)")
-    return str(value)
-
-
 class _Compiler:
     def __init__(self, dag: type[DAG]) -> None:
         self.dag = dag
@@ -175,6 +164,7 @@ class _Compiler:
         self.specs: list[Spec] = []
         self.targets: list[type[Task] | Expander] = []
         self._known: dict[type[Task], tuple[int, dict[str, Any]]] = {}  # its spec, and its parameters' defaults
+        self._defaults: dict[type[Task], dict[str, JSON]] = {}  # those of them that were needed, as JSON
 
     def fail(self, problem: str, mend: str = "") -> DagError:
         return DagError(self.place, problem, mend)
@@ -192,13 +182,15 @@ class _Compiler:
             tasks = (tasks,)  # `tasks = Load`, or a forgotten comma
         if not isinstance(tasks, (tuple, list)):
             raise self.fail(
-                f"`tasks` is {_short(tasks)}", "give it a tuple of tasks, or a mapping of task to dependencies"
+                f"`tasks` is {short(tasks)}", "give it a tuple of tasks, or a mapping of task to dependencies"
             )
         return self.element(tasks, frozenset())
 
     def element(self, item: Any, given: frozenset[str]) -> Element:
         """`item` as data; `given` are the parameters that the `each`es around it give values."""
         match item:
+            case Task():
+                return self.leaf(item, given)
             case tuple() | list():
                 return Seq(tuple(self.element(part, given) for part in item))
             case Branches():
@@ -216,30 +208,34 @@ class _Compiler:
         task = item if isinstance(item, type) else type(item)
         if not issubclass(task, Task) or task is Task:
             raise self.fail(
-                f"{_short(item)} is not a task",
+                f"{short(item)} is not a task",
                 "use a Task class, its name, an instance, parallel(…), each(…) or a sequence",
             )
         spec, defaults = self._known.get(task) or self.learn(task)
-        id, own = (None, {}) if isinstance(item, type) else (item._id, item._given)
-        fixed = {}
-        for name in task._parameters:
-            if name in own:
-                value = own[name]
-            elif name in given:
-                continue
-            elif name in defaults:
-                value = defaults[name]
-            else:
-                around = f" (the each around it gives {', '.join(sorted(given))})" if given else ""
-                raise self.fail(
-                    f"{task.__qualname__} needs a value for its parameter {name!r}{around}",
-                    f"write {task.__qualname__}({name}=…) or each({task.__qualname__}, {name}=[…])",
-                )
-            try:
-                fixed[name] = as_json(value, f"{task.__qualname__}.{name}")
-            except ValueError as error:
-                mend = "parameters are JSON values; put anything else in a file"
-                raise self.fail(str(error), mend) from None
+        takes = parameters_of(task)
+        try:
+            id, own = (None, {}) if isinstance(item, type) else (takes.id_of(item), takes.given(item))
+            fixed = {}
+            for name in takes.names:
+                if name in own:
+                    fixed[name] = takes.codec(name).encode(own[name], f"{task.__qualname__}.{name}")
+                elif name in given:
+                    takes.codec(name)
+                elif name in defaults:
+                    if name not in self._defaults[task]:
+                        default = takes.codec(name).encode(defaults[name], f"{task.__qualname__}.{name}")
+                        self._defaults[task][name] = default
+                    fixed[name] = self._defaults[task][name]
+                else:
+                    around = f" (the each around it gives {', '.join(sorted(given))})" if given else ""
+                    raise self.fail(
+                        f"{task.__qualname__} needs a value for its parameter {name!r}{around}",
+                        f"write {task.__qualname__}({name}=…) or each({task.__qualname__}, {name}=[…])",
+                    )
+            if not isinstance(item, type):
+                takes.check(item, fixed)
+        except WrongValue as error:
+            raise self.fail(error.problem, error.mend) from None
         if id is not None and (not isinstance(id, str) or not id or recordable(id) != id):
             raise self.fail(f"{task.__qualname__} has the id {id!r}", "an id is a string with at least one character")
         return Leaf(spec, fixed, id)
@@ -249,7 +245,8 @@ class _Compiler:
             spec = spec_of(task)
         except DagError as error:
             raise DagError(f"{self.place}, {error.place}", error.problem, error.mend) from None
-        known = self._known[task] = self.append(spec, task), dict(defaults_of(task))
+        known = self._known[task] = self.append(spec, task), dict(parameters_of(task).defaults())
+        self._defaults[task] = {}
         return known
 
     def append(self, spec: Spec, target: type[Task] | Expander) -> int:
@@ -268,7 +265,7 @@ class _Compiler:
         declared = {name for leaf in leaves for name in self.specs[leaf.spec].params}
         for name in fan.values:
             if name not in declared:
-                mend = did_you_mean(name, declared).removeprefix("; ") or "annotate it in the task's class"
+                mend = did_you_mean(name, declared).removeprefix("; ") or self.mend_of(leaves)
                 raise self.fail(f"each(…) gives {name!r}, which no task in it has as a parameter", mend)
         for leaf in leaves:
             label = self.specs[leaf.spec].label
@@ -286,19 +283,20 @@ class _Compiler:
         asked = {name: value for name, value in fan.values.items() if callable(value)}
         for name, value in asked.items():
             _check_callable(value, name, self.fail)
-        columns = dict(fan.values)
+        columns, codecs = dict(fan.values), {name: self.codecs(name, leaves) for name in fan.values}
         for name, values in fan.values.items():
             if name not in asked:
+                what = f"a value of each for {name!r}"
                 try:
-                    columns[name] = [as_json(value, f"a value of each for {name!r}") for value in values]
-                except ValueError as error:
-                    raise self.fail(str(error), "values are JSON; put anything else in a file") from None
+                    columns[name] = [encoded(value, codecs[name], what) for value in values]
+                except WrongValue as error:
+                    raise self.fail(error.problem, error.mend) from None
         if not asked:
             return Each(item, tuple(columns), rows=[list(row) for row in itertools.product(*columns.values())])
         if given:
             raise self.fail("an each over a callable inside another each", "let one callable return all combinations")
         first, task = self.specs[leaves[0].spec], self.targets[leaves[0].spec]
-        expander = Expander(columns, () if isinstance(task, Expander) else retry_of(task).on)
+        expander = Expander(columns, () if isinstance(task, Expander) else retry_of(task).on, codecs)
         calls = ",".join(
             f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', '?')}" for value in asked.values()
         )
@@ -312,6 +310,17 @@ class _Compiler:
             expands=True,
         )
         return Each(item, tuple(columns), expander=self.append(spec, expander))
+
+    def codecs(self, name: str, leaves: Iterable[Leaf]) -> list[Codec]:
+        """How values of the parameter become JSON, of each type that the leaves annotate it with."""
+        codecs: list[Codec] = []
+        for leaf in leaves:
+            task = self.targets[leaf.spec]
+            if isinstance(task, type) and name in parameters_of(task).names:
+                codec = parameters_of(task).codec(name)
+                if all(codec.annotation != known.annotation for known in codecs):
+                    codecs.append(codec)
+        return codecs
 
     def mapping(self, tasks: Mapping[Any, Any]) -> Element:
         known: dict[int, tuple[Leaf, tuple[int, str]]] = {}  # by the item's identity: most stand in several places
@@ -390,6 +399,15 @@ class _Compiler:
             )
         return order
 
+    def mend_of(self, leaves: Iterable[Leaf]) -> str:
+        """How a task in an `each` comes to have a parameter."""
+        for leaf in leaves:
+            task = self.targets[leaf.spec]
+            if isinstance(task, type) and task.__init__ is not Task.__init__:
+                taken = ", ".join(parameters_of(task).names) or "nothing"
+                return f"let the __init__ of {task.__qualname__} take it (it takes {taken})"
+        return "annotate it in the task's class"
+
     def check_uses(self, spec: Spec, limits: Mapping[str, int] | None) -> None:
         for name, amount in spec.uses.items() if limits is not None else ():
             assert limits is not None
@@ -451,17 +469,8 @@ def _leaves(element: Element) -> Iterable[Leaf]:
 
 def _listed(name: str, values: Any) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise DagError(
-            f"each(…, {name}={_short(values)})", "is not a list of values", f"write {name}=[{_short(values)}]"
-        )
+        raise DagError(f"each(…, {name}={short(values)})", "is not a list of values", f"write {name}=[{short(values)}]")
     return list(values)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, type):
-        return value.__qualname__
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 __all__ = ["DAG", "Compiled", "Expander", "compile_dag", "each", "is_async", "parallel"]

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Spec
 from gluepy.core.policy import NO_RETRY, Retry, Trigger
-from gluepy.errors import DagError, NoRunContext, did_you_mean
+from gluepy.errors import DagError, NoRunContext
+from gluepy.exec.parameters import Parametrized, parameters_of
 from gluepy.exec.port import Metric, Progress
 from gluepy.exec.scope import Scope, current_scope, redactor_of
 
 if TYPE_CHECKING:
+    from dataclasses import field
     from pathlib import Path
 
     from upath import UPath
 
 _TRIGGERS = ("all_success", "none_failed", "all_done", "one_failed")
-_CLASSVAR = re.compile(r"^['\"]?(\w+\.)*ClassVar\b")
 
 
 class Skip(Exception):
@@ -34,7 +34,7 @@ class Skip(Exception):
         self.why = recordable(why)
 
 
-class Task:
+class Task(Parametrized):
     """One unit of work. A subclass defines `run(self)`, plain or async, and what it wants of the class attributes.
 
     Annotated attributes are the task's parameters (JSON values, given by keyword): `TrainRegion(region="eu")`.
@@ -51,45 +51,27 @@ class Task:
     uses: ClassVar[Mapping[str, int]] = {}
     memory_mb: ClassVar[int | None] = None
     trigger: ClassVar[Trigger] = "all_success"
-    inputs: Any = ()
-    outputs: Any = ()
+    if TYPE_CHECKING:
+        id: str | None = field(default=None, kw_only=True)  # every task can be given one
 
-    _parameters: ClassVar[tuple[str, ...]] = ()
-    _names: ClassVar[frozenset[str]] = frozenset()  # the same, to look up
-    # For a class whose own __init__ does not call this one's.
-    _scope: Scope | None = None
-    _id: str | None = None
-    _given: Mapping[str, JSON] = {}
+        def __init__(self, *, id: str | None = None, **parameters: Any) -> None: ...
+    else:
+        inputs = outputs = ()
+
+        @property
+        def id(self) -> str | None:
+            """The task's id in its DAG; outside of a run the one that it was given, if any."""
+            scope = self._scope
+            return scope.attempt.task if self._id is None and scope is not None else self._id
+
+    _configurable: ClassVar[frozenset[str]] = frozenset(
+        ("label", "pool", "retries", "timeout_s", "uses", "memory_mb", "trigger", "inputs", "outputs")
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "label" not in cls.__dict__:
             cls.label = cls.__name__.lower()
-        names: dict[str, None] = {}
-        for base in reversed(cls.__mro__):
-            if issubclass(base, Task) and base is not Task:
-                for name, annotation in inspect.get_annotations(base).items():
-                    if name not in _CONFIGURABLE and not _is_classvar(annotation) and not name.startswith("_"):
-                        names[name] = None
-        cls._parameters, cls._names = tuple(names), frozenset(names)
-
-    def __init__(self, *, id: str | None = None, **parameters: JSON) -> None:
-        self._scope = current_scope()  # so that its own threads, too, find it; a run sets it anyhow
-        self._id = id
-        if not self._names.issuperset(parameters):
-            name = next(name for name in parameters if name not in self._names)
-            known = ", ".join(self._parameters) or "none"
-            mend = did_you_mean(name, self._parameters).removeprefix("; ") or f"its parameters: {known}"
-            raise DagError(type(self).__qualname__, f"no parameter {name!r}", mend)
-        self.__dict__.update(parameters)
-        self._given = parameters
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._parameters:
-            raise AttributeError(
-                f"{type(self).__qualname__}.{name}: the parameter was not given a value; it has no default"
-            )
-        raise AttributeError(f"{type(self).__qualname__!r} object has no attribute {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to another process, by pickle: all but the run."""
@@ -171,16 +153,9 @@ class Task:
             raise _no_run(what)
         return scope
 
-    def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self._given.items())
-        return f"{type(self).__qualname__}({given})"
-
 
 Task.label = "task"
-_CONFIGURABLE = frozenset(
-    ("label", "pool", "retries", "timeout_s", "uses", "memory_mb", "trigger", "inputs", "outputs")
-)
-_RESERVED = frozenset(name for name in (*vars(Task), "id") if not name.startswith("_")) - _CONFIGURABLE
+_RESERVED = frozenset(name for name in vars(Task) if not name.startswith("_")) - Task._configurable
 
 
 def current_task() -> Any:
@@ -206,10 +181,12 @@ def spec_of(task: type[Task]) -> Spec:
 
     if not isinstance(task.label, str) or not task.label:
         raise fail(f"label is {task.label!r}", "give it a name, a string")
-    for name in task._parameters:
+    takes = parameters_of(task)
+    for name in takes.names:
         if name in _RESERVED:
             raise fail(f"the parameter {name!r} has the name of an attribute of Task", "rename it")
-    _check_init(task, fail)
+    if takes.problem is not None:
+        raise fail(*takes.problem)
     _check_run(task, fail)
     pool = task.pool
     if pool not in (None, "thread", "process"):
@@ -240,7 +217,7 @@ def spec_of(task: type[Task]) -> Spec:
         cls=f"{task.__module__}:{task.__qualname__}",
         label=task.label,
         pool=pool,
-        params=task._parameters,
+        params=takes.names,
         trigger=task.trigger,
         retry=_retry(task.retries, fail),
         timeout_s=None if timeout_s is None else float(timeout_s),
@@ -264,33 +241,14 @@ def retry_of(task: type[Task]) -> Retry:
     return Retry(attempts=retries + 1) if retries else NO_RETRY
 
 
-def defaults_of(task: type[Task]) -> Iterator[tuple[str, JSON]]:
-    """The parameters that have a default, with it."""
-    for name in task._parameters:
-        for base in task.__mro__:
-            if name in vars(base):
-                yield name, vars(base)[name]
-                break
-
-
 def outputs_of(task: type[Task], spec: Spec, params: Mapping[str, JSON]) -> tuple[str, ...]:
     """What the task declares as its outputs with these parameters; nothing where only a run can tell."""
     if not isinstance(inspect.getattr_static(task, "outputs"), property):
         return spec.outputs
     try:
-        return tuple(map(str, task(**params).outputs))
+        return tuple(map(str, parameters_of(task).make(params).outputs))
     except Exception:
         return ()
-
-
-def _check_init(task: type[Task], fail: Any) -> None:
-    if task.__init__ is Task.__init__:
-        return
-    try:
-        inspect.signature(task.__init__).bind(None, **dict.fromkeys(task._parameters))
-    except TypeError as error:
-        mend = "a task is made with its parameters by keyword: annotate them in the class and leave __init__ away"
-        raise fail(f"its __init__ does not fit: {error}", mend) from None
 
 
 def _check_run(task: type[Task], fail: Any) -> None:
@@ -341,12 +299,6 @@ def _datasets(task: type[Task], name: str, fail: Any) -> tuple[str, ...]:
     ):
         raise fail(f"{name} is {value!r}", f'give a tuple of names, as in {name} = ("products.parquet",)')
     return tuple(map(str, value))
-
-
-def _is_classvar(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return bool(_CLASSVAR.match(annotation))
-    return annotation is ClassVar or getattr(annotation, "__origin__", None) is ClassVar
 
 
 def _is_int(value: Any) -> bool:

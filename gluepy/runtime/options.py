@@ -13,8 +13,8 @@ from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq
 from gluepy.core.policy import OnFailure
 from gluepy.core.scheduler import Selection
 from gluepy.errors import OptionError, UnknownTask, did_you_mean
-from gluepy.exec.dag import as_json
 from gluepy.exec.port import Executor
+from gluepy.exec.values import WrongValue, as_json
 from gluepy.sinks.consume import Sink
 
 
@@ -197,10 +197,10 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
     if params is not None:
         try:
             if not isinstance(params, Mapping):
-                raise ValueError(f"params is {type(params).__name__}, not a mapping")
+                raise WrongValue(f"params is {type(params).__name__}, not a mapping", "")
             as_json(params, "params")
-        except ValueError as error:
-            raise OptionError("params", str(error), "give a mapping of names to JSON values") from None
+        except WrongValue as error:
+            raise OptionError("params", error.problem, "give a mapping of names to JSON values") from None
 
 
 def _check_kinds(options: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from gluepy.conf import default_context, settings
 from gluepy.core.events import JSON
 from gluepy.core.policy import Retry
+from gluepy.exec.parameters import parameters_of
 from gluepy.exec.task import Skip, Task, current_task
 
 PATIENCE_S = 30.0  # for the others of a test; a test that fails must not hang
@@ -156,7 +157,7 @@ class Takes(Task):
 
     def run(self) -> None:
         """Write them."""
-        given = {name: getattr(self, name) for name in self._parameters}
+        given = {name: getattr(self, name) for name in parameters_of(type(self)).names}
         (self.path / "params.json").write_text(json.dumps(given))
 
 

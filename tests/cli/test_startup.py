@@ -34,8 +34,8 @@ gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume glu
 gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.engine gluepy.exec.executors
 gluepy.exec.executors.capture gluepy.exec.executors.lines gluepy.exec.executors.local gluepy.exec.executors.threads
 gluepy.exec.journal
-gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.loop gluepy.redact gluepy.runs
-gluepy.runs.durations gluepy.runs.log gluepy.runs.reading gluepy.runs.record
+gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.exec.values
+gluepy.loop gluepy.redact gluepy.runs gluepy.runs.durations gluepy.runs.log gluepy.runs.reading gluepy.runs.record
 gluepy.runtime gluepy.runtime.checks gluepy.runtime.options gluepy.runtime.results
 gluepy.runtime.session gluepy.sinks gluepy.sinks.consume gluepy.sinks.feed gluepy.sinks.jsonlines
 """

@@ -60,7 +60,7 @@ class Late(Load):
 
 
 class Report(Clean):
-    n = 0
+    n: int = 0
 
 
 def found() -> list[int]:

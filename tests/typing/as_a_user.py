@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -90,6 +92,28 @@ class Train(Task):
     def run(self) -> None:
         assert_type(self.region, str)
         assert_type(self.depth, int)
+        assert_type(self.id, str | None)
+
+
+class Score(Train):
+    day: date | None = None
+    tags: list[str] = []
+    names: list[str] = field(default_factory=list)
+
+
+class Sized(Task):
+    def __init__(self, size: int, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.size = size
+
+    def run(self) -> None: ...
+
+
+@dataclass
+class Weighted(Task):
+    weight: float = 1.0
+
+    def run(self) -> None: ...
 
 
 def regions() -> list[str]:
@@ -149,6 +173,22 @@ async def mistakes() -> None:
     await gluepy.run_dag("train", concurrency="4")  # type: ignore[arg-type]
     await gluepy.run_dag("train", on_failure="stop")  # type: ignore[arg-type]
     Retry(3)  # type: ignore[call-arg]
+
+
+def parameters() -> None:
+    Train(region="eu")
+    Train(region="eu", depth=4, id="final")
+    Score(region="eu", day=date(2026, 1, 1), tags=["new"])
+    Sized(3, id="three")
+    Weighted(weight=0.5)
+    Load(id="again")
+    Train(regon="eu", region="eu")  # type: ignore[call-arg]
+    Train(depth=4)  # type: ignore[call-arg]
+    Train("eu")  # type: ignore[call-arg]
+    Train(region=3)  # type: ignore[arg-type]
+    Train(region="eu").depth = "deep"  # type: ignore[assignment]
+    Score(region="eu", day="2026-01-01")  # type: ignore[arg-type]
+    Load(depth=3)  # type: ignore[call-arg]
 
 
 class WrongExecutor(Executor):

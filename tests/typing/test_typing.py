@@ -21,6 +21,17 @@ def test_strict_mypy_takes_what_a_user_writes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(180)
+def test_pyright_takes_and_refuses_the_same(tmp_path: Path) -> None:
+    if subprocess.run([sys.executable, "-m", "pyright", "--version"], capture_output=True, cwd=tmp_path).returncode:
+        pytest.skip("pyright is not installed, or cannot fetch the Node.js that it runs on")
+    (tmp_path / "as_a_user.py").write_text((HERE / "as_a_user.py").read_text())
+    (tmp_path / "pyrightconfig.json").write_text('{"reportUnnecessaryTypeIgnoreComment": "error"}')
+    command = [sys.executable, "-m", "pyright", "-p", str(tmp_path), "--pythonpath", sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_package_says_that_it_is_typed() -> None:
     spec = find_spec("gluepy")
     assert spec is not None
