@@ -87,7 +87,11 @@ class Doorbell:
         self._rung = False
 
     def ring(self, call: Callable[..., object], *args: Any) -> None:
-        """Have `call(*args)` called soon. From any thread; what comes after the loop's end is dropped."""
+        """Have the event loop call `call(*args)` between two steps of its tasks.
+
+        From any thread at any moment: a signal handler or a finalizer may interrupt `ring` and call it again. Calls
+        that come after the end of the loop are dropped.
+        """
         self._calls.append((call, args))
         if not self._rung:
             self._rung = True
@@ -99,6 +103,10 @@ class Doorbell:
     def _answer(self) -> None:
         self._rung = False
         calls = self._calls
-        while calls:
-            call, args = calls.popleft()
-            call(*args)
+        try:
+            while calls:
+                call, args = calls.popleft()
+                call(*args)
+        finally:
+            if calls:  # one of them raised
+                self.ring(lambda: None)

@@ -16,7 +16,6 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, assert_never
 
 import anyio
@@ -47,7 +46,7 @@ from gluepy.exec.port import (
     RunInfo,
     Stopped,
 )
-from gluepy.exec.slots import Call, Slot
+from gluepy.exec.slots import Call, Slot, Turn
 from gluepy.exec.task import outputs_of
 from gluepy.loop import Doorbell, signals
 from gluepy.runs.log import EventLog, LogBroken
@@ -55,6 +54,7 @@ from gluepy.sinks.feed import Feed
 
 _HOST = socket.gethostname()
 _NONE: Mapping[str, e.JSON] = {}
+_Told = Progress | Metric | Abandoned | Released | Stopped
 _ASK_S = 0.25  # how often it is asked whether somebody wants the run to stop
 _BREATH_S = 0.005  # how long attempts that never wait may keep the event loop to themselves
 
@@ -83,10 +83,11 @@ class Engine:
         timeout_s: float | None = None,
         stop_asked: Callable[[], bool] | None = None,
         patient: bool = False,
-        turn: AbstractContextManager[object] | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self.run = run
-        self._turn = threading.RLock() if turn is None else turn
+        self._turn: Turn = threading.Lock() if turn is None else turn
+        self._told: deque[tuple[Slot, Attempt, _Told]] = deque()  # emissions that no turn has taken in yet
         self.state = state
         self.errors: dict[int, TaskError] = {}
         self._graph = state.graph
@@ -179,8 +180,23 @@ class Engine:
         if self._broken is not None:
             raise self._stopped(self._broken) from self._broken
 
+    def cancel(self) -> None:
+        """Begin nothing more, and have the event loop cancel the run. Idempotent; from any thread, also in a signal
+        handler (which may have interrupted a turn: that one goes on to its end)."""
+        self._be_the_driver()
+        end = s.EndRun("cancelled")
+        if self._turn.acquire(blocking=False):
+            try:
+                if hasattr(self, "_scheduler"):
+                    self._scheduler.stop(end)
+                else:
+                    self._stop_first = end
+            finally:
+                self._turn.release()
+        self._soon(self.stop, end)
+
     def stop(self, end: s.EndRun) -> None:
-        """Stop what runs, cancel what waits, and end as `end` says. Idempotent; from the event loop only."""
+        """Stop what runs, cancel what waits, and end as `end` says. Idempotent; for a task of the event loop only."""
         self._be_the_driver()
         with self._turn:
             if not hasattr(self, "_scheduler"):
@@ -234,12 +250,15 @@ class Engine:
                     case s.StopTask():
                         self._stop_task(command.node)
                     case s.EndRun():
-                        self._on_loop(self._end, command)
+                        if threading.get_ident() == self._thread:
+                            self._end(command)
+                        else:
+                            self._soon(self._end_in_turn, command)
                     case _:
                         assert_never(command)
             self._journal.flush()
         except LogBroken as error:
-            self._give_up(error)
+            self._break_off(error)
             return
         if (wake := self._scheduler.next_wake()) < self._alarm_at:
             self._set_alarm(wake)
@@ -290,29 +309,32 @@ class Engine:
         if forks.process is not self._process:
             forks.refuse_to_go_on()
 
-    def _end(self, end: s.EndRun) -> None:
+    def _end_in_turn(self, end: s.EndRun) -> None:
         with self._turn:
-            if self._is_over:
-                return
-            duration_s = _rounded(self._journal.tick() - self._began)
-            counts = self.state.counts()
-            self._journal.hand_on()  # which output is dropped shows only then
-            dropped = self._feed.dropped or None
-            header = self._journal.header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
-            match end.status:
-                case "finished":
-                    self._put(e.RunFinished(*header, duration_s, counts, dropped))
-                case "failed":
-                    failed = [self._graph.id(node) for node in self.errors]
-                    self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
-                case "cancelled":
-                    self._put(e.RunCancelled(*header, duration_s, counts, dropped))
-            try:
-                self._journal.flush()
-            except LogBroken as error:
-                self._give_up(error)
-            else:
-                self._finish()
+            self._end(end)
+
+    def _end(self, end: s.EndRun) -> None:
+        if self._is_over:
+            return
+        duration_s = _rounded(self._journal.tick() - self._began)
+        counts = self.state.counts()
+        self._journal.hand_on()  # which output is dropped shows only then
+        dropped = self._feed.dropped or None
+        header = self._journal.header({"finished": "info", "failed": "error", "cancelled": "warning"}[end.status])
+        match end.status:
+            case "finished":
+                self._put(e.RunFinished(*header, duration_s, counts, dropped))
+            case "failed":
+                failed = [self._graph.id(node) for node in self.errors]
+                self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
+            case "cancelled":
+                self._put(e.RunCancelled(*header, duration_s, counts, dropped))
+        try:
+            self._journal.flush()
+        except LogBroken as error:
+            self._break_off(error)
+        else:
+            self._finish()
 
     # Slots: where attempts run.
 
@@ -321,7 +343,7 @@ class Engine:
         wait are all run by the first."""
         self._coming = True
         if threading.get_ident() != self._thread:
-            self._on_loop(self._summon)
+            self._soon(self._summon)
         elif self._idle:
             self._idle.pop().awake.set()
         else:
@@ -465,6 +487,8 @@ class Engine:
 
     def _ended(self, slot: Slot, attempt: Attempt) -> float:
         """The slot's attempt runs no more; returns the seconds that it took."""
+        if self._told:
+            self._take_in()  # what it told before it ended
         slot.attempt, slot.ending = None, attempt
         del self._busy[slot.node]
         return self._journal.tick() - slot.began
@@ -569,8 +593,13 @@ class Engine:
         return attempt.log if there else None
 
     def hear(self, slot: Slot, attempt: Attempt, emission: Emission) -> None:
-        """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended. From any
-        thread."""
+        """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended.
+
+        May be called from any thread at any moment. A signal handler, a finalizer that the garbage collector runs, or a
+        logging handler may call it between any two instructions of a turn that its own thread is taking, or while its
+        thread holds a lock that the thread with the turn is waiting for. So this never waits for a turn, and all it
+        does to the event loop is ring the doorbell.
+        """
         if isinstance(emission, Output):
             if self._feed.live and slot.attempt is attempt:
                 self._journal.tell(attempt.task, attempt.number, emission.stream, emission.line)
@@ -579,37 +608,52 @@ class Engine:
             raise forks.ForkedCopy(
                 f"{type(emission).__name__.lower()} was told", "its attempt had ended before the fork"
             )
-        with self._turn:
-            self._journal.tick()
-            if isinstance(emission, Released):
-                if attempt is slot.attempt or attempt is slot.ending:
-                    slot.released = True
-                self._scheduler.release(self._graph.index[attempt.task], attempt.number)
-                self.look_again()
-                return
-            if slot.attempt is not attempt or self._broken is not None:
-                return  # late: the attempt has ended already
-            match emission:
-                case Metric():
-                    header = self._journal.header("info")
-                    self._tell(e.TaskMetric(*header, attempt.task, attempt.number, emission.name, emission.value))
-                case Progress():
-                    header = self._journal.header("info")
-                    self._tell(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
-                case Abandoned():
-                    slot.abandoned = True
-                case Stopped():
-                    slot.cost = emission
-                case _:
-                    assert_never(emission)
+        self._told.append((slot, attempt, emission))
+        if self._turn.acquire(blocking=False):
+            try:
+                self._take_in()
+            finally:
+                self._turn.release()
+        else:
+            self._soon(self._catch_up)
 
-    def _tell(self, event: e.TaskProgress | e.TaskMetric) -> None:
-        try:
-            self._journal.store(event)
-            self.state.apply(event)  # the scheduler has no use for it
-            self._journal.flush()
-        except LogBroken as error:
-            self._give_up(error)
+    def _catch_up(self) -> None:
+        with self._turn:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Record what was told, in order. Only in a turn."""
+        self._journal.tick()
+        while self._told:
+            try:
+                self._heed(*self._told.popleft())
+                if not self._told:
+                    self._journal.flush()
+            except LogBroken as error:
+                self._soon(self._give_up, error)
+
+    def _heed(self, slot: Slot, attempt: Attempt, emission: _Told) -> None:
+        if isinstance(emission, Released):
+            if attempt is slot.attempt or attempt is slot.ending:
+                slot.released = True
+            self._scheduler.release(self._graph.index[attempt.task], attempt.number)
+            self.look_again()
+            return
+        if slot.attempt is not attempt or self._broken is not None:
+            return  # late: the attempt has ended already
+        match emission:
+            case Metric():
+                header = self._journal.header("info")
+                self._apply(e.TaskMetric(*header, attempt.task, attempt.number, emission.name, emission.value))
+            case Progress():
+                header = self._journal.header("info")
+                self._apply(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
+            case Abandoned():
+                slot.abandoned = True
+            case Stopped():
+                slot.cost = emission
+            case _:
+                assert_never(emission)
 
     # Time.
 
@@ -658,7 +702,7 @@ class Engine:
     def _set_alarm(self, at: float) -> None:
         if at < self._alarm_at:
             self._alarm_at = at
-            self._on_loop(self._wake_up)
+            self._soon(self._wake_up)
 
     def _wake_up(self) -> None:
         if self._alarm is not None:
@@ -679,7 +723,9 @@ class Engine:
         self._scheduler.observe(event, self._journal.now)
 
     def _publish(self) -> None:
-        self._on_loop(self._journal.hand_on)
+        # Never at once: the collector may have interrupted a subscriber inside `Event.wait`, after it has looked at the
+        # flag and before it is among those who wait; it would not be woken.
+        self._soon(self._journal.hand_on)
 
     # Ending.
 
@@ -707,7 +753,8 @@ class Engine:
         self._broken = error
         self._journal.close()
         self._finish()
-        self._on_loop(self._close)
+        self._interrupt_all()
+        self._on_loop(self._wake_all)
 
     def _finish(self) -> None:
         self._is_over = True
@@ -718,12 +765,22 @@ class Engine:
         if threading.get_ident() == self._thread:
             call(*args)
         else:
-            self._doorbell.ring(self._context.run, call, *args)
+            self._soon(call, *args)
+
+    def _soon(self, call: Callable[..., object], *args: object) -> None:
+        """Have the event loop call it, between two steps of its tasks. From any thread, at any moment."""
+        self._doorbell.ring(self._context.run, call, *args)
 
     def _close(self) -> None:
         with self._turn:
-            for slot in self._busy.values():
-                self._interrupt(slot)
+            self._interrupt_all()
+        self._wake_all()
+
+    def _interrupt_all(self) -> None:
+        for slot in self._busy.values():
+            self._interrupt(slot)
+
+    def _wake_all(self) -> None:
         while self._idle:
             self._idle.pop().awake.set()
         if self._alarm is not None:

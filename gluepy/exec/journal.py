@@ -37,8 +37,8 @@ class Journal:
         self._feed, self._publish = feed, publish
         self._stored: list[tuple[e.Event, int]] = []  # with the byte of the log at which its line begins
         self._news: deque[tuple[e.Event, int]] = deque()  # what is written, and what was told, as it came
-        self._published, self._hands_on = seq, False
-        self._closed = False
+        self._published = seq
+        self._broken: LogBroken | None = None  # why nothing more can be stored
 
     def tick(self) -> float:
         """Begin a new moment, and return it."""
@@ -55,9 +55,10 @@ class Journal:
         return self.seq + 1 + ahead, self.session, self.timestamp, level, self.run_id, self.dag
 
     def store(self, event: e.Event) -> None:
-        """Take `event`, to be written with the next `flush`. Raises `LogBroken` once the journal is closed."""
-        if self._closed:
-            raise LogBroken("the log", "the run has stopped")
+        """Take `event`, to be written with the next `flush`. Raises `LogBroken` once a write has failed, or the journal
+        is closed."""
+        if self._broken is not None:
+            raise LogBroken(*self._broken.args)
         line = e.encode(event)
         self._lines.append(line)
         self.seq = event.seq
@@ -79,7 +80,12 @@ class Journal:
         lines = self._lines
         if lines:
             self._lines = []
-            self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
+            try:
+                self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
+            except LogBroken as error:
+                self._broken = error
+                self._stored.clear()
+                raise
             if self._stored:
                 self._news.extend(self._stored)
                 self._stored.clear()
@@ -87,9 +93,6 @@ class Journal:
 
     def hand_on(self) -> None:
         """Publish, in order, what was written and told."""
-        if self._hands_on:
-            return  # a `__del__` has printed
-        self._hands_on = True
         while self._news:
             event, offset = self._news.popleft()
             if isinstance(event, e.TaskOutput):
@@ -97,8 +100,7 @@ class Journal:
             else:
                 self._published = event.seq
                 self._feed.publish(event, offset)
-        self._hands_on = False
 
     def close(self) -> None:
         """Nothing more can be stored."""
-        self._closed = True
+        self._broken = self._broken or LogBroken("the log", "the run has stopped")

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
 from typing import Protocol
 
 import anyio
 
 from gluepy.exec.port import Attempt, Emission, Executor, Outcome, Relay, Stopped
 from gluepy.loop import Signal
+
+
+class Turn(Protocol):
+    """The lock that an engine holds while it takes a turn. Not reentrant: a signal handler or a finalizer that
+    interrupts the thread that holds it must find it taken."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> object: ...
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take it, waiting for it if `blocking`. False if it was not free."""
+        ...
+
+    def release(self) -> None:
+        """Give it back."""
+        ...
 
 
 class Slot:

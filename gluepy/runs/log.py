@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -83,9 +85,11 @@ class FileLog:
         self._told = False  # whether somebody has been told that it is broken
         self._written = 0  # appended lines, and below how many of them are flushed
         self._flushed = 0
-        self._due = threading.Event()
-        self._is_due = False  # as `_due`, to be asked without a call at every write
-        self._hurry = threading.Event()  # somebody waits for the flush: no time for company
+        # Wakes the flusher; True if somebody waits for the flush, so that it must not wait for more lines. Not a
+        # `threading.Event`: its lock is not reentrant, and the collector may run in the flusher, inside `Event.wait`, a
+        # finalizer that records a metric, whose line then wakes the flusher.
+        self._due: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._is_due = False  # whether the flusher has been woken, and has not begun yet
         self._closing = False
         self._flusher: threading.Thread | None = None
         self._waiters: list[tuple[int, anyio.Event]] = []
@@ -111,8 +115,7 @@ class FileLog:
                     await self._flush()
         finally:
             self._closing = True
-            self._hurry.set()
-            self._due.set()
+            self._due.put(True)
             file, self._file = self._file, -1
             os.close(file)  # the flusher has a descriptor of its own
         if self._broken is not None and not self._told:
@@ -132,7 +135,7 @@ class FileLog:
                 if self._flusher is None:
                     self._start()
                 self._is_due = True
-                self._due.set()
+                self._due.put(False)
         except OSError as error:
             self._break(error)
             raise self._refusal() from error
@@ -155,8 +158,7 @@ class FileLog:
                 raise self._refusal() from error
         done = anyio.Event()
         self._waiters.append((self._written, done))
-        self._hurry.set()
-        self._due.set()
+        self._due.put(True)
         await done.wait()
         if self._broken is not None:
             raise self._refusal()
@@ -187,13 +189,11 @@ class FileLog:
         error: OSError | None = None
         flushed = 0
         while error is None:
-            self._due.wait()
-            if self.sync == "batch":
-                self._hurry.wait(_BATCH_S)
+            if not self._due.get() and self.sync == "batch":
+                with suppress(queue.Empty):
+                    self._due.get(timeout=_BATCH_S)
             if self._closing:
                 break
-            self._hurry.clear()
-            self._due.clear()
             self._is_due = False  # before `_written` is read: what comes later says so again
             upto = self._written
             if upto == flushed:

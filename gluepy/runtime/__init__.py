@@ -17,7 +17,7 @@ from gluepy.conf import discovered_project
 from gluepy.conf.schema import Settings
 from gluepy.conf.sources import load_settings
 from gluepy.core.events import Event
-from gluepy.core.scheduler import EndRun, Limits
+from gluepy.core.scheduler import Limits
 from gluepy.errors import NestedRun, OptionError
 from gluepy.exec.dag import DAG
 from gluepy.exec.engine import Engine
@@ -61,10 +61,11 @@ class Run:
         return self._ended.is_set()
 
     def cancel(self) -> None:
-        """Stop the run, as Ctrl-C would: what runs is stopped, and the log says so."""
+        """Stop the run, as Ctrl-C would: what runs is stopped, and the log says so. Returns at once; from any thread,
+        also in a signal handler."""
         self._cancelled = True
         if self._engine is not None:
-            self._engine.stop(EndRun("cancelled"))
+            self._engine.cancel()
 
     async def result(self) -> RunResult:
         """Wait for the end. Raises as `run_dag` does."""
@@ -90,7 +91,7 @@ class Run:
     def _drives(self, engine: Engine) -> None:
         self._engine = engine
         if self._cancelled:
-            self.cancel()
+            engine.cancel()
 
 
 class Runtime:

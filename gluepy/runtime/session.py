@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from gluepy.exec.engine import Engine
 from gluepy.exec.executors.capture import capturing
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor, RunInfo
+from gluepy.exec.slots import Turn
 from gluepy.exec.task import Task, outputs_of
 from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
@@ -61,7 +62,7 @@ class Shared:
     concurrency: int | None
     clock: Clock
     chosen: str | None = None  # the executor's name, as a run's record has it, where an option chose it
-    turn: AbstractContextManager[object] = field(default_factory=threading.RLock)
+    turn: Turn = field(default_factory=threading.Lock)
 
 
 class Choice(NamedTuple):

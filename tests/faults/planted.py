@@ -109,9 +109,27 @@ BUGS = {
     ),
     "turns not taken": Bug(
         "exec/engine.py",
-        "self._turn = threading.RLock() if turn is None else turn",
-        "import contextlib\n        self._turn = contextlib.nullcontext()",
+        "self._turn: Turn = threading.Lock() if turn is None else turn",
+        "self._turn = threading.Semaphore(1 << 30)",
         "tests/runtime/test_turns.py -k many_runs",
+    ),
+    "turn entered twice": Bug(
+        "runtime/session.py",
+        "turn: Turn = field(default_factory=threading.Lock)",
+        "turn: Turn = field(default_factory=threading.RLock)",
+        "tests/runtime/test_reentry.py -k 'two_steps or many_tasks'",
+    ),
+    "published where it is told": Bug(
+        "exec/engine.py",
+        "self._soon(self._journal.hand_on)",
+        "self._on_loop(self._journal.hand_on)",
+        "tests/runtime/test_reentry.py -k subscriber",
+    ),
+    "what is told in a turn is taken in only after its attempt": Bug(
+        "exec/engine.py",
+        "if self._told:\n            self._take_in()",
+        "if False:\n            self._take_in()",
+        "tests/runtime/test_reentry.py",
     ),
     "thread goes on from an attempt that was stopped": Bug(
         "exec/engine.py",

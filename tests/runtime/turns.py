@@ -20,24 +20,23 @@ class Turns:
     def __init__(self) -> None:
         self.coming: Callable[[], object] = lambda: None
         self.left: Callable[[], object] = lambda: None
-        self._lock = threading.RLock()
-        self._holder, self._depth = 0, 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        if self._holder != threading.get_ident():
-            self.coming()
+        self.coming()
         self._lock.acquire()
-        self._holder = threading.get_ident()
-        self._depth += 1
 
     def __exit__(self, *exc: object) -> None:
-        self._depth -= 1
-        over = not self._depth
-        if over:
-            self._holder = 0
+        self.release()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if blocking:
+            self.coming()
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
         self._lock.release()
-        if over:
-            self.left()
+        self.left()
 
 
 @asynccontextmanager

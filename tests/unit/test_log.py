@@ -309,7 +309,7 @@ async def test_a_failed_flush_is_not_tried_again_by_who_has_not_heard_of_it(path
         with pytest.raises(LogBroken):
             await log.durable()
         log._written += 1
-        log._due.set()  # as if it came at the same moment
+        log._due.put(True)  # as if it came at the same moment
         await threads_end()
     assert disk.flushed == 1
 

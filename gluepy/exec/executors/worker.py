@@ -27,6 +27,7 @@ import signal
 import struct
 import sys
 import time
+from collections import deque
 
 TYPE_CHECKING = False  # `typing` costs a worker's start some milliseconds
 if TYPE_CHECKING:
@@ -267,7 +268,8 @@ class _Control:
     def __init__(self, calls: int, answers: int) -> None:
         import threading
 
-        self.lock = threading.Lock()
+        self.lock, self.sending = threading.RLock(), False
+        self.unsent: deque[tuple[bytes, bytes, Callable[[], bool]]] = deque()
         self.reader = os.fdopen(calls, "rb", closefd=False)
         self.writer = os.fdopen(answers, "wb", buffering=PIECE, closefd=False)
         self.pid = os.getpid()
@@ -282,22 +284,38 @@ class _Control:
     def send(self, kind: bytes, body: bytes, only_if: Callable[[], bool] = lambda: True) -> None:
         if os.getpid() != self.pid:
             return  # a forked child does not speak for the worker; nor may it wait for the lock, if that was held
-        with self.lock:
-            if not only_if():
-                return
-            frame = FRAME.pack(kind, len(body)) + body
-            whole = False
+        # If a thread is sending, it sends this frame too, and nobody waits: a signal handler or a finalizer may
+        # interrupt `send` and call it again, or run while its thread holds a lock that the sending thread waits for.
+        self.unsent.append((kind, body, only_if))
+        while self.unsent and self.lock.acquire(blocking=False):
             try:
-                # A signal handler of the call may raise in here. What the buffer holds then goes out with the next
-                # frame; a frame larger than the buffer is torn, and must not be followed by anything.
-                for start in range(0, len(frame), PIECE):
-                    whole = start + PIECE >= len(frame)
-                    self.writer.write(frame[start : start + PIECE] if len(frame) > PIECE else frame)
-                    self.writer.flush()
+                if self.sending:
+                    return
+                self.sending = True
+                try:
+                    while self.unsent:
+                        self._send(*self.unsent.popleft())
+                finally:
+                    self.sending = False
             finally:
-                if not whole and len(frame) > PIECE:
-                    os.write(2, b"a signal handler broke off a large message to the driver: cannot go on\n")
-                    os._exit(1)
+                self.lock.release()
+
+    def _send(self, kind: bytes, body: bytes, only_if: Callable[[], bool]) -> None:
+        if not only_if():
+            return
+        frame = FRAME.pack(kind, len(body)) + body
+        whole = False
+        try:
+            # A signal handler of the call may raise in here. What the buffer holds then goes out with the next
+            # frame; a frame larger than the buffer is torn, and must not be followed by anything.
+            for start in range(0, len(frame), PIECE):
+                whole = start + PIECE >= len(frame)
+                self.writer.write(frame[start : start + PIECE] if len(frame) > PIECE else frame)
+                self.writer.flush()
+        finally:
+            if not whole and len(frame) > PIECE:
+                os.write(2, b"a signal handler broke off a large message to the driver: cannot go on\n")
+                os._exit(1)
 
 
 class _Server:
