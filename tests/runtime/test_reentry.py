@@ -132,14 +132,12 @@ def tells() -> Iterator[type[Tells]]:
     Teller.begun = False
 
 
-async def test_what_is_told_between_any_two_steps_is_recorded_once_and_in_order(go: Go, tells: type[Tells]) -> None:
+async def test_what_is_told_between_any_two_steps_is_recorded_once(go: Go, tells: type[Tells]) -> None:
     tells.meanwhile = staticmethod(tells_between_steps)
     tasks = parallel(*(kind(id=f"{kind.label}{number}") for number in range(4) for kind in (Step, LoopStep)))
     result, told = await watched(go, tells.beside(tasks, Step, LoopStep))
     assert len(Teller.told) > 1000
     check(result, told)
-    values = [event.value for event in events_of(result) if isinstance(event, e.TaskMetric)]
-    assert values == sorted(values)
 
 
 @contextmanager
