@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import anyio
 from anyio.lowlevel import current_token
+
+T = TypeVar("T")
+
+
+def run_loop(main: Callable[..., Awaitable[T]], *args: object) -> T:
+    """`anyio.run`, on uvloop where that is installed. What asyncio logs of a new event loop is left out: a program that
+    logs everything did not make this one."""
+    logger = logging.getLogger("asyncio")
+
+    def is_others(record: logging.LogRecord) -> bool:
+        if not record.getMessage().startswith("Using selector"):
+            return True
+        logger.removeFilter(is_others)
+        return False
+
+    logger.addFilter(is_others)
+    try:
+        return anyio.run(main, *args, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    finally:
+        logger.removeFilter(is_others)
 
 
 class Signal:

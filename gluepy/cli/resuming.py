@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import anyio
-
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.running import (
     Call,
@@ -26,6 +24,7 @@ from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON
 from gluepy.errors import OptionError
+from gluepy.loop import run_loop
 from gluepy.runs.log import LogReader
 from gluepy.runtime import ResumeOptions, ResumePlan, Runtime, Streaming, find_record
 from gluepy.sinks.consume import Sink
@@ -89,7 +88,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
             options["dag"] = call.dag
 
         if call.dry_run:
-            plan = anyio.run(_planned, settings, run, options)
+            plan = run_loop(_planned, settings, run, options)
             if call.as_json:
                 say(json_text(plan))
             else:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -28,7 +27,7 @@ from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, TaskS
 from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
 from gluepy.exec.dag import compile_dag
 from gluepy.exec.executors.capture import capturing, following_threads
-from gluepy.loop import Doorbell
+from gluepy.loop import Doorbell, run_loop
 from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
@@ -133,10 +132,9 @@ def carry_out(
             return f"killed; resume it with: {invocation.resume_command(Record(settings.runs_root, run))}"
 
         interrupts = stack.enter_context(Interrupts(view, killed))
-        uvloop = {"use_uvloop": find_spec("uvloop") is not None}
         sinks = [] if events is None else [events]
         try:
-            ending = anyio.run(_drive, settings, sinks, start, explain, view, interrupts, backend_options=uvloop)
+            ending = run_loop(_drive, settings, sinks, start, explain, view, interrupts)
         except KeyboardInterrupt:  # nothing had begun; or a task raised it
             return interrupts.exit_code or 130
         if events is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -165,6 +166,11 @@ class Record:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the run, without driving it. Raises as `lock` does."""
+        with _unlogged(str(self._lock_file)), self._held():
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
         if self.is_gone():
@@ -197,6 +203,21 @@ class Record:
             return f"process {(self.path / 'driver').read_text().strip()}"
         except OSError:
             return ""
+
+
+@contextmanager
+def _unlogged(lock_file: str) -> Iterator[None]:
+    """Without what filelock tells of our lock: a program that logs everything means what it does itself."""
+    logger = logging.getLogger("filelock")
+
+    def is_others(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.DEBUG or not record.args or lock_file not in map(str, record.args)
+
+    logger.addFilter(is_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_others)
 
 
 def _is_free(lock: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -24,6 +23,7 @@ from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor
 from gluepy.exec.scope import current_scope
+from gluepy.loop import run_loop
 from gluepy.runtime.options import (
     ResumeOptions,
     RunOptions,
@@ -269,8 +269,7 @@ def run_dag_sync(dag: str | type[DAG], *, check: bool = True, **options: Unpack[
     _refuse_nesting()
     if _in_event_loop():
         raise OptionError("run_dag_sync", "an event loop is running here already", "write `await gluepy.run_dag(…)`")
-    uvloop = {"use_uvloop": find_spec("uvloop") is not None}
-    return anyio.run(lambda: run_dag(dag, check=check, **options), backend_options=uvloop)
+    return run_loop(lambda: run_dag(dag, check=check, **options))
 
 
 def _take_executor(options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from pools import ThreadsOfItsOwn
 from steps import Go, dag_of
 from test_capture import lines_of, logging_of_a_fresh_program
 
-from gluepy import Task, each
+from gluepy import Task, each, run_dag_sync
 from gluepy.core.events import TaskOutput
 from gluepy.exec.executors.capture import following_threads
 from gluepy.runtime import RunResult
@@ -228,3 +229,23 @@ async def test_logging_is_as_before_when_the_run_is_over(go: Go) -> None:
         await lines_of(go, Says(n=1), LogsOnce)
         assert (logging.lastResort, vars(root), vars(sys.stderr)) == before
         loguru.logger.info("after the run")
+
+
+def test_program_that_logs_everything_gets_its_own_lines_alone(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)  # asyncio's own loop tells of itself
+    caplog.set_level(logging.DEBUG)
+
+    class Debugs(Task):
+        async def run(self) -> None:
+            logging.getLogger("a").debug("debugged")
+
+    run_dag_sync(dag_of(Debugs))
+    assert [(record.name, record.message) for record in caplog.records] == [("a", "debugged")]
+
+
+def test_import_of_gluepy_leaves_logging_alone() -> None:
+    program = "import logging, gluepy; print(logging.root.handlers, logging.root.level, logging.lastResort.level)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] 30 30\n"

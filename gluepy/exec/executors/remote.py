@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import anyio
 import msgspec
 
 from gluepy.conf.project import put_on_path
@@ -28,6 +27,7 @@ from gluepy.exec.executors.capture import (
 )
 from gluepy.exec.port import FINISHED, Attempt, Emission, Outcome, Output, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
+from gluepy.loop import run_loop
 
 _encoder = msgspec.msgpack.Encoder()
 _emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
@@ -141,7 +141,7 @@ def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
         scope = Scope(run_scope(run), attempt, emit, output)
         if attempt.pool == "loop":
             stack.callback(leave_scope, enter_scope(scope))
-            outcome = anyio.run(execute_async, attempt, scope)
+            outcome = run_loop(execute_async, attempt, scope)
         else:
             outcome = execute(attempt, scope)
         if output is not None and outcome.error_stack:
