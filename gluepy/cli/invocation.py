@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO
 
+from gluepy.cli import leaving
 from gluepy.cli.text import printable, tell
 from gluepy.errors import OptionError, SettingsWarning, UsageError
 
@@ -171,7 +172,8 @@ def _adds_project(program: tuple[str, ...]) -> bool:
 
 @contextmanager
 def own_stdout() -> Iterator[IO[bytes]]:
-    """Keep stdout to oneself: while the block runs, what anybody else writes there goes to stderr.
+    """Keep stdout to oneself: while the block runs, what anybody else writes there goes to stderr; also afterwards, if
+    tasks are still at work and the process is about to end.
 
     Down to the file descriptor, so that it holds for subprocesses and extension modules too.
     """
@@ -185,9 +187,12 @@ def own_stdout() -> Iterator[IO[bytes]]:
         with os.fdopen(own, "wb", buffering=0, closefd=False) as file:
             yield file
     finally:
-        sys.stdout = stdout
+        give_back = not leaving.process_ends or not leaving.others_at_work()  # else they would write behind the results
+        if give_back:
+            sys.stdout = stdout
         for stream in (strays, stdout):  # somebody may hold the original one
             with suppress(OSError, ValueError):
                 stream.flush()
-        os.dup2(own, 1)
+        if give_back:
+            os.dup2(own, 1)
         os.close(own)

@@ -100,7 +100,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
             return runtime.stream_resume(run, **options)
 
         ending = carry_out(invocation, call, settings, own, start, lambda plan: list(explanation(plan)))
-    return conclude(invocation, call, ending)
+        return conclude(invocation, call, ending, own)
 
 
 def _run_of(label: str, run: str, settings: Settings) -> str:

@@ -12,7 +12,10 @@ from typing import IO, Any, Literal, cast
 
 import anyio
 import msgspec
+from anyio.lowlevel import current_token
 
+from gluepy.cli import leaving
+from gluepy.cli.guard import guarded
 from gluepy.cli.interrupts import Interrupts
 from gluepy.cli.invocation import Invocation, own_stdout
 from gluepy.cli.outlook import Outlook
@@ -91,7 +94,7 @@ def run(invocation: Invocation, call: RunCall) -> int:
             return runtime.stream_dag(call.label, **options)
 
         ending = carry_out(invocation, call, settings, own, start)
-    return conclude(invocation, call, ending)
+        return conclude(invocation, call, ending, own)
 
 
 @contextmanager
@@ -102,7 +105,9 @@ def stdout_kept(call: Call) -> Iterator[IO[bytes] | None]:
     with ExitStack() as stack:
         own = stack.enter_context(own_stdout()) if not call.dry_run and (machine or not call.debug) else None
         if not call.dry_run and not call.debug:
-            stack.enter_context(capturing())  # before modules of the project are imported and get hold of the streams
+            # before modules of the project are imported and get hold of the streams, and for as long as a thread that
+            # could not be stopped may print
+            (leaving.until_the_end if leaving.process_ends else stack).enter_context(capturing())
         yield own
 
 
@@ -117,6 +122,7 @@ def carry_out(
     """Drive the run that `start` starts to its end, with progress as `call` wants it; what `explain` says comes before
     it. `own` is stdout, where it is kept for results. Returns the exit code where a signal came before anything
     began."""
+    leaving.tasks_ran = True
     with ExitStack() as stack:
         events = None
         if call.events is not None:
@@ -126,6 +132,10 @@ def carry_out(
             _log_to_stderr()
         else:
             stack.enter_context(following_threads())
+        if settings.LEFTOVER_PROCESSES == "auto":
+            settings = settings.replaced(LEFTOVER_PROCESSES="kill")
+        say_killed = (lambda line: None) if call.quiet else tell
+        stack.enter_context(guarded(settings.LEFTOVER_PROCESSES == "kill", say_killed))
         view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
 
         def killed(run: str) -> str:
@@ -195,6 +205,7 @@ async def _drive(
                 else:
                     error = each
         except RunStopped as stopped:
+            _let_go_of_threads()
             return Ending(
                 run_id=run.id,
                 dag="",
@@ -205,6 +216,7 @@ async def _drive(
                 counts=counts,
                 error=stopped,
             )
+    _let_go_of_threads()
     return Ending(
         run_id=result.run_id,
         dag=result.dag,
@@ -218,6 +230,16 @@ async def _drive(
         failures=failures,
         error=error,
     )
+
+
+def _let_go_of_threads() -> None:
+    """Have the end of the event loop not wait for what `asyncio.to_thread` may still run: asyncio's does, for minutes.
+    Who does not use such threads has not imported what they come from."""
+    loop: Any = current_token().native_token
+    if hasattr(loop, "set_default_executor") and "concurrent.futures.thread" in sys.modules:
+        from concurrent.futures import ThreadPoolExecutor
+
+        loop.set_default_executor(ThreadPoolExecutor(1))
 
 
 async def _watch(run: Run, view: View) -> dict[str, int]:
@@ -251,8 +273,16 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
     return counts
 
 
-def conclude(invocation: Invocation, call: Call, ending: Ending | int) -> int:
-    """Tell how the run ended, and return the exit code."""
+def conclude(invocation: Invocation, call: Call, ending: Ending | int, own: IO[bytes] | None) -> int:
+    """Tell how the run ended, and return the exit code. `own` is stdout, where it is kept for results."""
+
+    def result(line: str) -> None:
+        if own is None:
+            say(line)
+        else:
+            encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+            own.write(f"{line}\n".encode(encoding, "backslashreplace"))
+
     if isinstance(ending, int):
         return ending
     colour = wants_colour(sys.stderr)
@@ -263,9 +293,9 @@ def conclude(invocation: Invocation, call: Call, ending: Ending | int) -> int:
     elif not (call.quiet and ending.status == "finished"):
         line = summary(ending.dag, ending.run_id, ending.status, ending.counts, ending.duration_s)
         machine = call.quiet or call.as_json or call.events == "-"
-        (tell if machine else say)(line)
+        (tell if machine else result)(line)
         if ending.status == "finished" and not machine and ("://" in ending.files or Path(ending.files).is_dir()):
-            say(f"files: {printable(ending.files)}")
+            result(f"files: {printable(ending.files)}")
         sys.stdout.flush()
         if ending.error is not None and not ending.interrupted:
             tell(f"error: {ending.error}")

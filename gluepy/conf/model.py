@@ -50,6 +50,7 @@ class SettingsModel(BaseSettings):
     CONTEXT_FILES: list[_Place] = []
     CONTEXT_MODEL: str | None = None
     EVENT_SYNC: Literal["batch", "commit", "none"] = "batch"
+    LEFTOVER_PROCESSES: Literal["auto", "warn", "kill"] = "auto"
     LOG_FORMAT: Literal["console", "json"] = "console"
     SINKS: list[str] = []
     REDACT: list[str] = []

@@ -78,6 +78,7 @@ _SETTINGS = {
     "CONTEXT_FILES": _Setting(_context_files, _is_texts),
     "CONTEXT_MODEL": _Setting(lambda _: None, lambda value: value is None or type(value) is str),
     "EVENT_SYNC": _Setting(lambda _: "batch", _is_one_of("batch", "commit", "none")),
+    "LEFTOVER_PROCESSES": _Setting(lambda _: "auto", _is_one_of("auto", "warn", "kill")),
     "LOG_FORMAT": _Setting(lambda _: "console", _is_one_of("console", "json")),
     "SINKS": _Setting(lambda _: [], _is_texts),
     "REDACT": _Setting(lambda _: list(REDACT), _is_texts),
@@ -116,6 +117,7 @@ class Settings:
     CONTEXT_FILES: list[str]
     CONTEXT_MODEL: str | None
     EVENT_SYNC: Literal["batch", "commit", "none"]
+    LEFTOVER_PROCESSES: Literal["auto", "warn", "kill"]
     LOG_FORMAT: Literal["console", "json"]
     SINKS: list[str]
     REDACT: list[str]

@@ -131,7 +131,7 @@ class Runtime:
         bound = {} if self._concurrency is None else {_SHARED: self._concurrency}
         executor = make_executor(self._executor or settings.EXECUTOR_BACKEND, settings)
         executor = await self._stack.enter_async_context(executor)
-        here = executor if isinstance(executor, LocalExecutor) else LocalExecutor()
+        here = executor if isinstance(executor, LocalExecutor) else LocalExecutor.from_settings(settings)
         if here is not executor:
             await self._stack.enter_async_context(here)
         self._shared = Shared(

@@ -23,16 +23,22 @@ class One(DAG):
     tasks = (Hello,)
 """
 HELP = """
-gluepy gluepy.cli gluepy.cli.app gluepy.cli.console gluepy.cli.group gluepy.cli.invocation gluepy.cli.text gluepy.conf
+gluepy gluepy.cli gluepy.cli.app gluepy.cli.console gluepy.cli.group gluepy.cli.invocation gluepy.cli.leaving
+gluepy.cli.text gluepy.conf
 gluepy.conf.context gluepy.conf.project gluepy.errors gluepy.traces gluepy.version
 """
 RUN = f"""{HELP}
-gluepy.cli.interrupts gluepy.cli.outlook gluepy.cli.plan gluepy.cli.progress gluepy.cli.running gluepy.cli.story
+gluepy.cli.guard gluepy.cli.interrupts gluepy.cli.outlook gluepy.cli.plan gluepy.cli.progress
+gluepy.cli.running gluepy.cli.story
 gluepy.clock gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler gluepy.core.state
 gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.engine gluepy.exec.executors
+<<<<<<< HEAD
 gluepy.exec.executors.capture gluepy.exec.executors.lines gluepy.exec.executors.local gluepy.exec.executors.threads
+=======
+gluepy.exec.executors.capture gluepy.exec.executors.local gluepy.exec.executors.threads gluepy.exec.forks
+>>>>>>> bd787a4 (wip)
 gluepy.exec.journal
 gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.exec.values
 gluepy.loop gluepy.redact gluepy.runs gluepy.runs.durations gluepy.runs.log gluepy.runs.reading gluepy.runs.record

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Coroutine, Generator
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +34,8 @@ from gluepy.exec.scope import RunScope, Scope, redactor_of
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
+    from gluepy.conf.schema import Settings
+    from gluepy.exec.executors.leftovers import Process
     from gluepy.exec.executors.workers import Workers
 
 _KNOWN_RUNS = 64
@@ -39,7 +44,8 @@ _KNOWN_RUNS = 64
 class LocalExecutor(Executor):
     """Runs attempts on this machine: `async def run` on the event loop, `def run` in a thread or a worker process.
 
-    `inline` runs everything in the event loop's own thread instead, so that `breakpoint()` works (`debug`).
+    `inline` runs everything in the event loop's own thread instead, so that `breakpoint()` works (`debug`). Processes
+    that a thread or loop task has left running are told by name and pid, or killed, as LEFTOVER_PROCESSES says.
     """
 
     goes_on = True
@@ -48,10 +54,18 @@ class LocalExecutor(Executor):
         self._inline = inline
         self._scopes: dict[str, RunScope] = {}
         self._threads = Threads()
+        self._left = _Left()
         self._tasks: TaskGroup | None = None
         self._workers: Workers | None = None
         self._workers_wanted = anyio.Lock()
         self._closing = anyio.Event()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """One that does as LEFTOVER_PROCESSES says."""
+        executor = super().from_settings(settings)
+        executor._left.kills = settings.LEFTOVER_PROCESSES == "kill"
+        return executor
 
     async def __aenter__(self) -> Self:
         await self._threads.__aenter__()
@@ -65,6 +79,8 @@ class LocalExecutor(Executor):
         self._closing.set()
         assert self._tasks is not None
         await self._tasks.__aexit__(None, None, None)
+        if not self._inline:
+            self._left.at_the_end(list(self._threads.ids))
         await self._threads.__aexit__(None, None, None)
         return None
 
@@ -75,7 +91,7 @@ class LocalExecutor(Executor):
         if scope is None or scope.run is not run:
             scope = self._enter_run(run)
         if attempt.pool == "thread" and not self._inline:
-            chain = _Chain(scope, attempt, emit)
+            chain = _Chain(scope, attempt, emit, self._left)
             return self._threads.run(chain.run, chain.abandon, chain.release)
         if attempt.pool == "process" and not self._inline:
             return self._in_process(attempt, emit)
@@ -92,14 +108,18 @@ class LocalExecutor(Executor):
     async def _run(self, attempt: Attempt, emit: Emit, scope: RunScope, output: AttemptOutput | None) -> Outcome:
         if attempt.pool == "loop":
             context = contextvars.copy_context()  # so that context variables that the task sets stay with it
-            inner = Scope(scope, attempt, emit, output)
+            inner, began_s = Scope(scope, attempt, emit, output), time.monotonic()
             coroutine = execute_async(attempt, inner)
             try:
                 waits_for = context.run(coroutine.send, None)
             except StopIteration as stop:  # it never waited
                 outcome: Outcome = stop.value
                 return outcome
-            return await _InContext(context, coroutine, waits_for, inner)
+            try:
+                return await _InContext(context, coroutine, waits_for, inner)
+            except BaseException:
+                self._left.by_loop(attempt, began_s, list(self._threads.ids))
+                raise
         return execute(attempt, Scope(scope, attempt, emit, None))
 
     async def _in_process(self, attempt: Attempt, emit: Emit) -> Outcome:
@@ -131,12 +151,13 @@ class LocalExecutor(Executor):
 class _Chain:
     """What a thread runs: an attempt, and then whatever the engine has it run next."""
 
-    def __init__(self, scope: RunScope, attempt: Attempt, emit: Emit) -> None:
-        self._scope = scope
+    def __init__(self, scope: RunScope, attempt: Attempt, emit: Emit, left: _Left) -> None:
+        self._scope, self._left, self._thread = scope, left, 0
         self._take(attempt, emit)
 
     def run(self) -> Outcome:
         """In the thread: how the last of the attempts ended."""
+        self._thread = threading.get_native_id()
         while True:
             attempt, emit, output = self._attempt, self._emit, self._output
             try:
@@ -156,6 +177,7 @@ class _Chain:
     def _take(self, attempt: Attempt, emit: Emit) -> None:
         self._attempt, self._emit = attempt, emit
         self._output = _output(attempt, emit) if attempt.run.capture else None
+        self._began_s = time.monotonic()
         self._claim = [True]  # whoever pops it, this thread or who cancels the call, has the attempt
 
     def abandon(self) -> None:
@@ -164,12 +186,71 @@ class _Chain:
             self._claim.pop()
         except IndexError:
             self._emit(Abandoned())
+            self._left.by_thread(self._attempt, self._thread, self._began_s)
             if self._output is not None:
                 self._output.close()
 
     def release(self) -> None:
         """The thread of an abandoned call has come to its end."""
         self._emit(Released())
+
+
+class _Left:
+    """Processes that attempts have started and not seen to their end: told, once, and killed if it `kills`."""
+
+    def __init__(self) -> None:
+        self.kills = False
+        self._told: set[Process] = set()
+
+    def by_thread(self, attempt: Attempt, thread: int, since_s: float) -> None:
+        """The attempt was stopped, but not its thread: of what that started, nothing is anybody else's."""
+        if _has_children(thread):
+            from gluepy.exec.executors import leftovers
+
+            self._tell(leftovers.children_of(thread, since_s), attempt, self.kills)
+
+    def by_loop(self, attempt: Attempt, since_s: float, others: Collection[int]) -> None:
+        """The attempt was stopped, which runs among others: what this process has started meanwhile, but for the
+        threads of other tasks, may be what it left. So that is not killed here; the command line does at its end."""
+        if not self.kills:
+            from gluepy.exec.executors import leftovers
+
+            found = [leftovers.children_of(thread, since_s) for thread in leftovers.threads() if thread not in others]
+            self._tell([process for some in found for process in some], attempt, kill=False)
+
+    def at_the_end(self, threads: Collection[int]) -> None:
+        """No more tasks run here: what is still there of what they have started in `threads`."""
+        for thread in filter(_has_children, threads):
+            from gluepy.exec.executors import leftovers
+
+            self._tell(leftovers.children_of(thread), None, self.kills)
+
+    def _tell(self, found: Sequence[Process], attempt: Attempt | None, kill: bool) -> None:
+        found = [process for process in found if process not in self._told]
+        if not found:
+            return
+        self._told.update(found)
+        event = "a task has left processes running"
+        if kill:
+            from gluepy.exec.executors.leftovers import kill_with_descendants
+
+            found, event = kill_with_descendants(found), "killed processes that a task had left"
+        import structlog
+
+        facts: dict[str, object] = {"processes": ", ".join(map(str, found))}
+        if attempt is not None:
+            facts |= {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": attempt.number}
+        if not kill:
+            facts["hint"] = "LEFTOVER_PROCESSES = 'kill' has them killed"
+        contextvars.Context().run(partial(structlog.get_logger("gluepy.exec").warning, event, **facts))
+
+
+def _has_children(thread: int) -> bool:
+    try:
+        with open(f"/proc/self/task/{thread}/children", "rb") as file:
+            return file.read(1) != b""
+    except OSError:
+        return False
 
 
 def _output(attempt: Attempt, emit: Emit) -> AttemptOutput:

@@ -37,6 +37,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Job[object] | None] = queue.SimpleQueue()
+        self.ids: set[int] = set()  # of its threads, as the kernel has them
         self._threads = 0
         self._busy = 0
         self._doorbell: Doorbell | None = None
@@ -90,6 +91,14 @@ class Threads:
         return True
 
     def _serve(self) -> None:
+        here = threading.get_native_id()
+        self.ids.add(here)
+        try:
+            self._work()
+        finally:
+            self.ids.discard(here)
+
+    def _work(self) -> None:
         while (job := self._queue.get()) is not None:
             try:
                 job.claim.pop()
