@@ -111,9 +111,10 @@ class FromAThread(Methods):
 
     def run(self) -> None:
         child = FORK.Process(target=self.fit, args=(1,))
-        thread = threading.Thread(target=lambda: (child.start(), child.join()))
+        thread = threading.Thread(target=child.start)
         thread.start()
         thread.join()
+        child.join()
         assert child.exitcode == 0
 
 
