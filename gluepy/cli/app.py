@@ -43,11 +43,12 @@ def _version(wanted: bool) -> None:
 
 
 def _complete_label(ctx: typer.Context, incomplete: str) -> list[str]:
-    from gluepy.conf.dags import find_dags
+    from gluepy.conf.dags import list_dags
     from gluepy.errors import GluepyError
 
     try:
-        return [label for label in find_dags(_invocation(ctx).settings()) if label.startswith(incomplete)]
+        labels = [dag.label for dag in list_dags(_invocation(ctx).settings())]
+        return [label for label in labels if label.startswith(incomplete)]
     except GluepyError:
         return []
 
@@ -327,12 +328,22 @@ def resume(
     raise typer.Exit(resume_command(_invocation(ctx), call))
 
 
-@app.command("list")
-def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """List the DAGs of the project."""
-    from gluepy.cli.inspecting import list_dags
+@app.command("list", short_help="List the DAGs of the project.")
+def list_(
+    ctx: typer.Context,
+    check: Annotated[
+        bool, typer.Option("--check", help="Import every module, and say of every DAG whether it is sound.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the DAGs of the project.
 
-    raise typer.Exit(list_dags(_invocation(ctx), as_json))
+    They are read from its source: a module is imported only if that does not tell what DAGs it has. An `each` over
+    values that are found at run time counts as one task.
+    """
+    from gluepy.cli.inspecting import show_dags
+
+    raise typer.Exit(show_dags(_invocation(ctx), check, as_json))
 
 
 @app.command(short_help="Show the tasks of a DAG and their dependencies.")

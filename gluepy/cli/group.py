@@ -118,7 +118,7 @@ class CommandLine(TyperGroup):
         from gluepy.conf.project import import_modules
 
         settings = invocation.settings()
-        import_modules(settings)
+        import_modules(settings, ("commands",))
         found: dict[str, Any] = {}
         owners: dict[str, str] = {}
         for name in settings.INSTALLED_MODULES:

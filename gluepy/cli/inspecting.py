@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import sys
 import time
@@ -25,12 +24,12 @@ from gluepy.cli.text import (
     tell,
     wants_colour,
 )
-from gluepy.conf.dags import find_dag, find_dags
+from gluepy.conf.dags import Listed, find_dag, find_dags, list_dags
 from gluepy.core.events import JSON, Event, RunCancelled, RunFailed, RunFinished
 from gluepy.core.graph import slug_of
 from gluepy.core.timeline import timeline
 from gluepy.errors import DagError, OptionError, did_you_mean
-from gluepy.exec.dag import DAG, compile_dag
+from gluepy.exec.dag import compile_dag
 from gluepy.runs.log import LogReader
 from gluepy.runtime import find_record
 from gluepy.runtime.options import asking, meant
@@ -39,16 +38,17 @@ FORMATS = ("text", "mermaid", "dot")
 _POLL_S = 0.2
 
 
-def list_dags(invocation: Invocation, as_json: bool) -> int:
+def show_dags(invocation: Invocation, check: bool, as_json: bool) -> int:
     """`gluepy list`"""
     settings = invocation.settings()
     if settings.project is None and not settings.INSTALLED_MODULES:
         raise NoProject("no DAGs to list", str(invocation.where.absolute()))
     rows: list[dict[str, JSON]] = []
-    for label, dag in sorted(find_dags(settings).items()):
-        row: dict[str, JSON] = {"dag": label, "class": f"{dag.__module__}:{dag.__qualname__}", "about": _about(dag)}
+    found = [Listed.of(dag) for dag in find_dags(settings).values()] if check else list_dags(settings)
+    for each in sorted(found, key=lambda each: each.label):
+        row: dict[str, JSON] = {"dag": each.label, "class": f"{each.module}:{each.name}", "about": each.about}
         try:
-            row["tasks"] = len(compile_dag(dag, settings.LIMITS).graph.index)
+            row["tasks"] = each.tasks if each.dag is None else len(compile_dag(each.dag, settings.LIMITS).graph.index)
         except DagError as error:
             row["error"] = str(error)
         rows.append(row)
@@ -61,7 +61,11 @@ def list_dags(invocation: Invocation, as_json: bool) -> int:
         lines = table(
             (
                 printable(row["dag"]),
-                f"error: {first_line(row['error'])}" if "error" in row else count(row["tasks"], "task"),
+                f"error: {first_line(row['error'])}"
+                if "error" in row
+                else count(row["tasks"], "task")
+                if row["tasks"] is not None
+                else "",
                 row["class"],
                 printable(row["about"]),
             )
@@ -175,10 +179,6 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
                 shutil.copyfileobj(stream, out)
         out.flush()
     return 0
-
-
-def _about(dag: type[DAG]) -> str:
-    return inspect.cleandoc(dag.__doc__).partition("\n")[0] if dag.__doc__ else ""
 
 
 def _say_json(value: JSON) -> None:

@@ -2,17 +2,65 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from gluepy.conf.project import import_modules, import_object, load_file
+from gluepy.conf.project import SUBMODULES, import_modules, import_object, load_file
 from gluepy.errors import DagError, ImportFailed, OptionError, UnknownDag, did_you_mean
 from gluepy.exec.dag import DAG, check_label
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
+
+_PARTS = SUBMODULES[:2]  # only the command line needs `commands`
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A DAG of the project: `module` and `name` are those of its class, `about` is its first line, `tasks` how many it
+    has, None where only importing it would tell. `dag` is the class, where its module had to be imported."""
+
+    label: str
+    module: str
+    name: str
+    about: str
+    tasks: int | None = None
+    dag: type[DAG] | None = None
+
+    @classmethod
+    def of(cls, dag: type[DAG]) -> Listed:
+        """What there is to say about `dag`."""
+        about = inspect.cleandoc(dag.__doc__).partition("\n")[0] if dag.__doc__ else ""
+        return cls(dag.label, dag.__module__, dag.__qualname__, about, dag=dag)
+
+
+def list_dags(settings: Settings) -> list[Listed]:
+    """`find_dags`, as the source of the modules tells: only those are imported whose source does not.
+
+    Raises as `find_dags` does for what is imported.
+    """
+    from gluepy.conf.source import Sources, Unsure  # a run imports its modules anyway
+
+    sources = Sources(settings.project)
+    found: dict[str, Listed] = {}
+    for name in settings.INSTALLED_MODULES:
+        try:
+            written = [dag for part in sources.parts(name) for dag in sources.dags(part)]
+            listed = [Listed(dag.label, dag.module, dag.name, dag.about, dag.count()) for dag in written]
+        except Unsure:
+            dags = list(_dags(import_modules(settings, _PARTS, only=name)))
+            for dag in dags:
+                check_label(dag)
+            listed = [Listed.of(dag) for dag in dags]
+        for each in listed:
+            other = found.setdefault(each.label, each)
+            if (other.module, other.name) != (each.module, each.name):
+                return [Listed.of(dag) for dag in find_dags(settings).values()]  # raises: two have this label
+    return list(found.values())
 
 
 def find_dags(settings: Settings) -> dict[str, type[DAG]]:
@@ -21,7 +69,7 @@ def find_dags(settings: Settings) -> dict[str, type[DAG]]:
     Raises `ImportFailed`, and `DagError` when two have the same label or one has a label that cannot be typed.
     """
     found: dict[str, type[DAG]] = {}
-    for dag in _dags(import_modules(settings, commands=False)):
+    for dag in _dags(import_modules(settings, _PARTS)):
         check_label(dag)
         other = found.setdefault(dag.label, dag)
         if other is not dag:

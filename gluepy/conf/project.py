@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, reduce
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -102,23 +102,25 @@ def _behind_standard_library() -> int:
     return max((place for place, entry in enumerate(sys.path, 1) if entry in _STANDARD_LIBRARY), default=0)
 
 
-def import_modules(settings: Settings, *, commands: bool = True) -> list[ModuleType]:
-    """Import each of INSTALLED_MODULES and, where they exist, its `tasks`, `dags` and `commands`; return all of them.
+def import_modules(
+    settings: Settings, parts: Sequence[str] = SUBMODULES, *, only: str | None = None
+) -> list[ModuleType]:
+    """Import each of INSTALLED_MODULES, or the one that `only` names, and those of its `parts` that exist (`tasks`,
+    `dags` and `commands`); return all of them.
 
-    `commands=False` leaves the last out: only the command line needs them. Raises `ImportFailed` for a module that is
-    missing or does not import, with the traceback of the user's own frames, and `SettingsError` for a name that cannot
-    be a module's.
+    Raises `ImportFailed` for a module that is missing or does not import, with the traceback of the user's own frames,
+    and `SettingsError` for a name that cannot be a module's.
     """
     if settings.project is not None:
         put_on_path(settings.project)
     modules: list[ModuleType] = []
-    for name in settings.INSTALLED_MODULES:
+    for name in settings.INSTALLED_MODULES if only is None else (only,):
         if not all(part.isidentifier() for part in name.split(".")):
             source = settings.sources.get("INSTALLED_MODULES", "")
             raise SettingsError("INSTALLED_MODULES", source, f"{name!r} is not the name of a module")
         module = _import_installed(name, settings.project)
         modules.append(module)
-        for part in SUBMODULES if commands else SUBMODULES[:2]:
+        for part in parts:
             full = f"{name}.{part}"
             if hasattr(module, "__path__") and (full in sys.modules or importlib.util.find_spec(full) is not None):
                 modules.append(_imported(full))

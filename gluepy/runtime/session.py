@@ -36,7 +36,6 @@ from gluepy.exec.task import Task, outputs_of
 from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_mend
-from gluepy.runs.reading import read_run
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.options import asking, make_executor, make_sinks, meant, recorded_name, select, task_names
@@ -147,6 +146,8 @@ class Session:
     def resumed(cls, shared: Shared, run: str, options: Mapping[str, Any]) -> Session:
         """A run that goes on: its log read and folded, what runs again found out. Raises `UsageError` (`UnknownRun`,
         `RunLocked` while another driver holds it, `UnreadableLog`)."""
+        from gluepy.runs.reading import read_run  # new runs do without it
+
         settings = shared.settings
         record = find_record(settings, run)
         with ExitStack() as hold:

@@ -295,3 +295,32 @@ def test_logs_are_whole_or_one_tasks(shop: Console) -> None:
     shop("run", "train", "-q")
     assert "no output was kept" in shop("logs", "latest", SLASHED).stderr
     assert "did you mean 'fit'?" in shop("logs", "latest", "fti").stderr
+
+
+SLOW = "raise RuntimeError('a task module was imported')\n"
+
+
+def test_looking_at_a_project_imports_none_of_its_tasks(gluepy: Console) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = ['flows', 'others']\n")
+    for name in ("flows", "others"):
+        gluepy.write(f"{name}/__init__.py", "")
+        gluepy.write(f"{name}/tasks.py", f"from gluepy import Task\nclass Load(Task): pass\n{SLOW}")
+        dag = f"class {name.title()}DAG(DAG):\n    '''Does it.'''\n    tasks = (Load, 'Late')\n"
+        gluepy.write(f"{name}/dags.py", f"from gluepy import DAG\nfrom {name}.tasks import Load\n{dag}{SLOW}")
+    gluepy.write(
+        "flows/commands.py",
+        "import typer\napp = typer.Typer()\n@app.command()\ndef greet():\n    '''Say it.'''\n    print('hello')\n",
+    )
+    listed = gluepy("list")
+    assert listed.stdout.splitlines() == [
+        "flowsdag   2 tasks  flows.dags:FlowsDAG    Does it.",
+        "othersdag  2 tasks  others.dags:OthersDAG  Does it.",
+    ]
+    shown = gluepy("--help")
+    assert shown.stdout.splitlines()[-1].split() == ["greet", "Say", "it."]
+    assert gluepy("greet").stdout == "hello\n"
+    for done in (listed, shown, gluepy("runs"), gluepy("settings")):
+        assert (done.returncode, "RuntimeError" in done.stderr) == (0, False), done.stderr
+    checked = gluepy("list", "--check")
+    assert (checked.returncode, checked.stdout) == (2, "")
+    assert "RuntimeError: a task module was imported" in checked.stderr

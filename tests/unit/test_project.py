@@ -8,13 +8,14 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from gluepy.conf.project import (
+    SUBMODULES,
     find_project,
     import_modules,
     import_object,
@@ -53,9 +54,9 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def modules_of(project: Path, *names: str, commands: bool = True) -> list[str]:
+def modules_of(project: Path, *names: str, parts: Sequence[str] = SUBMODULES) -> list[str]:
     settings = Settings(project=project, INSTALLED_MODULES=list(names))
-    return [module.__name__ for module in import_modules(settings, commands=commands)]
+    return [module.__name__ for module in import_modules(settings, parts)]
 
 
 def failure(call: Callable[[], object]) -> str:
@@ -210,7 +211,7 @@ def test_each_module_and_its_parts_are_imported_in_order(write: Write) -> None:
 
 def test_commands_are_left_out_on_request(write: Write) -> None:
     project = write({"first_of/dags.py": "", "first_of/commands.py": "raise SystemError"})
-    assert modules_of(project, "first_of", commands=False) == ["first_of", "first_of.dags"]
+    assert modules_of(project, "first_of", parts=("tasks", "dags")) == ["first_of", "first_of.dags"]
 
 
 def test_nested_modules_are_imported(write: Write) -> None:
