@@ -41,7 +41,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
 
     yield make
     for name in set(sys.modules) - before:
-        del sys.modules[name]
+        if name.startswith(("written", "beside", "ourflows", "other")):
+            del sys.modules[name]
 
 
 def written(settings: Settings) -> dict[str, tuple[str, str, int | None]] | None:
