@@ -24,7 +24,7 @@ from gluepy.loop import Doorbell
 
 Sync = Literal["batch", "commit", "none"]
 _BATCH_S = 0.02  # under "batch", how long written events may wait for company before they are flushed
-_CHUNK = 1 << 18
+_BLANK = b"\x00\r\n\t "  # what may stand around an event
 
 
 class LogBroken(GluepyError):
@@ -244,7 +244,8 @@ class LogReader:
     can write to it, the last event counts even without its newline, which is the first thing that will follow.
 
     `events()` gives what is there now; called again, what has come since. `bad` counts the lines that are no events,
-    `gaps` the events that are missing by their `seq`, `doubled` the ones passed over because they were there before.
+    `gaps` the events that are missing by their `seq`, `doubled` those with a `seq` that an event before them has. Of
+    these, exact copies of a line are passed over. The others are events like any: two writers may have used one number.
     """
 
     def __init__(self, path: Path, offset: int = 0, *, ended: bool = False) -> None:
@@ -254,13 +255,14 @@ class LogReader:
         self.gaps = 0
         self.doubled = 0
         self._seq = 0 if offset == 0 else -1
+        self._lines_of: dict[int, set[int]] | None = None  # the hashes of the lines by `seq`, once one is doubled
 
     def events(self, at_most: int = 0) -> Iterator[Event]:
         """The events from where the last call ended, `at_most` so many (0: all). Raises `UnreadableLog`."""
         count = 0
         for line in self._lines():
             event = self._event(line)
-            if event is not None:
+            if event is not None and not self._is_copy(event, line):
                 yield event
                 count += 1
                 if count == at_most:
@@ -285,7 +287,7 @@ class LogReader:
                 yield line
 
     def _event(self, line: bytes) -> Event | None:
-        text = line.strip(b"\x00\r\n\t ")
+        text = line.strip(_BLANK)
         if not text:
             return None
         try:
@@ -296,13 +298,38 @@ class LogReader:
             return None
         if isinstance(event, (RunStarted, RunResumed)):
             self._refuse_future(text)
-        if self._seq >= 0:
-            if event.seq <= self._seq:
-                self.doubled += 1
-                return None
-            self.gaps += event.seq - self._seq - 1
-        self._seq = event.seq
         return event
+
+    def _is_copy(self, event: Event, line: bytes) -> bool:
+        """Whether just this line was there before. Counts what is missing and what is doubled by its `seq`."""
+        is_doubled = 0 <= event.seq <= self._seq
+        if is_doubled and self._lines_of is None:
+            self._lines_of = self._lines_before(self.offset - len(line))
+        if is_doubled:
+            assert self._lines_of is not None
+            lines = self._lines_of.get(event.seq)
+            self.doubled += lines is not None  # else it is one that was missing, out of its place
+            if lines is not None and hash(line.strip(_BLANK)) in lines:
+                return True
+        else:
+            self.gaps += event.seq - self._seq - 1 if self._seq >= 0 else 0
+            self._seq = event.seq
+        if self._lines_of is not None:
+            self._lines_of.setdefault(event.seq, set()).add(hash(line.strip(_BLANK)))
+        return False
+
+    def _lines_before(self, offset: int) -> dict[int, set[int]]:
+        lines: dict[int, set[int]] = {}
+        reader = LogReader(self.path)
+        for line in reader._lines():
+            if reader.offset > offset:
+                break
+            try:
+                seq = _numbered.decode(line.strip(_BLANK)).seq
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                continue
+            lines.setdefault(seq, set()).add(hash(line.strip(_BLANK)))
+        return lines
 
     def _refuse_future(self, text: bytes) -> None:
         """Refuse a session that a later version opened, whatever else its event says."""
@@ -331,4 +358,9 @@ class _Opening(msgspec.Struct):
     schema_version: int
 
 
+class _Numbered(msgspec.Struct):
+    seq: int
+
+
 _opening = msgspec.json.Decoder(_Opening)
+_numbered = msgspec.json.Decoder(_Numbered)

@@ -81,7 +81,7 @@ class RunReader:
             yield event
 
     def _error(self, why: str) -> UnreadableLog:
-        found = (("damaged", self.bad), ("missing", self.gaps))
+        found = (("damaged", self.bad), ("missing", self.gaps), ("numbered twice", self.doubled))
         damage = ", ".join(f"{number} lines are {what}" for what, number in found if number)
         return UnreadableLog(str(self.path), f"{why} ({damage})" if damage else why)
 

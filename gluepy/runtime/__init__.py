@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import anyio
+from anyio.lowlevel import current_token
 
 from gluepy.clock import Clock, SystemClock
 from gluepy.conf import discovered_project
@@ -101,7 +102,7 @@ class Runtime:
             await runtime.run_dag("train")
 
     `settings` are a `Settings`, a mapping of some over those of the project around the current folder, or None for
-    just those.
+    just those. A runtime runs DAGs in the event loop in which it was opened, and is closed there.
     """
 
     def __init__(
@@ -123,10 +124,14 @@ class Runtime:
         self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
         self._shared: Shared | None = None
+        self._loop: object = None  # in which it was opened
 
     async def __aenter__(self) -> Self:
         _refuse_nesting()
         _refuse_while_importing_main()
+        if self._shared is not None:
+            raise OptionError("Runtime", "it is open already", "open it once, and share it; or make another")
+        self._loop = current_token().native_token
         settings = self.settings
         bound = {} if self._concurrency is None else {_SHARED: self._concurrency}
         executor = make_executor(self._executor or settings.EXECUTOR_BACKEND, settings)
@@ -149,6 +154,8 @@ class Runtime:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        if self._shared is not None and exc_type is None:
+            self._refuse_other_loop("leave its `async with` where it was entered")
         self._shared = None
         return await self._stack.__aexit__(exc_type, exc, traceback)
 
@@ -186,17 +193,20 @@ class Runtime:
 
     def plan_resume(self, run: str = "latest", **options: Unpack[ResumeOptions]) -> ResumePlan:
         """What `resume_run` would do, without doing it. Raises as that does before anything runs."""
-        session = self._resumed(run, options)
+        check_options(options, ResumeOptions)
+        session = Session.resumed(self._ready(), run, dict(options))
         session.close()
         assert session.plan is not None
         return session.plan
 
     def _new(self, dag: str | type[DAG], options: RunOptions) -> Session:
         check_options(options, RunOptions)
+        self._refuse_other_loop("open a Runtime in each event loop that runs DAGs")
         return Session.new(self._ready(), dag, dict(options))
 
     def _resumed(self, run: str, options: ResumeOptions) -> Session:
         check_options(options, ResumeOptions)
+        self._refuse_other_loop("open a Runtime in each event loop that runs DAGs")
         return Session.resumed(self._ready(), run, dict(options))
 
     def _chosen(self) -> str | None:
@@ -204,6 +214,10 @@ class Runtime:
             return recorded_name(self._executor)
         from_option = self.settings.sources.get("EXECUTOR_BACKEND", "").startswith("option ")
         return self.settings.EXECUTOR_BACKEND if from_option else None
+
+    def _refuse_other_loop(self, mend: str) -> None:
+        if self._shared is not None and current_token().native_token is not self._loop:
+            raise OptionError("Runtime", "it was opened in another event loop", mend)
 
     def _ready(self) -> Shared:
         _refuse_nesting()

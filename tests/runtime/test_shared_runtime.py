@@ -30,6 +30,7 @@ from gluepy.conf import settings as current_settings
 from gluepy.conf.schema import Settings
 from gluepy.core.events import TaskFinished
 from gluepy.errors import NestedRun, OptionError, RunError
+from gluepy.exec.executors.local import LocalExecutor
 from gluepy.runtime import RunResult, Runtime, run_dag, run_dag_sync
 from gluepy.testing import HELD, ScriptedExecutor, events_of, outline, until
 from gluepy.testing import Step as Ends
@@ -277,3 +278,54 @@ async def test_leaving_a_runtime_is_quick_though_a_thread_goes_on(go: Go, notes:
 async def test_package_level_run_dag_closes_what_it_opened(folder: Path) -> None:
     for _ in range(3):
         assert (await run_dag(dag_of(Step))).status == "finished"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def both_loops(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {"backend": request.param}
+
+
+class OneStep(DAG):
+    tasks = (LoopStep,)
+
+
+def test_a_runtime_is_refused_in_another_event_loop_than_its_own(go: Go, both_loops: dict[str, str]) -> None:
+    runtime, dag = go.runtime(), OneStep
+    refused: list[str] = []
+
+    async def elsewhere() -> None:
+        for call in (runtime.run_dag(dag), runtime.resume_run(), runtime.stream_dag(dag).__aenter__()):
+            with pytest.raises(OptionError, match="opened in another event loop") as caught:
+                await call
+            refused.append(str(caught.value))
+        with pytest.raises(OptionError, match="opened in another event loop"):
+            await runtime.__aexit__(None, None, None)
+
+    async def main() -> None:
+        async with runtime:
+            assert statuses(await runtime.run_dag(dag)) == {"loopstep": "finished"}
+            await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere, **both_loops))  # type: ignore[arg-type]
+            assert statuses(await runtime.run_dag(dag)) == {"loopstep": "finished"}, "it has not suffered"
+            assert (await anyio.to_thread.run_sync(runtime.plan_resume)).kept == ["loopstep"], "it needs no loop"
+
+    anyio.run(main, **both_loops)  # type: ignore[arg-type]
+    said = "Runtime: it was opened in another event loop; open a Runtime in each event loop that runs DAGs"
+    assert refused == [said] * 3
+
+
+async def test_a_runtime_is_open_once_at_a_time_and_may_be_opened_again(go: Go) -> None:
+    runtime = go.runtime()
+    for _ in range(2):
+        async with runtime:
+            with pytest.raises(OptionError, match="open already"):
+                await runtime.__aenter__()
+            assert statuses(await runtime.run_dag(dag_of(Step))) == {"step": "finished"}
+
+
+async def test_one_executor_cannot_serve_two_runtimes_at_once_but_one_after_another(go: Go) -> None:
+    executor = LocalExecutor()
+    for _ in range(2):
+        async with go.runtime(executor=executor) as runtime:
+            with pytest.raises(OptionError, match="in use already"):
+                await go.runtime(executor=executor).__aenter__()
+            assert statuses(await runtime.run_dag(dag_of(Step, ProcessNothing)))["step"] == "finished"

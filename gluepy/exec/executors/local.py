@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from gluepy.errors import OptionError
 from gluepy.exec.boundary import execute, execute_async, run_scope
 from gluepy.exec.executors.capture import AttemptOutput
 from gluepy.exec.executors.threads import Threads
@@ -68,7 +69,10 @@ class LocalExecutor(Executor):
         return executor
 
     async def __aenter__(self) -> Self:
+        if self._tasks is not None:
+            raise OptionError("LocalExecutor", "it is in use already", "give each Runtime an executor of its own")
         await self._threads.__aenter__()
+        self._workers, self._closing = None, anyio.Event()
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         return self
@@ -78,7 +82,8 @@ class LocalExecutor(Executor):
     ) -> bool | None:
         self._closing.set()
         assert self._tasks is not None
-        await self._tasks.__aexit__(None, None, None)
+        tasks, self._tasks = self._tasks, None
+        await tasks.__aexit__(None, None, None)
         if not self._inline:
             self._left.at_the_end(list(self._threads.ids))
         await self._threads.__aexit__(None, None, None)
