@@ -65,9 +65,25 @@ class UnknownTask(UsageError):
         self.task, self.dag, self.known = task, dag, tuple(known)
 
     def __str__(self) -> str:
-        hint = did_you_mean(str(self.task), self.known)
+        label = str(self.task).partition("[")[0]
+        hint = did_you_mean(str(self.task), self.known) or did_you_mean(label, self.known)
         shown = ", ".join(self.known[:10]) + (", …" if len(self.known) > 10 else "")
         return f"DAG {self.dag!r} has no task {self.task!r}{hint or '; its tasks are ' + shown}"
+
+
+class UnknownInstance(UnknownTask):
+    """A selection names a task that an `each` did not add when its values were known. `known` are those that it did,
+    and `asked` is the task that found the values."""
+
+    def __init__(self, task: str, dag: str, known: Sequence[str], asked: str) -> None:
+        super().__init__(task, dag, known)
+        self.args = (task, dag, known, asked)
+        self.asked = asked
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.known[:10]) + (", …" if len(self.known) > 10 else "")
+        found = f"{self.asked} made {shown}" if self.known else f"{self.asked} found no values"
+        return f"DAG {self.dag!r} has no task {self.task!r}; {found}"
 
 
 class UnknownRun(UsageError):

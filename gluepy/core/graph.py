@@ -191,15 +191,33 @@ class Graph:
 
     def clash(self, node: int, rows: Sequence[Sequence[JSON]]) -> DagError | None:
         """The error that `expand` would raise, if any; the graph stays as it is."""
+        try:
+            self.ids_of(node, rows)
+        except DagError as error:
+            return error
+        return None
+
+    def ids_of(self, node: int, rows: Sequence[Sequence[JSON]]) -> list[str]:
+        """The ids of the tasks that `expand` would add. Raises `DagError` as it would; the graph stays as it is."""
         each, _, bindings = self._open[node]
         first = len(self.ids)
         try:
             self._rows(each, rows, (node,), bindings)
-        except DagError as error:
-            return error
+            return [id for id in self.ids[first:] if id is not None]
         finally:
             self._cut(first, node)
-        return None
+
+    def along(self, node: int, *, after: bool) -> set[int]:
+        """`node`, which an `each` added at run time, and what that `each` added after it (or before it)."""
+        origin, links = self.origin[node], self.before if after else self.after
+        seen: set[int] = set()
+        todo = [node]
+        while todo:
+            other = todo.pop()
+            if other not in seen and self.origin.get(other) == origin:
+                seen.add(other)
+                todo.extend(links[other])
+        return seen
 
     def expandable(self, node: int) -> Each | None:
         """The `each` that `node` will ask for values; None for any other task and for one that was expanded."""

@@ -25,7 +25,7 @@ import heapq
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Literal, assert_never
 
 import msgspec
@@ -86,15 +86,26 @@ class EndRun(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class Bound(msgspec.Struct, frozen=True):
+    """Of what the nodes `origins` add, only the task with the id `task` and what they add after it (or before it)."""
+
+    task: str
+    after: bool
+    origins: frozenset[int]
+
+
 class Selection(msgspec.Struct, frozen=True):
     """Which tasks a run is about: `nodes`; of those that an `each` adds at run time the ones with one of `labels` or
-    `ids`, all that the nodes `origins` add, and those with the labels that `parts` has for the node that adds them."""
+    `ids`, all that the nodes `origins` add, and those with the labels that `parts` has for the node that adds them; of
+    all these only what lies within `bounds`."""
 
     nodes: frozenset[int]
     labels: frozenset[str] = frozenset()
     origins: frozenset[int] = frozenset()
     ids: frozenset[str] = frozenset()
     parts: dict[int, frozenset[str]] = {}
+    bounds: tuple[Bound, ...] = ()
+    _within: dict[int, set[int]] = {}  # of each bound, once its task is there
 
     def takes(self, graph: Graph, node: int) -> bool:
         """Whether the run is about the task `node` of `graph`."""
@@ -104,7 +115,20 @@ class Selection(msgspec.Struct, frozen=True):
         if origin < 0:
             return False
         by_name = label in self.labels or graph.ids[node] in self.ids
-        return by_name or origin in self.origins or label in self.parts.get(origin, ())
+        if not (by_name or origin in self.origins or label in self.parts.get(origin, ())):
+            return False
+        return all(
+            node in self._reach(graph, place, bound)
+            for place, bound in enumerate(self.bounds)
+            if origin in bound.origins
+        )
+
+    def _reach(self, graph: Graph, place: int, bound: Bound) -> set[int]:
+        if place not in self._within:
+            if bound.task not in graph.index:
+                return set()
+            self._within[place] = graph.along(graph.index[bound.task], after=bound.after)
+        return self._within[place]
 
 
 Command = Start | SkipTask | BlockTask | CancelTask | StopTask | EndRun
@@ -151,7 +175,8 @@ class Scheduler:
 
     `concurrency` bounds the tasks that run at once; `shared` are units that every task of the run takes from `limits`
     besides its own `uses` (a `Runtime`'s concurrency); `starved` is called when a limit came free that the run waits
-    for. Without a `selection` all tasks run. `weight` estimates a node's duration. `now` and `wall` are the same
+    for. Without a `selection` all tasks run. `awaited` are ids that somebody named and that only an `each` can still
+    add, with the nodes that ask for its values. `weight` estimates a node's duration. `now` and `wall` are the same
     moment, by the monotonic clock and in seconds since 1970.
     """
 
@@ -164,6 +189,7 @@ class Scheduler:
         shared: tuple[tuple[str, int], ...] = (),
         on_failure: OnFailure = "drain",
         selection: Selection | None = None,
+        awaited: Mapping[str, Collection[int]] | None = None,
         weight: Callable[[int], float] = lambda node: 1.0,
         starved: Callable[[], None] = lambda: None,
         now: float = 0.0,
@@ -178,6 +204,7 @@ class Scheduler:
         self._limits = limits if limits is not None else Limits({})
         self._uses = [shared + tuple(spec.uses.items()) for spec in self.graph.specs]
         self._selection = selection
+        self._awaited = dict(awaited or {})
         self._weight = weight
         self._starved = starved
         self._paths = self.graph.longest_paths(weight)
@@ -290,6 +317,20 @@ class Scheduler:
         failed = spent.get(node, 0) + 1
         retry = self.graph.spec(node).retry
         return retry.delay_s(failed, f"{key}:{self.graph.ids[node]}:{reason}") if failed < retry.attempts else None
+
+    def awaits(self, node: int) -> bool:
+        """Whether somebody named a task that only `node` can still add."""
+        return bool(self._awaited) and any(node in origins for origins in self._awaited.values())
+
+    def missing(self, node: int, ids: Collection[str]) -> str | None:
+        """The task that somebody named and that will never be there if `node` adds `ids`; None if there is none."""
+        status, graph = self.state.status, self.graph
+        for task, origins in self._awaited.items():
+            if node in origins and task not in ids and task not in graph.index:
+                others = [other for other in origins if other != node and graph.expandable(other)]
+                if all(status[other] not in (PENDING, RUNNING, RETRYING) for other in others):
+                    return task
+        return None
 
     def max_attempts(self, node: int) -> int:
         """How many attempts the task has, as far as it can be known: the last one is always `n of n`.

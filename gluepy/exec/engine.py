@@ -27,7 +27,7 @@ from gluepy.core import events as e
 from gluepy.core import scheduler as s
 from gluepy.core.graph import Spec
 from gluepy.core.state import RUNNING, State
-from gluepy.errors import ExecutorBroken, RunStopped, TaskError
+from gluepy.errors import ExecutorBroken, RunStopped, TaskError, UnknownInstance
 from gluepy.exec import forks
 from gluepy.exec.boundary import is_worth_retrying, task_error
 from gluepy.exec.journal import Journal
@@ -125,6 +125,7 @@ class Engine:
         self._commits = log.sync == "commit"
         self._scheduler: s.Scheduler
         self._stop_first: s.EndRun | None = None
+        self._mistaken = False
 
     async def drive(
         self,
@@ -453,6 +454,8 @@ class Engine:
         slot.ending = None
         if slot.released:
             self._scheduler.release(slot.node, events[-1].attempt)
+        if self._mistaken:  # what was asked for cannot be: nothing else runs either
+            self._scheduler.stop(s.EndRun("failed"))
         self._advance(taken=1)
 
     def _executor_of(self, spec: Spec) -> Executor:
@@ -502,16 +505,18 @@ class Engine:
             return (self._finished(slot, attempt, outcome, duration_s),)
         node, found = slot.node, False
         if outcome.status == "finished" and self._graph.expandable(node):
-            clash = self._graph.clash(node, outcome.value)
-            if clash is None:
+            wrong = self._graph.clash(node, outcome.value) or self._unknown(node, outcome.value)
+            if wrong is None:
                 found = True
             else:
+                self._mistaken = isinstance(wrong, UnknownInstance)
                 outcome = Outcome(
                     status="failed",
                     reason="exception",
-                    error_type="DagError",
-                    error_message=str(clash),
-                    exception=clash,
+                    error_type=wrong.__class__.__name__,
+                    error_message=str(wrong),
+                    retryable=not self._mistaken,
+                    exception=wrong,
                 )
         header = (*self._journal.header("info"), attempt.task, attempt.number)
         executor, pool, limit = slot.executor.name, attempt.pool, attempt.max_attempts
@@ -561,6 +566,17 @@ class Engine:
                     declares.setdefault(os.path.normpath(name), graph.id(node))
         of = ((name, declares.get(os.path.normpath(name), "no task of this DAG")) for name in missing)
         return f"its declared inputs are missing: {', '.join(f'{name} (an output of {task})' for name, task in of)}"
+
+    def _unknown(self, node: int, rows: Sequence[Sequence[e.JSON]]) -> UnknownInstance | None:
+        """The error if a task that somebody named is not among what the `each` of `node` makes of `rows`."""
+        if not self._scheduler.awaits(node):
+            return None
+        ids = self._graph.ids_of(node, rows)
+        task = self._scheduler.missing(node, ids)
+        if task is None:
+            return None
+        known = [id for id in ids if id.partition("[")[0] == task.partition("[")[0]]
+        return UnknownInstance(task, self.run.dag, known, self._graph.id(node))
 
     def _finished(
         self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from gluepy.conf.project import import_object
@@ -11,7 +11,7 @@ from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq
 from gluepy.core.policy import OnFailure
-from gluepy.core.scheduler import Selection
+from gluepy.core.scheduler import Bound, Selection
 from gluepy.errors import OptionError, UnknownTask, did_you_mean
 from gluepy.exec.port import Executor
 from gluepy.exec.values import WrongValue, as_json
@@ -72,36 +72,61 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
         return None
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())
     coming = asking(graph)
-    have_found = set(graph.origin.values())
+    have_added = set(graph.origin.values())
     chosen = set(graph.tasks())
-    parts = {node: set(labels) for node, labels in coming.items()}
+    parts = {node: set(labels) for node, labels in coming.items() if graph.expandable(node)}
+    bounds: list[Bound] = []
     if names:
         chosen = {node for name in names for nodes in meant(graph, dag, name, coming) for node in nodes}
     for name, after in ((from_task, True), (to_task, False)):
         if name is not None:
             nodes, adding = meant(graph, dag, name, coming)
-            nodes = [*nodes, *(node for node in adding if node not in have_found)]
+            if not nodes and _is_instance(name):
+                bounds.append(Bound(name, after, frozenset(adding)))
+            nodes = [*nodes, *(node for node in adding if node not in have_added)]
             chosen &= {*(graph.descendants(nodes) if after else graph.ancestors(nodes)), *adding}
             for node, labels in coming.items():
-                if name in labels:
+                if name in labels and node in parts:
                     parts[node] &= graph.labels_along(node, name, after=after)
+                elif node in adding and node in parts:
+                    parts[node] &= graph.labels_along(node, name.partition("[")[0], after=after)
     if not chosen:
         raise OptionError("from_task and to_task", "nothing lies between them", f"see `gluepy graph {dag}`")
     if names:
-        return Selection(frozenset(chosen), labels=frozenset(names), ids=frozenset(names))
+        return Selection(frozenset(chosen), labels=frozenset(names), ids=frozenset(names), bounds=tuple(bounds))
     return Selection(
-        frozenset(chosen), parts={node: frozenset(labels) for node, labels in parts.items() if node in chosen}
+        frozenset(chosen),
+        parts={node: frozenset(labels) for node, labels in parts.items() if node in chosen},
+        bounds=tuple(bounds),
     )
 
 
 def meant(graph: Graph, dag: str, name: str, coming: Mapping[int, set[str]]) -> tuple[list[int], list[int]]:
-    """The nodes that `name`, an id or a label, means, as far as they are known; and those that will add what it means,
-    of `coming`, which `asking` tells. Raises `UnknownTask`."""
-    label = name.partition("[")[0]  # an instance that an `each` will add has its id only then
-    nodes, adding = graph.names(name), [node for node, labels in coming.items() if label in labels]
+    """The nodes that `name`, an id or a label, means, as far as they are known; and those that ask for the values of an
+    `each` that has added, or will add, what it means, of `coming`, which `asking` tells. Raises `UnknownTask`."""
+    nodes, label = graph.names(name), name.partition("[")[0]
+    if _is_instance(name) and nodes:
+        adding = [graph.origin[node] for node in nodes if node in graph.origin]
+    else:
+        adding = [node for node, labels in coming.items() if label in labels]
+    if _is_instance(name) and not nodes:  # it has its id only when the values are there
+        adding = [node for node in adding if graph.expandable(node)]
     if not nodes and not adding:
         raise UnknownTask(name, dag, task_names(graph))
     return nodes, adding
+
+
+def awaited(graph: Graph, names: Iterable[str]) -> dict[str, frozenset[int]]:
+    """Those of `names` that mean a task of an `each` whose values are not known yet, with what will ask for them."""
+    coming = {node: labels for node, labels in asking(graph).items() if graph.expandable(node)}
+    instances = {name: name.partition("[")[0] for name in names if _is_instance(name) and not graph.names(name)}
+    return {
+        name: frozenset(node for node, labels in coming.items() if label in labels) for name, label in instances.items()
+    }
+
+
+def _is_instance(name: str) -> bool:
+    return name.endswith("]") and "[" in name
 
 
 def task_names(graph: Graph) -> list[str]:

@@ -25,7 +25,7 @@ from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
 from gluepy.core.state import FINISHED, PENDING, RETRYING, SKIPPED, State
-from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped, UnknownTask
+from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.capture import capturing
@@ -38,7 +38,7 @@ from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_mend
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
-from gluepy.runtime.options import asking, make_executor, make_sinks, meant, recorded_name, select, task_names
+from gluepy.runtime.options import asking, awaited, make_executor, make_sinks, meant, recorded_name, select
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
@@ -318,11 +318,18 @@ class Session:
             shared=shared.units,
             on_failure=self.options.get("on_failure") or "drain",
             selection=self.selection,
+            awaited=awaited(self.state.graph, self._named()),
             weight=self._weight(),
             starved=engine.look_again,
             now=now,
             wall=wall,
         )
+
+    def _named(self) -> list[str]:
+        """The tasks that somebody named, without those that a resumed run has found already."""
+        tasks = self.options.get("tasks") or ()
+        ends = [self.options[name] for name in ("from_task", "to_task") if self.options.get(name) is not None]
+        return [*ends, *([tasks] if isinstance(tasks, str) else tasks), *(self.plan.none_of if self.plan else ())]
 
     def _weight(self) -> Callable[[int], float]:
         """What earlier runs tell about the duration of a task: where one is unknown, as long as a typical one."""
@@ -439,8 +446,6 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
             none_of[name] = f"{graph.id(each)} is not in the run's selection"
         elif each not in state.rows:
             none_of[name] = f"{graph.id(each)} has not found its values yet"
-        elif "[" in name:  # what there is of it is known, and has other ids
-            raise UnknownTask(name, dag, task_names(graph))
         else:
             none_of[name] = f"{graph.id(each)} found no values"
     return forced, none_of

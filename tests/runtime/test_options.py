@@ -14,7 +14,7 @@ from pools import ProcessNothing
 from steps import Boom, Go, LoopStep, Notes, Region, Score, Step, dag_of, statuses
 
 from gluepy import DAG, Task, each, parallel
-from gluepy.core.events import RunStarted, TaskSkipped, TaskStarted
+from gluepy.core.events import RunStarted, TaskExpanded, TaskSkipped, TaskStarted
 from gluepy.errors import ContextError, DagError, ImportFailed, OptionError, RunLocked, UnknownDag, UnknownTask
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor
@@ -84,6 +84,122 @@ async def test_selection_of_what_an_each_adds_means_the_same_when_the_run_goes_o
         first = await runtime.run_dag(dag, check=False, on_failure="continue", **options)
         again = await runtime.resume_run(first.run_id, dag=dag, check=False)
     assert statuses(again) == statuses(first)
+
+
+NORTH, SOUTH = "[region=north]", "[region=south]"
+OF_AN_INSTANCE: list[tuple[dict[str, Any], set[str]]] = [
+    ({"from_task": f"region{NORTH}"}, {f"region{NORTH}", f"score{NORTH}", "z"}),
+    ({"from_task": f"score{NORTH}"}, {f"score{NORTH}", "z"}),
+    ({"to_task": f"score{NORTH}"}, {"a", f"region{NORTH}", f"score{NORTH}"}),
+    ({"to_task": f"region{SOUTH}"}, {"a", f"region{SOUTH}"}),
+    ({"from_task": f"region{NORTH}", "to_task": f"score{NORTH}"}, {f"region{NORTH}", f"score{NORTH}"}),
+    ({"from_task": f"region{NORTH}", "to_task": f"score{SOUTH}"}, set()),
+    ({"tasks": [f"score{NORTH}", "a"]}, {f"score{NORTH}", "a"}),
+]
+
+
+@pytest.mark.parametrize(("options", "run"), OF_AN_INSTANCE, ids=str)
+async def test_instance_of_an_each_is_selected_whether_its_values_are_known_or_asked_for(
+    go: Go, options: Any, run: set[str]
+) -> None:
+    values = ["north", "south"]
+    for region in (values, lambda: values):
+        executor = ScriptedExecutor()
+        tasks = (Step(id="a"), each((Region, Score), region=region), Step(id="z"))
+        if run or callable(region):
+            result = await go(*tasks, executor=executor, **options)
+            assert result.status == "finished"
+        assert {task for task, _ in executor.started} - {"each-region"} == run
+
+
+async def test_selection_of_an_instance_means_the_same_when_the_run_goes_on(go: Go) -> None:
+    dag = dag_of(Step(id="a"), each((Region, Score), region=lambda: ["north", "south"]), Step(id="z"))
+    executor = ScriptedExecutor({"score": failed()})
+    async with go.runtime(executor=executor) as runtime:
+        first = await runtime.run_dag(dag, check=False, from_task=f"region{NORTH}")
+        executor.script.clear()
+        executor.started.clear()
+        again = await runtime.resume_run(first.run_id, dag=dag)
+        assert again.status == "finished"
+        assert [task for task, _ in executor.started] == [f"score{NORTH}", "z"]
+        executor.started.clear()
+        await runtime.resume_run(first.run_id, dag=dag, force=f"region{NORTH}")
+        assert [task for task, _ in executor.started] == [f"region{NORTH}", f"score{NORTH}", "z"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"from_task": "region[region=nope]"},
+        {"to_task": "score[region=nope]"},
+        {"tasks": ["side", "region[region=nope]"]},
+        {"tasks": ["always", "region[region=nope]"], "on_failure": "continue"},
+    ],
+    ids=str,
+)
+async def test_instance_that_an_each_does_not_find_ends_the_run_and_names_those_that_it_finds(
+    go: Go, options: Any
+) -> None:
+    class Always(Step):
+        trigger = "all_done"
+
+    found = ["north", "south"]
+    dag = dag_of(Step(id="a"), each((Region, Score), region=lambda: found), Step(id="side"), Always)
+    executor = ScriptedExecutor()
+    async with go.runtime(executor=executor) as runtime:
+        first = await runtime.run_dag(dag, check=False, **options)
+        assert first.status == "failed"
+        error = first.tasks["each-region"].error
+        assert error is not None
+        assert (error.type, first.tasks["each-region"].attempts) == ("UnknownInstance", 1)
+        label = next(name for name in str(options).split("'") if "[region=nope]" in name).partition("[")[0]
+        made = f"each-region made {label}{NORTH}, {label}{SOUTH}"
+        assert error.message == f"DAG 'dag' has no task '{label}[region=nope]'; {made}"
+        assert {task for task, _ in executor.started} - {"each-region"} <= {"a"}
+        assert not [event for event in events_of(first) if isinstance(event, TaskExpanded)]
+        found.append("nope")
+        again = await runtime.resume_run(first.run_id, dag=dag)
+    assert again.status == "finished"
+    assert statuses(again)[f"{label}[region=nope]"] == "finished"
+
+
+async def test_instance_that_was_forced_and_is_not_found_ends_the_resumed_run(go: Go) -> None:
+    def found() -> list[str]:
+        if first_try:
+            raise ValueError("not yet")
+        return ["north"]
+
+    dag, first_try = dag_of(each(Region, region=found)), True
+    async with go.runtime(executor=ScriptedExecutor()) as runtime:
+        first = await runtime.run_dag(dag, check=False)
+        first_try = False
+        for option in ("force", "from_task"):
+            again = await runtime.resume_run(first.run_id, dag=dag, check=False, **{option: "region[region=nope]"})  # type: ignore[arg-type]
+            error = again.tasks["each-region"].error
+            assert error is not None
+            assert error.message.endswith("no task 'region[region=nope]'; each-region made region[region=north]")
+
+
+async def test_instance_may_be_added_by_either_of_two_eaches(go: Go) -> None:
+    one, other = (
+        each((kind, Region), region=lambda value=value: [value]) for kind, value in ((Step1, "x"), (Step2, "y"))
+    )
+    tasks: Any = (one, other, Step(id="z"))
+    result = await go(*tasks, executor=ScriptedExecutor(), from_task="region[region=y]")
+    ran = {task for task, status in statuses(result).items() if status == "finished"}
+    assert ran >= {"region[region=y]", "z"}
+    assert not ran & {"region[region=x]", "step1[region=x]", "step2[region=y]"}
+    result = await go(*tasks, executor=ScriptedExecutor(), from_task="region[region=nope]")
+    assert result.tasks["each-step2"].error is not None
+    assert result.tasks["each-step1"].status == "finished"
+
+
+class Step1(Step):
+    region: str
+
+
+class Step2(Step):
+    region: str
 
 
 async def test_what_asks_for_an_each_that_is_selected_runs_again_with_what_comes_before_it(go: Go) -> None:
