@@ -28,6 +28,8 @@ from gluepy.cli.text import (
 )
 from gluepy.core.events import JSON
 from gluepy.errors import GluepyError, OptionError, RunLocked, UnknownRun, did_you_mean
+from gluepy.exec.drafts import discard
+from gluepy.exec.port import RunInfo
 from gluepy.runs.index import Index, RunSummary
 from gluepy.runs.prune import deleted, prunable, sweep
 
@@ -98,8 +100,10 @@ def prune(
             if not dry_run:
                 try:
                     with deleted(root, run.run_id):
+                        place = settings.run_files(run.run_id)
+                        discard(RunInfo(run_id=run.run_id, dag=run.dag, path=place, storage=settings.storage_root))
                         if files:
-                            _delete_files(settings.run_files(run.run_id))
+                            _delete_files(place)
                 except RunLocked:
                     tell(f"kept {run.run_id}: it has just been resumed")
                     continue

@@ -102,6 +102,7 @@ def sweep(run: RunInfo, before: Attempt | None = None) -> None:
 
 def discard(run: RunInfo) -> None:
     """Remove what attempts of the run have left outside its record, also what could not be published."""
+    sweep(run)
     for home in _homes(run)[1:]:
         if home is not None:
             shutil.rmtree(home.path, ignore_errors=True)

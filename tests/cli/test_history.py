@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -342,6 +343,7 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
     for run_id in ("a", "bb", "c"):
         pipe("run", "pipe", "--run-id", run_id, "-q", "--task", "load")
         (pipe.folder / f"data/runs/{run_id}").mkdir(parents=True)
+        pipe.write(f".gluepy-drafts/{run_id}/unpublished/load.1.0a1b2c3d/rows.csv", "precious")
     done = pipe("prune", "--keep", "2", "--dry-run")
     assert done.returncode == 0
     assert done.stdout.startswith("a  pipe  finished  ")
@@ -355,6 +357,7 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
     assert [run.name for run in pipe.runs] == ["bb", "c"]
     assert not (pipe.folder / ".gluepy/runs/a").exists()
     assert (pipe.folder / "data/runs/a").is_dir()
+    assert sorted(os.listdir(pipe.folder / ".gluepy-drafts")) == ["bb", "c"]
     time.sleep(1.1)
     done = pipe("prune", "--older-than", "1s", "--files")
     assert "deleted 2 runs and their files in " in done.stdout
