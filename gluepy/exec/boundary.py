@@ -198,7 +198,7 @@ def resolve(attempt: Attempt, scope: Scope) -> Any:
         sweep(attempt.run, before=attempt)
     target = attempt.target
     if target is None:
-        target = _load(attempt.spec.cls)
+        target = load(attempt.spec.cls)
     if isinstance(target, type):
         task = parameters_of(target).make(attempt.params)
         task.__dict__["_scope"] = scope  # a frozen dataclass lets nobody assign
@@ -209,7 +209,8 @@ def resolve(attempt: Attempt, scope: Scope) -> Any:
     return target
 
 
-def _load(reference: str) -> Callable[..., Any]:
+def load(reference: str) -> Callable[..., Any]:
+    """The class that `reference` (`Spec.cls`) names. Raises `ImportFailed`, or what its module raises."""
     module, _, name = reference.partition(":")
     try:
         found: Any = importlib.import_module(module)

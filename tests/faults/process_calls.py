@@ -15,3 +15,10 @@ def code(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> Any:
 
 def echo(_shared: bytes, payload: bytes, _send: Callable[[bytes], None]) -> bytes:
     return payload
+
+
+def prepared(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> Callable[[], Any]:
+    """`code`, once the modules are imported that the first line of the payload names."""
+    for module in payload.split(b"\n", 1)[0].decode().lstrip("# ").split():
+        __import__(module)
+    return lambda: code(shared, payload, send)

@@ -32,6 +32,9 @@ pytestmark = WORKERS
         pytest.param("import subprocess; subprocess.run(['setsid', 'sh', '-c', 'sleep 1000 &'])", id="orphan"),
         pytest.param("import os\nif not os.fork(): os._exit(0)", id="zombie"),
         pytest.param("import threading, time; threading.Thread(target=time.sleep, args=(1000,)).start()", id="thread"),
+        pytest.param(
+            "import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()", id="daemon"
+        ),
         pytest.param("import sys, io; sys.stdout = io.StringIO()", id="stdout-replaced"),
         pytest.param("import sys; sys.stderr.close()", id="stderr-closed"),
         pytest.param("import os; os.dup2(os.open('/dev/null', os.O_WRONLY), 1)", id="descriptor-1-redirected"),
@@ -59,9 +62,6 @@ async def test_a_failed_call_that_leaves_a_child_behind_costs_the_worker_too() -
     "source",
     [
         pytest.param("import subprocess; subprocess.run(['true'])", id="child-waited-for"),
-        pytest.param(
-            "import threading, time; threading.Thread(target=time.sleep, args=(9,), daemon=True).start()", id="daemon"
-        ),
         pytest.param("import os; os.chdir('/')", id="folder"),
         pytest.param("import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)", id="handler"),
         pytest.param("import signal; signal.setitimer(signal.ITIMER_REAL, 0.5)", id="timer"),

@@ -290,7 +290,7 @@ async def test_what_is_sent_after_the_end_of_the_call_reaches_nobody(tmp_path: P
                 time.sleep(0.001)
             send(b"late")
             open({str(tmp_path / "sent")!r}, "w").close()
-        threading.Thread(target=late, daemon=True).start()
+        threading.Thread(target=late, name="fsspecIO", daemon=True).start()  # one that may stay
         """
     async with WorkerPool() as pool:
         pid = (await call(pool, late, first)).pid

@@ -153,7 +153,7 @@ async def test_what_a_daemon_thread_prints_between_calls_is_dropped(tmp_path: Pa
                 time.sleep(0.001)
             print("late", flush=True)
             open({str(tmp_path / "printed")!r}, "w").close()
-        threading.Thread(target=late, daemon=True).start()
+        threading.Thread(target=late, name="fsspecIO", daemon=True).start()  # one that may stay
         """
     async with WorkerPool() as pool:
         pid = (await call(pool, source, first)).pid
@@ -171,7 +171,7 @@ async def test_a_daemon_thread_that_fills_the_pipe_between_calls_blocks_nobody(t
                 time.sleep(0.001)
             open({str(tmp_path / "printing")!r}, "w").close()
             print("late\\n" * 200_000, flush=True)
-        threading.Thread(target=late, daemon=True).start()
+        threading.Thread(target=late, name="fsspecIO", daemon=True).start()  # one that may stay
         """
     heard = Heard()
     async with WorkerPool() as pool:

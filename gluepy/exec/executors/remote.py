@@ -17,7 +17,7 @@ import msgspec
 
 from gluepy.conf.project import put_on_path
 from gluepy.core.graph import Spec
-from gluepy.exec.boundary import execute, execute_async, run_scope
+from gluepy.exec.boundary import execute, execute_async, failed, load, run_scope
 from gluepy.exec.executors.capture import (
     AttemptOutput,
     capture_logging,
@@ -42,9 +42,10 @@ _scopes: dict[int, tuple[bytes, RunScope]] = {}  # by the identity of the bytes,
 _specs: dict[bytes, Spec] = {}
 
 
-def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> bytes:
+def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> bytes | Callable[[], bytes]:
     """Run the attempt in `payload` (`attempt_message`) of the run in `shared` (`run_message_of`); what its task emits
-    goes to `send`. Returns what `outcome_of` reads. Called in a worker process."""
+    goes to `send`. Returns what `outcome_of` reads, or what is to be called for it: then its module is imported.
+    Called in a worker process."""
     known = _scopes.get(id(shared))
     if known is None or known[0] is not shared:
         if len(_scopes) >= _KNOWN_RUNS:
@@ -64,7 +65,19 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
             None, lambda emission: emit(emission) if isinstance(emission, Output) else None, redactor_of(attempt)
         )
     _take_over(run.capture)
-    outcome = execute(attempt, Scope(scope, attempt, emit, output))
+    own = Scope(scope, attempt, emit, output)
+    token = enter_scope(own)
+    try:
+        target = load(attempt.spec.cls)
+    except BaseException as error:
+        return _ended(failed(attempt, error, own), output)
+    finally:
+        leave_scope(token)
+    attempt = msgspec.structs.replace(attempt, target=target)
+    return lambda: _ended(execute(attempt, own), output)
+
+
+def _ended(outcome: Outcome, output: AttemptOutput | None) -> bytes:
     if output is not None:
         output.close()
     if outcome is FINISHED:
@@ -155,15 +168,16 @@ _watched: list[bool] = []
 
 def _take_over(capture: bool) -> None:
     """Make this worker process ready for a call: what is printed is captured by its descriptors, log lines take another
-    way. Logging is captured afresh for each call, whatever the last one has left."""
+    way. What a call does to that is undone after it, as all that it does to its process."""
     if not _watched:
         _watched.append(True)
         follow_threads()
         watch_streams()
-    while _captured:
-        _captured.pop()()
-    if capture:
-        _captured.append(capture_logging())
+    if capture != bool(_captured):
+        if capture:
+            _captured.append(capture_logging())
+        else:
+            _captured.pop()()
 
 
 def _pickled(error: BaseException | None) -> list[bytes]:

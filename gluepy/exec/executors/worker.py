@@ -32,13 +32,17 @@ from collections import deque
 TYPE_CHECKING = False  # `typing` costs a worker's start some milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import FrameType, ModuleType
     from typing import Any, NoReturn
 
-    Entry = Callable[[bytes, bytes, Callable[[bytes], None]], bytes]
+    from gluepy.exec.executors.process_state import ProcessState
+
+    Work = Callable[[], bytes]
+    Entry = Callable[[bytes, bytes, Callable[[bytes], None]], bytes | Work]
 
 FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
 HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
+REFUSED = b"X"  # whatever call comes next, or has come meanwhile: the latest changed the process for good
 GREETING = struct.Struct("!id")  # the body of HELLO: process id, CPU seconds so far
 # Heads the body of RETURNED and FAILED. Of the call: cpu_s, peak_rss_mb, left something behind, printed something that
 # was not read yet. Of the worker until now, for the case that the next call kills it: CPU seconds, MB of its largest
@@ -323,17 +327,17 @@ class _Server:
 
     def __init__(self, control: _Control, guard: int, libc: ctypes.CDLL) -> None:
         self.armed = False
-        # without the wrapper that makes enums of its arguments and result, which takes ten times as long
-        self.set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
-        self.set_handler(signal.SIGINT, self._interrupted)
+        signal.signal(signal.SIGINT, self._interrupted)
         os.register_at_fork(after_in_child=lambda: self.set_handler(signal.SIGINT, signal.default_int_handler))
+        import contextvars
         import faulthandler
         import fcntl
         import resource
         import termios
-        import threading
 
-        self.threading = threading
+        process_state = _beside(__file__, "process_state")
+        self.set_handler, self.apart = process_state.set_handler, process_state.apart
+        self.copy_context = contextvars.copy_context
         self.getrusage = resource.getrusage
         self.ioctl, self.FIONREAD = fcntl.ioctl, termios.FIONREAD
         self.SELF, self.CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
@@ -343,9 +347,9 @@ class _Server:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
         self.streams = (sys.stdout, sys.stderr)
         self.targets = self._where_streams_go()
+        self.state: ProcessState = process_state.ProcessState(self.streams, resource)
         self.fflush, self.stdio = libc.fflush, _stdout_of(libc)
         self.guard, self.pid = guard, os.getpid()
-        self.home = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
         self.siblings, self.high_water = -1, -1
         try:
             self.siblings = os.open(f"/proc/{guard}/task/{guard}/children", os.O_RDONLY)
@@ -361,8 +365,14 @@ class _Server:
 
     def serve(self) -> NoReturn:
         self.control.send(HELLO, GREETING.pack(self.pid, time.process_time()))
+        as_it_was = True
         while True:
-            self._answer(*marshal.loads(self.control.receive()))
+            call = self.control.receive()
+            if as_it_was:
+                self._answer(*marshal.loads(call))
+                as_it_was = self._restore()  # while the driver takes in the answer
+                if not as_it_was:
+                    self.control.send(REFUSED, b"")
 
     def _interrupted(self, _number: int, _frame: FrameType | None) -> None:
         # SIGINT is a KeyboardInterrupt inside a call, at most one, and nothing at all between calls.
@@ -403,7 +413,13 @@ class _Server:
                 phase = "import"
                 function = self.entries.get(entry) or self._import_entry(entry)
                 phase = "call"
-                result = function(shared, payload, send)
+                if path is not None or self.state.is_stale():
+                    self.state.remember()
+                result: Any = function(shared, payload, send)
+                if callable(result):
+                    if self.state.is_stale():
+                        self.state.remember()
+                    result = self.copy_context().run(self.apart, result)
                 phase = "result"
                 if not isinstance(result, bytes):
                     raise TypeError(f"{entry} returned {type(result).__name__}, not bytes")
@@ -446,7 +462,12 @@ class _Server:
         """Undo what a call may do to its process, and what would meet the next call or our own code."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.set_handler(signal.SIGINT, self._interrupted)
-        os.fchdir(self.home)
+
+    def _restore(self) -> bool:
+        try:
+            return self.state.restore()
+        except BaseException:  # also of a signal handler of the call
+            return False
 
     def _flush(self) -> None:
         """Bring into the pipes what was printed, so that the driver finds it there when it has read the reply."""
@@ -478,10 +499,8 @@ class _Server:
             alone = self.siblings >= 0 and os.pread(self.siblings, 64, 0).split() == [b"%d" % self.pid]
             if not alone and _children(self.guard) != [self.pid]:
                 return True
-        if self.threading.active_count() > 1:
-            main = self.threading.main_thread()
-            if any(not thread.daemon and thread is not main for thread in self.threading.enumerate()):
-                return True
+        if self.state.has_more_threads():
+            return True
         if (sys.stdout, sys.stderr) != self.streams or any(stream.closed for stream in self.streams):
             return True
         return self._where_streams_go() != self.targets
@@ -491,6 +510,16 @@ class _Server:
             return [(status.st_dev, status.st_ino) for status in (os.fstat(1), os.fstat(2))]
         except OSError:
             return []
+
+
+def _beside(file: str, name: str) -> ModuleType:
+    """The module in the folder of `file`, not as part of a package."""
+    sys.path.insert(0, os.path.dirname(file))
+    try:
+        __import__(name)
+        return sys.modules.pop(name)
+    finally:
+        del sys.path[0]
 
 
 def _stdout_of(libc: ctypes.CDLL) -> ctypes.c_void_p | None:

@@ -6,10 +6,11 @@ print is passed on line by line. A worker that dies takes only its own call with
 kills its worker with every descendant.
 
 A worker is used again only when its call left it as it was. A call that leaves children behind (dead or alive, also
-such as left its process group or session), or threads that are not daemons, or that replaced or closed the standard
-streams, costs the worker: it is killed with all of them before the call returns. Working directory, SIGINT handler
-and timer are put back. Daemon threads live on; what they print between calls is dropped, during a later call it counts
-as that call's.
+such as left its process group or session), or threads, or that replaced or closed the standard streams, costs the
+worker: it is killed with all of them before the call returns. Whatever else it changed in the process is put back
+(`process_state.py`); where that cannot be done the next call finds another worker. What importing modules does to the
+process stays, and so do daemon threads of installed libraries; what those print between calls is dropped, during a
+later call it counts as that call's.
 
 Linux is what this is made for. On macOS descendants that left the worker's process group survive it; Windows is
 refused.

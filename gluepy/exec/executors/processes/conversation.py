@@ -58,13 +58,13 @@ class Conversation:
         self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
         self.is_up = False
         self.oom_kills = 0  # before its latest call
-        self.was_gone = False  # before it could be told of its latest call
+        self.was_gone = False  # or of no use, before it could be told of its latest call
         self.idle_since = 0.0
         self._cpu_s = self._child_mb = 0.0  # of its whole life, at the end of its latest call
         self._answer: Answer | None = None
         self._error: Exception | None = None  # of `on_line` or `on_message`
         self._relaxed: float | None = None
-        self._hung_up = False
+        self._hung_up = self._refused = False
         self._signal = signal
         self._news: tuple[Signal, Callable[[], bool]] | None = None  # what is waited for
         self._watch: Watch | None = None
@@ -112,7 +112,8 @@ class Conversation:
 
     async def converse(self, call: Call) -> Answer:
         """Make `call` and what `then` has it followed by; pass on what is printed and sent meanwhile, and return how
-        the last ended. Raises `Ended` when the worker has, and what `on_line` and `on_message` raise."""
+        the last ended. Raises `Ended` when the worker has, or is not what it was any more, and what `on_line` and
+        `on_message` raise."""
         self._context = copy_context()
         following: Call | None = call
         while following is not None:
@@ -121,6 +122,9 @@ class Conversation:
             if self._error is not None:
                 raise self._error
             if self._answer is None:
+                if self._refused:
+                    self.was_gone = True
+                    raise Ended
                 raise await self._how_it_ended()
             answer, self._answer = self._answer, None
             if self.call.memory_mb is not None:
@@ -150,7 +154,7 @@ class Conversation:
             await self._watch.until(signal)
 
     def _is_over(self) -> bool:
-        return self._hung_up or self.process.end is not None or self._error is not None
+        return self._refused or self._hung_up or self.process.end is not None or self._error is not None
 
     async def _how_it_ended(self) -> Ended:
         # the guard tells as soon as it knows
@@ -252,6 +256,8 @@ class Conversation:
                     self.call.on_message(body)
                 case far_end.HELLO:
                     self.process.pid, self._cpu_s = GREETING.unpack(body)
+                case far_end.REFUSED:
+                    self._refused = True
                 case _:
                     self._take_answer(kind, body)
 
