@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -106,52 +105,8 @@ SAID = (
 )
 
 
-class ConfiguresInRun(Task):
-    """Sets logging up inside `run`, as scripts do."""
-
-    def run(self) -> None:
-        logging.basicConfig(format="MINE %(levelname)s %(message)s")
-        logging.getLogger("a").warning("warning")
-        logging.getLogger("a").info("below the level")
-        logging.basicConfig(format="OTHER %(message)s", level=logging.DEBUG, force=True)
-        logging.getLogger("a").debug("debug")
-
-
-class LoopConfiguresInRun(ConfiguresInRun):
-    async def run(self) -> None:  # type: ignore[override]
-        ConfiguresInRun.run(self)
-
-
-class ProcessConfiguresInRun(ConfiguresInRun):
-    pool = "process"
-
-
 class Intercepts(logging.Handler):
     """Loguru's recipe for what logs by the standard library."""
 
     def emit(self, record: logging.LogRecord) -> None:
         loguru.logger.log(record.levelname, record.getMessage())
-
-
-class Draws(Task):
-    """A progress bar that ends when somebody has seen it."""
-
-    def run(self) -> None:
-        seen = self.storage / "seen"
-        deadline = time.monotonic() + 30
-        number = 0
-        while not seen.exists() and time.monotonic() < deadline:
-            number += 1
-            sys.stderr.write(f"\r{number} drawn")
-            sys.stderr.flush()
-            time.sleep(0.01)
-        sys.stderr.write("\rall drawn\n")
-
-
-class LoopDraws(Draws):
-    async def run(self) -> None:  # type: ignore[override]
-        Draws.run(self)
-
-
-class ProcessDraws(Draws):
-    pool = "process"

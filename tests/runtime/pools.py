@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -192,3 +193,74 @@ class ProcessBreaks(Task):
     def run(self) -> None:
         print("about to break")
         raise ValueError("broken")
+
+
+class ConfiguresInRun(Task):
+    """Sets logging up inside `run`, as scripts do."""
+
+    def run(self) -> None:
+        logging.basicConfig(format="MINE %(levelname)s %(message)s")
+        logging.getLogger("a").warning("warning")
+        logging.getLogger("a").info("below the level")
+        logging.basicConfig(format="OTHER %(message)s", level=logging.DEBUG, force=True)
+        logging.getLogger("a").debug("debug")
+
+
+class LoopConfiguresInRun(ConfiguresInRun):
+    async def run(self) -> None:  # type: ignore[override]
+        ConfiguresInRun.run(self)
+
+
+class ProcessConfiguresInRun(ConfiguresInRun):
+    pool = "process"
+
+
+class Draws(Task):
+    """A progress bar that ends when somebody has seen it."""
+
+    def run(self) -> None:
+        for number in range(3000):
+            if (self.storage / "seen").exists():
+                break
+            self.draw(number)
+            time.sleep(0.01)
+        sys.stderr.write("\rall drawn\n")
+
+    def draw(self, number: int) -> None:
+        sys.stderr.write(f"\r{number} drawn")
+        sys.stderr.flush()
+
+
+class LoopDraws(Draws):
+    async def run(self) -> None:  # type: ignore[override]
+        for number in range(3000):
+            if (self.storage / "seen").exists():
+                break
+            self.draw(number)
+            await anyio.sleep(0.01)
+        sys.stderr.write("\rall drawn\n")
+
+
+class ProcessDraws(Draws):
+    pool = "process"
+
+
+class Structured(Task):
+    def run(self) -> None:
+        self.log.info("told", token="hunter2")
+
+
+class ProcessStructured(Structured):
+    pool = "process"
+
+    def run(self) -> None:
+        configure_structlog()
+        super().run()
+
+
+def mask(_logger: Any, _method: str, event: Any) -> Any:
+    return {**event, "token": "masked by the program"} if "token" in event else event
+
+
+def configure_structlog() -> None:
+    structlog.configure(processors=[mask, structlog.processors.JSONRenderer()])

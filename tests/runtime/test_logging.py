@@ -11,26 +11,23 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import loguru
 import pytest
 import structlog
-from loggers import (
-    SAID,
+from loggers import SAID, Intercepts, LoopSays, ProcessSays, Says, set_up
+from pools import (
     ConfiguresInRun,
     Draws,
-    Intercepts,
     LoopConfiguresInRun,
     LoopDraws,
-    LoopSays,
     ProcessConfiguresInRun,
     ProcessDraws,
-    ProcessSays,
-    Says,
-    set_up,
+    ProcessStructured,
+    Structured,
+    ThreadsOfItsOwn,
+    configure_structlog,
 )
-from pools import ThreadsOfItsOwn
 from steps import Go, dag_of
 from test_capture import lines_of, logging_of_a_fresh_program
 
@@ -140,32 +137,11 @@ async def test_what_a_handler_prints_by_another_library_is_in_the_log_once(go: G
     assert log_of(result, "logsonce") == ["LOGURU WARNING logged"]
 
 
-class Structured(Task):
-    def run(self) -> None:
-        self.log.info("told", token="hunter2")
-
-
-class ProcessStructured(Structured):
-    pool = "process"
-
-    def run(self) -> None:
-        configure()
-        super().run()
-
-
-def mask(_logger: Any, _method: str, event: Any) -> Any:
-    return {**event, "token": "masked by the program"} if "token" in event else event
-
-
-def configure() -> None:
-    structlog.configure(processors=[mask, structlog.processors.JSONRenderer()])
-
-
 @pytest.mark.parametrize("kind", [Structured, ProcessStructured])
 async def test_self_log_goes_through_the_processors_of_the_program(go: Go, kind: type[Task]) -> None:
     go.settings = go.settings.replaced(REDACT=[])
     if kind is Structured:
-        configure()
+        configure_structlog()
     try:
         result, _ = await lines_of(go, kind)
     finally:
