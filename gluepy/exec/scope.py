@@ -114,9 +114,7 @@ class Scope:
     def log(self) -> Any:
         """A structlog logger bound to run, task and attempt: as the program has configured structlog, or else to the
         attempt's log file while the run captures."""
-        import structlog  # brings rich; most small tasks never log
-
-        configured = structlog.is_configured()
+        configured = _structlog_is_configured()
         if self._log is None or self._log_configured not in (None, configured):
             self._log, self._log_configured = _logger(self), configured
         return self._log
@@ -150,12 +148,25 @@ class _LogLines:
     log = debug = info = warn = warning = error = err = critical = fatal = failure = exception = msg
 
 
+_as_it_was: dict[str, Any] = {}  # structlog's configuration before the program had one
+
+
+def _structlog_is_configured() -> bool:
+    import structlog  # brings rich; most small tasks never log
+
+    if not structlog.is_configured():
+        config = structlog.get_config()
+        _as_it_was.update(config, processors=[*config["processors"]])
+        return False
+    return structlog.get_config() != _as_it_was  # `capture_logs` of a test leaves behind that it was configured
+
+
 def _logger(scope: Scope) -> Any:
     import structlog
 
     attempt = scope.attempt
     bound = {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": attempt.number}
-    if scope.output is None or structlog.is_configured():
+    if scope.output is None or _structlog_is_configured():
         # by the name that the logger of the task's module has
         return structlog.get_logger(attempt.spec.cls.partition(":")[0], **bound)
     json = attempt.run.log_format == "json"

@@ -34,12 +34,8 @@ gluepy.clock gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema gluepy.c
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler gluepy.core.state
 gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.engine gluepy.exec.executors
-<<<<<<< HEAD
 gluepy.exec.executors.capture gluepy.exec.executors.lines gluepy.exec.executors.local gluepy.exec.executors.threads
-=======
-gluepy.exec.executors.capture gluepy.exec.executors.local gluepy.exec.executors.threads gluepy.exec.forks
->>>>>>> bd787a4 (wip)
-gluepy.exec.journal
+gluepy.exec.forks gluepy.exec.journal
 gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.exec.values
 gluepy.loop gluepy.redact gluepy.runs gluepy.runs.durations gluepy.runs.log gluepy.runs.reading gluepy.runs.record
 gluepy.runtime gluepy.runtime.checks gluepy.runtime.options gluepy.runtime.results
