@@ -117,6 +117,7 @@ def publish(draft: Path, final: Path, attempt: Attempt) -> None:
     """
     if draft.is_file():
         _flush(draft)
+    final.parent.mkdir(parents=True, exist_ok=True)  # again: the block may have removed it
     _take_on_group(draft, final.parent)
     try:
         _move(draft, final)
@@ -177,7 +178,9 @@ def _sweep(home: str, before: Attempt | None) -> None:
     slug = before.slug if before is not None else ""
     for entry in entries:
         name, _, number = entry.rpartition(".")
-        if entry == _UNPUBLISHED or (before is not None and (name != slug or int(number) >= before.number)):
+        if entry == _UNPUBLISHED or not number.isdecimal():
+            continue
+        if before is not None and (name != slug or int(number) >= before.number):
             continue
         shutil.rmtree(os.path.join(home, entry), ignore_errors=True)
     _remove_empty(Path(home))
@@ -204,10 +207,17 @@ def _can_rename(one: str, other: Path) -> bool:
 
 
 def _move(draft: Path, final: Path) -> None:
-    if draft.is_dir() and not draft.is_symlink() and (final.is_symlink() or final.is_dir()):
+    if not draft.is_dir() or draft.is_symlink():
+        os.replace(draft, final)
+    elif final.is_symlink():
         _replace_folder(draft, final)
     else:
-        os.replace(draft, final)
+        try:
+            os.rename(draft, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _replace_folder(draft, final)
 
 
 def _replace_folder(draft: Path, final: Path) -> None:

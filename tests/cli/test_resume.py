@@ -655,3 +655,39 @@ def test_secret_parameters_are_in_no_file_and_are_asked_for_again(gluepy: Consol
     written = [file.read_text() for file in run.rglob("*") if file.is_file()]
     for text in (begun.stdout, begun.stderr, plan.stdout, done.stdout, done.stderr, *shown, *written):
         assert "hush" not in text
+
+
+def test_drafts_of_a_driver_that_was_killed_are_no_results_and_go(gluepy: Console, tmp_path: Path) -> None:
+    gluepy.write(
+        "pipe.py",
+        """
+        import os, signal
+        from pathlib import Path
+        from gluepy import DAG, Task
+
+        class Load(Task):
+            def run(self):
+                with self.atomic("part-1.csv") as file, self.atomic(self.storage / "model") as folder:
+                    file.write_text("1")
+                    folder.mkdir()
+                    (folder / "part-2.csv").write_text("1")
+                    if not Path("go").exists():
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+        class Count(Task):
+            def run(self):
+                self.metric("found", len(list(self.storage.rglob("*.csv"))))
+
+        class PipeDAG(DAG):
+            tasks = (Load, Count)
+        """,
+    )
+    assert gluepy("run", "pipe.py").returncode == -9
+    drafts = gluepy.runs[0] / "drafts"
+    assert len(list(drafts.rglob("*.csv"))) == 2
+    assert list((tmp_path / "data").rglob("*.csv")) == []
+    gluepy.write("go", "")
+    done = gluepy("resume", "latest", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "data").rglob("*.csv"))) == 2
+    assert not drafts.exists()
