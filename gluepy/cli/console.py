@@ -45,6 +45,7 @@ def exit_code(argv: Sequence[str] | None) -> int:
 
 
 def _exit_code(argv: Sequence[str] | None) -> int:
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an old encoding must not turn a result into a traceback
@@ -65,6 +66,22 @@ def _exit_code(argv: Sequence[str] | None) -> int:
         tell(printable_block(traceback.format_exc().rstrip()))
         return _say_error("this is a mistake in gluepy itself; please report it with the lines above", _BUG)
     return code
+
+
+def _open_closed_streams() -> None:
+    """Have standard streams that the caller has closed (`>&-`) lead nowhere: what is opened next would take their
+    place, and be written into by whatever prints."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            if nowhere != number:
+                os.close(nowhere)
+        setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115  # as long as we
 
 
 def _run(argv: Sequence[str] | None) -> int:

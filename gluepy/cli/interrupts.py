@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -62,8 +63,9 @@ class Interrupts:
             os.kill(os.getpid(), number)
             return
         if self.received is not None:
-            show_cursor()
-            os.write(2, self._last_words)
+            with suppress(OSError):
+                show_cursor()
+                os.write(2, self._last_words)
             os._exit(128 + number)  # worker processes have guards that die with this process
         self.received = signal.Signals(number)
         if self._cancel is None:

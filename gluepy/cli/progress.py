@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -430,7 +431,8 @@ def _open_eaches(element: Element) -> Iterable[Any]:
 
 def _notice(text: str) -> None:
     # Not by sys.stderr: the signal may have come in the middle of a write to it.
-    os.write(2, f"{printable(text)}\n".encode(errors="replace"))
+    with suppress(OSError):
+        os.write(2, f"{printable(text)}\n".encode(errors="replace"))
 
 
 def show_cursor() -> None:

@@ -263,8 +263,8 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
                 counts = event.counts
             try:
                 view.show(events)
-            except BrokenPipeError:
-                let_go(sys.stderr)  # nobody reads the progress any more; the run goes on
+            except OSError:
+                let_go(sys.stderr)  # nobody reads the progress any more, or the disk is full; the run goes on
                 view = Silent()
             with anyio.move_on_after(view.pause_s):
                 await over.wait()

@@ -198,11 +198,11 @@ def say(*lines: str) -> None:
 
 
 def tell(*lines: str) -> None:
-    """`say`, to stderr; where nobody reads it any more, to nobody."""
+    """`say`, to stderr; where that cannot be written any more, to nobody."""
     try:
         sys.stderr.write(_written(lines, sys.stderr))
         sys.stderr.flush()
-    except BrokenPipeError:
+    except OSError:
         let_go(sys.stderr)
 
 
