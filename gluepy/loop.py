@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
@@ -25,9 +26,11 @@ def run_loop(main: Callable[..., Awaitable[T]], *args: object) -> T:
         logger.removeFilter(is_others)
         return False
 
+    closed = None in (sys.__stdin__, sys.__stdout__, sys.__stderr__)  # uvloop aborts if it gets their descriptors
+    uvloop = not closed and find_spec("uvloop") is not None
     logger.addFilter(is_others)
     try:
-        return anyio.run(main, *args, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+        return anyio.run(main, *args, backend_options={"use_uvloop": uvloop})
     finally:
         logger.removeFilter(is_others)
 

@@ -196,3 +196,18 @@ def own_stdout() -> Iterator[IO[bytes]]:
         if give_back:
             os.dup2(own, 1)
         os.close(own)
+
+
+@contextmanager
+def no_stdin() -> Iterator[None]:
+    """While the block runs, what reads from the descriptor of stdin, such as a program that a task starts, is at its
+    end: nobody would see that it waits."""
+    own = os.dup(0)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(own, 0)
+        os.close(own)

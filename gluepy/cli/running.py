@@ -17,7 +17,7 @@ from anyio.lowlevel import current_token
 from gluepy.cli import leaving
 from gluepy.cli.guard import guarded
 from gluepy.cli.interrupts import Interrupts
-from gluepy.cli.invocation import Invocation, own_stdout
+from gluepy.cli.invocation import Invocation, no_stdin, own_stdout
 from gluepy.cli.outlook import Outlook
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
@@ -105,6 +105,7 @@ def stdout_kept(call: Call) -> Iterator[IO[bytes] | None]:
     with ExitStack() as stack:
         own = stack.enter_context(own_stdout()) if not call.dry_run and (machine or not call.debug) else None
         if not call.dry_run and not call.debug:
+            stack.enter_context(no_stdin())
             # before modules of the project are imported and get hold of the streams, and for as long as a thread that
             # could not be stopped may print
             (leaving.until_the_end if leaving.process_ends else stack).enter_context(capturing())

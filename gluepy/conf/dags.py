@@ -87,6 +87,8 @@ def find_dag(what: str | type[DAG], settings: Settings) -> type[DAG]:
         return what
     if not isinstance(what, str):
         raise OptionError("dag", f"{what!r} is not a DAG", "give a label, a DAG class or 'file.py:TrainDAG'")
+    if not what.isascii() and any("\ud800" <= character <= "\udfff" for character in what):
+        raise OptionError("dag", f"{what!r} is not UTF-8, which everything in a run's record has to be", "rename it")
     place, colon, name = what.rpartition(":")
     if what.endswith(".py"):
         place, colon, name = what, "", ""

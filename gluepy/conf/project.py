@@ -178,7 +178,10 @@ def load_file(file: Path) -> ModuleType:
     if loaded is not None and not _lies_in(loaded, folder):
         raise ImportFailed(str(file), f"a module {top!r} is already imported{_from(loaded)}", mend="rename the file")
     elsewhere = [entry for entry in sys.path if Path(entry or ".").absolute() != folder]
-    if top in sys.stdlib_module_names or _is_module(PathFinder.find_spec(top, elsewhere)):
+    hidden = PathFinder.find_spec(top, elsewhere)
+    own = module_file(top, folder)
+    is_own = own is not None and hidden is not None and _is_file(hidden.origin, own)  # found by way of a link
+    if top in sys.stdlib_module_names or (_is_module(hidden) and not is_own):
         raise ImportFailed(str(file), f"its name hides the installed module {top!r}", mend="rename the file")
     put_on_path(folder)
     return _imported(name, str(file))
@@ -301,6 +304,13 @@ def _refuse_namesake(module: ModuleType, project: Path) -> None:
 def _lies_in(module: ModuleType, folder: Path) -> bool:
     files = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
     return any(Path(file).resolve().is_relative_to(folder.resolve()) for file in files if file)
+
+
+def _is_file(origin: str | None, file: Path) -> bool:
+    try:
+        return origin is not None and os.path.samefile(origin, file)
+    except OSError:
+        return False
 
 
 def _from(module: ModuleType) -> str:

@@ -83,6 +83,7 @@ _SETTINGS = {
     "SINKS": _Setting(lambda _: [], _is_texts),
     "REDACT": _Setting(lambda _: list(REDACT), _is_texts),
 }
+_PLACES = ("STORAGE_ROOT", "RUNS_ROOT")
 _BY_PLACE = ("CONCURRENCY", "CONTEXT_FILES")  # their defaults are not the same everywhere
 NAMES = tuple(_SETTINGS)
 JSON_NAMES = ("INSTALLED_MODULES", "LIMITS", "CONTEXT_FILES", "SINKS", "REDACT")  # as text they are JSON
@@ -132,6 +133,8 @@ class Settings:
     ) -> None:
         folder = project or Path.cwd()
         given = _checked(values, sources)
+        for what, place in (("the folder", str(folder)), *((name, str(given.get(name, ""))) for name in _PLACES)):
+            _check_utf8(what, place, sources.get(what, ""))
         self.__dict__.update(
             {name: given[name] if name in given else setting.default(folder) for name, setting in _SETTINGS.items()},
             project=project,
@@ -211,7 +214,11 @@ class Settings:
         return [self._absolute(name) for name in self.CONTEXT_FILES]
 
     def _absolute(self, place: str) -> Path:
-        return Path(os.path.normpath(self.folder.absolute() / Path(place).expanduser()))
+        try:
+            return Path(os.path.normpath(self.folder.absolute() / Path(place).expanduser()))
+        except RuntimeError:  # of a user who is not known here
+            why = f"there is no home folder {Path(place).parts[0]}"
+            raise SettingsError(place, "the settings", why, "write the whole path") from None
 
     def group(self, name: str, model: type[Group]) -> Group:
         """The settings of an executor or sink of its own: the group `name`, as `model` has its fields.
@@ -274,6 +281,12 @@ class Settings:
                 hidden = self.mask(name, {field: value})[field]
                 shown[full] = (hidden, source)
         return shown
+
+
+def _check_utf8(what: str, place: str, source: str) -> None:
+    if not place.isascii() and any("\ud800" <= character <= "\udfff" for character in place):
+        why = f"{place!r} is not UTF-8, which everything in a run's record has to be"
+        raise SettingsError(what, source, why, "rename it, or take another folder")
 
 
 def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:

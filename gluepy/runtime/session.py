@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
@@ -129,11 +130,12 @@ class Session:
     def new(cls, shared: Shared, dag: str | type[DAG], options: Mapping[str, Any]) -> Session:
         """A run that has not begun. Raises `UsageError`, and `RunStopped` where it cannot be recorded."""
         settings = shared.settings
+        recorded = _recorded(dag)  # before its file is imported, which may change the current folder
         compiled = compile_dag(find_dag(dag, settings), settings.LIMITS)
         select(compiled.graph, compiled.label, options)
         choice = choose(settings, compiled, options)
         parameters = load_parameters(settings, options.get("params") or {})
-        options = {**options, "dag": _recorded(dag)}
+        options = {**options, "dag": recorded}
         run_id = options.get("run_id")
         run_id = new_run_id(shared.clock.wall()) if run_id is None else run_id
         record = Record.create(settings.runs_root, run_id, parameters.recorded(), parameters.recorded_inputs())
@@ -156,11 +158,11 @@ class Session:
             state = reader.state
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
-            dag = _dag_again(merged.get("dag") or state.dag, settings, record.run_id)
+            merged["dag"] = _recorded(merged.get("dag") or state.dag)  # before its file is imported
+            dag = _dag_again(given.get("dag") or merged["dag"], settings, record.run_id)
             compiled = compile_dag(dag, settings.LIMITS)
             if shared.chosen is not None and "executor" not in given:
                 merged.pop("executor", None)  # it is the runtime's
-            merged["dag"] = _recorded(merged.get("dag") or state.dag)
             told: list[str] = []
             if compiled.graph.tree != state.graph.tree:
                 before = state.graph
@@ -397,14 +399,37 @@ def _recorded(dag: str | type[DAG]) -> str:
     """By what a later session finds the DAG."""
     if isinstance(dag, str):
         return os.path.abspath(dag) if ".py" in dag else dag
+    if dag.__module__ == "__main__" and (script := _main_script()):
+        return f"{script}:{dag.__qualname__}"
     return f"{dag.__module__}:{dag.__qualname__}"
 
 
+def _main_script() -> str:
+    """The file of the script that this process runs; empty in a notebook, on stdin and with -c."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return os.path.abspath(file) if file is not None and file.endswith(".py") and os.path.isfile(file) else ""
+
+
 def _dag_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DAG]:
-    """`find_dag`, which says what to do where the file of the DAG is not there any more."""
+    """`find_dag`, which finds the DAG of the script that runs here there, and says what to do where a file or a
+    notebook is gone."""
+    if not isinstance(dag, str):
+        return find_dag(dag, settings)
+    place, _, name = dag.rpartition(":")
+    main = sys.modules.get("__main__")
+    if place == "__main__" or (place and place == _main_script()):
+        found = getattr(main, name, None)
+        if isinstance(found, type) and issubclass(found, DAG):
+            return found
+    if place == "__main__":
+        mend = f"resume it there, or from a file that defines it: gluepy run FILE:{name} --retry {run_id}"
+        raise ImportFailed(dag, "the run began in a notebook or console, which defined it", mend=mend)
     try:
         return find_dag(dag, settings)
     except ImportFailed as error:
+        if isinstance(error.__cause__, OptionError) and error.__cause__.option == "run_dag_sync":
+            mend = 'put what it runs under `if __name__ == "__main__":`'
+            raise ImportFailed(error.module, "it starts a run while it is imported", mend=mend) from None
         if ".py" not in error.module or os.path.exists(error.module):
             raise
         mend = f"if it was moved: gluepy run FILE --retry {run_id}"

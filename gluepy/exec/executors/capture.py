@@ -2,7 +2,8 @@
 
 While a run captures, a proxy stands in for `sys.stdout` and `sys.stderr` of this process, and the streams that it
 stands in for are diverted too, for those who got hold of them earlier. The context variable tells which attempt prints.
-Worker processes are captured by their descriptors instead.
+Worker processes are captured by their descriptors instead. A captured task that asks for input gets an error: nobody
+would see that it waits.
 
 Logging is left as the program has configured it. Handlers that print are captured as whatever else is printed. Where
 none has printed a record of an attempt, it is added to the attempt's log.
@@ -254,7 +255,55 @@ class _Bytes(io.RawIOBase):
         return len(data)
 
 
+class _NoInput(io.TextIOBase):
+    """Stands in for `sys.stdin`: nobody sees that a captured task waits for input, so it gets an error."""
+
+    def __init__(self, original: TextIO) -> None:
+        self._original = original
+
+    def _open(self) -> TextIO:
+        scope = current_scope()
+        if scope is not None and scope.output is not None:
+            raise EOFError("a task has no standard input: make it a parameter, or run with --debug")
+        return self._original
+
+    def read(self, size: int | None = -1) -> str:
+        return self._open().read(-1 if size is None else size)
+
+    def readline(self, size: int = -1) -> str:  # type: ignore[override]
+        return self._open().readline(size)
+
+    def readable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._open().isatty()
+
+    def fileno(self) -> int:
+        try:
+            return self._open().fileno()
+        except EOFError as error:  # `input` then reads from here
+            raise io.UnsupportedOperation(str(error)) from None
+
+    def close(self) -> None:
+        """Do nothing, as of the others."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_original":
+            raise AttributeError(name)
+        return getattr(self._open(), name)
+
+
 def _install() -> None:
+    stdin = sys.stdin
+    if stdin is not None:
+        proxy_of_stdin = sys.stdin = _NoInput(stdin)
+
+        def restore_stdin() -> None:
+            if sys.stdin is proxy_of_stdin:
+                sys.stdin = stdin
+
+        _undo.append(restore_stdin)
     for name in ("stdout", "stderr"):
         original = getattr(sys, name)
         if original is None:  # a program without a console
