@@ -269,5 +269,5 @@ def _finished(told: Mapping[str, JSON]) -> Iterator[tuple[str, dict[str, JSON]]]
     return ((task, facts) for task, facts in told["tasks"].items() if facts["status"] == "finished")
 
 
-def _metrics(facts: Mapping[str, JSON]) -> Iterator[tuple[str, float]]:
+def _metrics(facts: Mapping[str, JSON]) -> Iterator[tuple[str, float | None]]:
     yield from facts.get("metrics", {}).items()

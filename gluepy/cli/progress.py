@@ -339,7 +339,8 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
     match event:
         case e.TaskFinished():
             measured = f"  {', '.join(metrics.pop(event.task))}" if event.task in metrics else ""
-            return "finished", f"{_told(event.task)}  {duration(event.duration_s)}{measured}"
+            odd = f"  warning: {first_line(event.warning)}" if event.warning else ""
+            return "finished", f"{_told(event.task)}  {duration(event.duration_s)}{measured}{odd}"
         case e.TaskFailed(reason="interrupted"):
             return "interrupted", f"{_told(event.task)}  {first_line(event.error_message)}"
         case e.TaskFailed():

@@ -324,7 +324,7 @@ def check(call: Call) -> None:
     if call.pool is not None and call.pool not in _POOLS:
         raise OptionError("--pool", f"{call.pool!r} is not one of {', '.join(_POOLS)}{did_you_mean(call.pool, _POOLS)}")
     if call.timeout is not None and not call.timeout > 0:
-        raise OptionError("--timeout", f"{call.timeout:g} is no time", "give seconds, more than 0")
+        raise OptionError("--timeout", f"{call.timeout:g} must be a positive number", "give seconds")
 
 
 def overrides_of(call: Call) -> dict[str, object]:

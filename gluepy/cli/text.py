@@ -155,8 +155,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def amount(number: float) -> str:
-    """A number as short as it can be without hiding anything that matters."""
+def amount(number: float | None) -> str:
+    """A number as short as it can be without hiding anything that matters; what was measured and is none, as `–`."""
+    if number is None:
+        return "–"
     return f"{int(number):,}" if number == int(number) and abs(number) < 1e15 else f"{number:,.6g}"
 
 

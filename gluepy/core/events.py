@@ -109,7 +109,8 @@ class TaskStarted(TaskHeader, tag="task.started", tag_field="event", frozen=True
 
 
 class TaskFinished(TaskHeader, tag="task.finished", tag_field="event", frozen=True, gc=False):
-    """The attempt succeeded, its declared outputs exist."""
+    """The attempt succeeded, its declared outputs exist. `warning` tells what was odd about it, in the first attempt of
+    a class in a session."""
 
     executor: str
     pool: str
@@ -120,6 +121,7 @@ class TaskFinished(TaskHeader, tag="task.finished", tag_field="event", frozen=Tr
     cpu_s: float | None = None
     peak_rss_mb: float | None = None
     max_attempts: int | None = None
+    warning: str | None = None
 
 
 class TaskFailed(TaskHeader, tag="task.failed", tag_field="event", frozen=True, gc=False, rename=_ERRORS):
@@ -210,10 +212,10 @@ class TaskProgress(TaskHeader, tag="task.progress", tag_field="event", frozen=Tr
 
 
 class TaskMetric(TaskHeader, tag="task.metric", tag_field="event", frozen=True, gc=False):
-    """The task measured `value`."""
+    """The task measured `value`: null for a NaN or an infinity, which JSON cannot hold."""
 
     name: str
-    value: float
+    value: float | None
 
 
 class TaskOutput(TaskHeader, tag="task.output", tag_field="event", frozen=True, gc=False):

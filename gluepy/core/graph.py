@@ -333,7 +333,9 @@ class Graph:
         label = self.specs[each.expander].label
         if label in self.index:
             raise DagError(
-                f"task {label!r}", "stands twice in the DAG", "let one callable return all values, or subclass the task"
+                f"task {label!r}",
+                "appears twice in the DAG",
+                "let one callable return all values, or subclass the task",
             )
         node = self._node(label, each.expander, (), after)
         join = self._node(None, -1, (), (node,))
@@ -347,7 +349,7 @@ class Graph:
     def _node(self, id: str | None, spec: int, values: Sequence[JSON], after: Sequence[int]) -> int:
         node = len(self.ids)
         if id is not None and self.index.setdefault(id, node) != node:
-            raise DagError(f"task {id!r}", "stands twice in the DAG", "give one an id of its own: Name(id='…')")
+            raise DagError(f"task {id!r}", "appears twice in the DAG", "give one an id of its own: Name(id='…')")
         self.ids.append(id)
         self.spec_of.append(spec)
         self.values.append(values)

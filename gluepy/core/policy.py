@@ -41,8 +41,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         ):
             given = "attempts={!r}, wait_s={!r}, factor={!r}, max_wait_s={!r}, jitter={!r}".format(*numbers)
             raise ValueError(
-                "Retry wants a whole number of attempts >= 1, wait_s and max_wait_s >= 0, factor > 0 and jitter "
-                f"between 0 and 1, not {given}"
+                "Retry: attempts must be a positive whole number, factor a positive number, wait_s and max_wait_s 0 or "
+                f"positive numbers, jitter a number between 0 and 1; it was given {given}"
             )
 
     def delay_s(self, failed: int, key: str) -> float:

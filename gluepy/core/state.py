@@ -63,7 +63,7 @@ class State:
         self.why: dict[int, str] = {}
         self.blocked_by: dict[int, list[str]] = {}
         self.rows: dict[int, Sequence[Sequence[JSON]]] = {}
-        self.metrics: dict[int, dict[str, float]] = {}
+        self.metrics: dict[int, dict[str, float | None]] = {}
         self.earlier: dict[int, int] = {}
         self.absent: dict[str, Known] = {}
         self.stale: set[str] = set()

@@ -7,12 +7,14 @@ tells the same everywhere.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 
 from gluepy.errors import ImportFailed, TaskError
 from gluepy.exec import forks
@@ -60,10 +62,10 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
             return Outcome(status="finished", value=target.rows())
         if target.inputs:
             check_inputs(target)
-        target.run()
+        value = target.run()
         if scope.forked:
             forks.leave(None)
-        return checked(target)
+        return checked(target) if value is None else returned(value, checked(target), scope)
     except Skip as skip:
         return _skipped(attempt, skip)
     except BaseException as error:  # in a thread or a worker nobody else would hear of an exit or a stray cancellation
@@ -92,10 +94,11 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
             return Outcome(status="finished", value=await target.rows_async())
         if target.inputs:
             await _off_the_loop(check_inputs, target)
-        await target.run()
+        value = await target.run()
         if scope.forked:
             forks.leave(None)
-        return await _off_the_loop(checked, target) if target.outputs else FINISHED
+        outcome = await _off_the_loop(checked, target) if target.outputs else FINISHED
+        return outcome if value is None else returned(value, outcome, scope)
     except Skip as skip:
         return _skipped(attempt, skip)
     except (KeyboardInterrupt, GeneratorExit) as error:
@@ -143,6 +146,19 @@ def failed(attempt: Attempt, error: BaseException, scope: Scope | None = None) -
         exception=error,
         missing=tuple(error.missing) if isinstance(error, MissingInputs) else (),
     )
+
+
+def returned(value: object, outcome: Outcome, scope: Scope) -> Outcome:
+    """The outcome of a task whose `run()` has returned something; the attempt's log tells of it. Raises `TypeError` for
+    work that only `await` or a loop would do."""
+    kind = type(value).__name__
+    if inspect.isawaitable(value) or isinstance(value, (Generator, AsyncGenerator)):
+        if isinstance(value, (Coroutine, Generator)):
+            value.close()
+        raise TypeError(f"run() returned a {kind} object, whose work is not done; write async def run, or a plain loop")
+    warning = f"run() returned a value ({kind}), which is not used; write it to a file"
+    scope.log.warning(warning)
+    return msgspec.structs.replace(outcome, warning=warning)
 
 
 def is_worth_retrying(attempt: Attempt, error: type[BaseException], scope: Scope | None = None) -> bool:

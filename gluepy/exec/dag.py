@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact
 from gluepy.errors import DagError, did_you_mean
+from gluepy.exec.near_misses import near_miss_of_dag
 from gluepy.exec.parameters import parameters_of
 from gluepy.exec.task import Task, is_async, retry_of, spec_of
 from gluepy.exec.values import Codec, WrongValue, short
@@ -153,7 +154,7 @@ def check_label(dag: type[DAG]) -> None:
     label = dag.label
     if isinstance(label, str) and (":" in label or label.endswith(".py") or label.startswith("-")):
         place = f"DAG {dag.__qualname__} ({dag.__module__})"
-        mend = "leave ':', '.py' at its end and '-' at its beginning away: they mean a class, a file and an option"
+        mend = "remove ':', '.py' at its end and '-' at its beginning: they mean a class, a file and an option"
         raise DagError(place, f"label is {label!r}", mend)
 
 
@@ -174,6 +175,9 @@ class _Compiler:
         if not isinstance(self.dag.label, str) or not self.dag.label:
             raise self.fail(f"label is {self.dag.label!r}", "give it a name, a string")
         check_label(self.dag)
+        miss = near_miss_of_dag(self.dag, lambda base: issubclass(base, DAG) and base is not DAG, Task._configurable)
+        if miss is not None:
+            raise self.fail(*miss)
         if tasks is None:
             raise self.fail("has no `tasks`", "give it a sequence of tasks, or a mapping of task to dependencies")
         if isinstance(tasks, Mapping):
@@ -272,7 +276,7 @@ class _Compiler:
             for name, value in fan.values.items():
                 several = callable(value) or len(value) > 1
                 if several and leaf.id is not None:
-                    mend = "leave the id away: the values tell its tasks apart"
+                    mend = "remove the id: the values tell its tasks apart"
                     raise self.fail(f"each(…, {name}=…) repeats the id {leaf.id!r}", mend)
                 if several and name not in self.specs[leaf.spec].params:
                     mend = f"annotate {name} in its class, or move it out of the each"
@@ -344,7 +348,7 @@ class _Compiler:
         positions = {key: position for position, key in enumerate(keys)}
         if len(positions) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise self.fail(f"{self.name(twice)} stands twice", "give one an id of its own")
+            raise self.fail(f"{self.name(twice)} appears twice", "give one an id of its own")
         after_of: list[list[int]] = []
         for task, after in zip(keys, tasks.values(), strict=True):
             places: dict[int, None] = {}
@@ -394,8 +398,8 @@ class _Compiler:
             steps = list(trail)
             cycle = [*steps[steps.index(step) :], step]
             raise self.fail(
-                "the tasks depend on each other in a circle: " + " -> ".join(self.name(keys[step]) for step in cycle),
-                "take one of these dependencies away",
+                "the tasks form a cycle: " + " -> ".join(self.name(keys[step]) for step in cycle),
+                "remove one of these dependencies",
             )
         return order
 

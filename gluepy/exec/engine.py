@@ -126,6 +126,7 @@ class Engine:
         self._scheduler: s.Scheduler
         self._stop_first: s.EndRun | None = None
         self._mistaken = False
+        self._warned = frozenset[int]()
 
     async def drive(
         self,
@@ -600,7 +601,14 @@ class Engine:
             outcome.cpu_s,
             outcome.peak_rss_mb,
             attempt.max_attempts,
+            self._warning(slot.node, outcome) if outcome.warning else None,
         )
+
+    def _warning(self, node: int, outcome: Outcome) -> str | None:
+        """What was odd about an attempt, once for all tasks of a class; their logs have it each time."""
+        spec = self._graph.spec_of[node]
+        is_told, self._warned = spec in self._warned, self._warned | {spec}
+        return None if is_told else outcome.warning
 
     def _log_of(self, attempt: Attempt) -> str | None:
         """The attempt's log file, relative to the record, if anything was written to it."""

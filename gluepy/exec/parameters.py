@@ -379,7 +379,7 @@ class Parameters:
                 self._keywords, self.takes_id = parameter.name, model is None
             elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
                 problem = f"its __init__ takes {parameter.name} by position only"
-                self.problem = problem, "a run makes it again with keywords: leave the / away"
+                self.problem = problem, "a run makes it again with keywords: remove the /"
             elif parameter.name == "id":
                 self.takes_id = True
             elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:

@@ -108,7 +108,8 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an attempt ended.
 
-    `skipped` comes with `error_message` (what `Skip` said), `failed` with `reason` and the error's fields; `retryable`
+    `finished` comes with a `warning` if something about it was odd, `skipped` with `error_message` (what `Skip` said),
+    `failed` with `reason` and the error's fields; `retryable`
     is False when the task's `Retry.on` does not name the error, `missing` are the declared inputs that were not there.
     `value` is what an `each` callable returned, as a list of lists of parameter values. `exception` is the user's own
     exception, where it could be carried over; `worker`, `pid` and `host` say where the attempt ran, when that is not
@@ -123,6 +124,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retryable: bool = True
     missing: tuple[str, ...] = ()
     value: JSON = None
+    warning: str = ""
     exception: BaseException | None = None
     worker: str | None = None
     pid: int | None = None
@@ -155,7 +157,7 @@ class Metric(msgspec.Struct, frozen=True, tag="metric"):
     """`self.metric(name, value)`"""
 
     name: str
-    value: float
+    value: float | None  # null for what is not finite
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):

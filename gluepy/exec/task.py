@@ -13,6 +13,7 @@ from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Spec
 from gluepy.core.policy import NO_RETRY, Retry, Trigger
 from gluepy.errors import DagError, NoRunContext
+from gluepy.exec.near_misses import near_miss_of_task
 from gluepy.exec.parameters import Parametrized, parameters_of
 from gluepy.exec.port import Metric, Progress
 from gluepy.exec.scope import Scope, current_scope, redactor_of
@@ -131,21 +132,26 @@ class Task(Parametrized):
     def progress(self, done: float, total: float = 0) -> None:
         """Record that `done` of `total` units of the work are done; 0 is an unknown total.
 
-        Raises `ValueError` unless both are finite numbers.
+        Raises `ValueError` unless both are finite numbers, `TypeError` for what is no number at all.
         """
-        numbers = float(done), float(total)
+        numbers = _number(done, "progress"), _number(total, "the total of progress")
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"progress {done} of {total}: only finite numbers can be recorded")
         self._here("self.progress").emit(Progress(*numbers))
 
     def metric(self, name: str, value: float) -> None:
-        """Record a measured `value`. Raises `ValueError` unless it is a finite number."""
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError(f"metric {name!r} is {number}; only finite numbers can be recorded")
+        """Record a measured `value`. A NaN or an infinity is recorded as null, and told in the attempt's log.
+
+        Raises `TypeError` for what is no number.
+        """
+        number = _number(value, f"metric {name!r}")
         scope, told = self._here("self.metric"), recordable(name)
         redact = redactor_of(scope.attempt)
-        scope.emit(Metric(told if redact is None else redact(told), number))
+        told = told if redact is None else redact(told)
+        is_finite = math.isfinite(number)
+        if not is_finite:
+            scope.log.warning("a metric that is not finite is recorded as null", metric=told, value=str(number))
+        scope.emit(Metric(told, number if is_finite else None))
 
     def _here(self, what: str) -> Scope:
         scope = self._scope or current_scope()
@@ -156,6 +162,15 @@ class Task(Parametrized):
 
 Task.label = "task"
 _RESERVED = frozenset(name for name in vars(Task) if not name.startswith("_")) - Task._configurable
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{what} is {value!r}, which is text; give a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise type(error)(f"{what} must be a number: {error}") from None
 
 
 def current_task() -> Any:
@@ -187,24 +202,25 @@ def spec_of(task: type[Task]) -> Spec:
             raise fail(f"the parameter {name!r} has the name of an attribute of Task", "rename it")
     if takes.problem is not None:
         raise fail(*takes.problem)
+    miss = near_miss_of_task(task, lambda base: issubclass(base, Task) and base is not Task)
+    if miss is not None:
+        raise fail(*miss)
     _check_run(task, fail)
     pool = task.pool
     if pool not in (None, "thread", "process"):
         raise fail(f"pool is {pool!r}", "use 'thread' or 'process' (an async run needs none)")
     if is_async(task):
         if pool == "process":
-            raise fail(
-                "async def run with pool = 'process'", "use def run, or leave pool away: it runs on the event loop"
-            )
+            raise fail("async def run with pool = 'process'", "use def run, or remove pool: it runs on the event loop")
         pool = "loop"
     if task.trigger not in _TRIGGERS:
         raise fail(f"trigger is {task.trigger!r}", f"use one of {', '.join(_TRIGGERS)}")
     timeout_s = task.timeout_s
     if timeout_s is not None and not (_is_number(timeout_s) and timeout_s > 0):
-        raise fail(f"timeout_s is {timeout_s!r}", "give seconds, more than 0, or None")
+        raise fail(f"timeout_s is {timeout_s!r}", "it must be a positive number, of seconds, or None")
     memory_mb = task.memory_mb
     if memory_mb is not None and not (_is_int(memory_mb) and memory_mb > 0):
-        raise fail(f"memory_mb is {memory_mb!r}", "give whole MiB, more than 0, or None")
+        raise fail(f"memory_mb is {memory_mb!r}", "it must be a positive whole number, of MiB, or None")
     if memory_mb is not None and pool != "process":
         raise fail(
             "memory_mb without pool = 'process'", "only a worker process can be held to a limit: set pool = 'process'"
@@ -212,7 +228,7 @@ def spec_of(task: type[Task]) -> Spec:
     if not isinstance(task.uses, Mapping) or not all(
         isinstance(name, str) and _is_int(amount) and amount > 0 for name, amount in task.uses.items()
     ):
-        raise fail(f"uses is {task.uses!r}", "give names of LIMITS with whole numbers above 0, as in {'gpu': 1}")
+        raise fail(f"uses is {task.uses!r}", "it must give names of LIMITS positive whole numbers, as in {'gpu': 1}")
     return Spec(
         cls=f"{task.__module__}:{task.__qualname__}",
         label=task.label,
@@ -284,7 +300,9 @@ def _retry(retries: Any, fail: Any) -> Retry:
             jitter=retries.jitter,
         )
     if not _is_int(retries) or retries < 0:
-        raise fail(f"retries is {retries!r}", "give Retry(…) or the number of retries, 0 or more")
+        raise fail(
+            f"retries is {retries!r}", "it must be a Retry(…), or the number of retries: 0 or a positive whole number"
+        )
     return Retry(attempts=retries + 1) if retries else NO_RETRY
 
 

@@ -212,7 +212,7 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
     timeout_s: Any = options.get("timeout_s")
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if timeout_s is not None and not (is_number and timeout_s > 0):
-        raise OptionError("timeout_s", f"{timeout_s!r} is no time", "give seconds, more than 0")
+        raise OptionError("timeout_s", f"{timeout_s!r} must be a positive number", "give seconds")
     _check_kinds(options)
     for name, allowed in (("pool", ("thread", "process")), ("on_failure", ("drain", "continue", "cancel"))):
         value: Any = options.get(name)
@@ -257,4 +257,8 @@ def check_concurrency(concurrency: Any) -> None:
     if concurrency is not None and (
         not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
     ):
-        raise OptionError("concurrency", f"{concurrency!r} is no number of tasks", "give a whole number, 1 or more")
+        raise OptionError(
+            "concurrency",
+            f"{concurrency!r} must be a positive whole number",
+            "give the number of tasks that may run at once",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +60,9 @@ class TaskRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last value of each metric, by name."""
-        return {each.name: each.value for each in self.emissions if isinstance(each, Metric)}
+        """The last value of each metric, by name; NaN for one that is recorded as null."""
+        told = [each for each in self.emissions if isinstance(each, Metric)]
+        return {each.name: math.nan if each.value is None else each.value for each in told}
 
     @property
     def progress(self) -> list[tuple[float, float]]:

@@ -90,7 +90,7 @@ def test_graph_as_text_is_the_authors_tree(shop: Console) -> None:
         class MapDAG(DAG): tasks = {A: (), B: A, C(n=1): (A, B)}
         """,
     )
-    assert shop("graph", "pipe.py:SeqDAG").returncode == 2  # c[n=2] stands twice
+    assert shop("graph", "pipe.py:SeqDAG").returncode == 2  # c[n=2] appears twice
     shop.write("pipe.py", (shop.folder / "pipe.py").read_text().replace("C(n=2)", "C(n=77, id='odd one')"))
     assert shop("graph", "pipe.py:SeqDAG").stdout.splitlines() == [
         "seqdag",

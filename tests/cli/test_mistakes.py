@@ -22,7 +22,7 @@ from console_calls import Console
         (("run", "train", "--task"), "'--task' requires an argument"),
         (("run", "train", "-c", "many"), "invalid value for '--concurrency' / '-c'"),
         (("run", "train", "-c", "0"), "invalid value for '--concurrency' / '-c'"),
-        (("run", "train", "--timeout", "0"), "--timeout: 0 is no time; give seconds, more than 0"),
+        (("run", "train", "--timeout", "0"), "--timeout: 0 must be a positive number; give seconds"),
         (
             ("run", "train", "--pool", "proces"),
             "--pool: 'proces' is not one of thread, process; did you mean 'process'",

@@ -256,10 +256,10 @@ async def test_ids_of_runs_sort_by_time(go: Go) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"concurrency": 0}, "concurrency: 0 is no number of tasks"),
+        ({"concurrency": 0}, "concurrency: 0 must be a positive whole number"),
         ({"concurrency": True}, "concurrency"),
         ({"concurrency": "4"}, "concurrency"),
-        ({"timeout_s": 0}, "timeout_s: 0 is no time"),
+        ({"timeout_s": 0}, "timeout_s: 0 must be a positive number"),
         ({"timeout_s": "1"}, "timeout_s"),
         ({"pool": "threads"}, "did you mean 'thread'?"),
         ({"on_failure": "continu"}, "did you mean 'continue'?"),
@@ -271,7 +271,7 @@ async def test_ids_of_runs_sort_by_time(go: Go) -> None:
         ({"sinks": [3]}, "not a sink"),
         ({"sinks": 3}, "sinks: 3 is not a list; give a list of sinks"),
         ({"sinks": print}, "as in sinks=[print]"),
-        ({"timeout_s": True}, "timeout_s: True is no time"),
+        ({"timeout_s": True}, "timeout_s: True must be a positive number"),
         ({"run_id": 3}, "run_id: 3 is not text"),
         ({"from_task": 3}, "from_task: 3 is not text; give a task's id or label"),
         ({"tasks": 3}, "tasks: 3 does not name tasks"),

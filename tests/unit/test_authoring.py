@@ -456,8 +456,8 @@ class Rewound(Work):
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "a circle": ({Load: Fit, Clean: Load, Fit: Clean, Score: Fit}, "in a circle: 'load' -> 'fit' -> 'clean' -> 'load'"),
-    "a task after itself": ({Load: Load}, "in a circle: 'load' -> 'load'"),
+    "a cycle": ({Load: Fit, Clean: Load, Fit: Clean, Score: Fit}, "form a cycle: 'load' -> 'fit' -> 'clean' -> 'load'"),
+    "a task after itself": ({Load: Load}, "form a cycle: 'load' -> 'load'"),
     "an unknown dependency": (
         {Load: (), Fit: (Load, Rewound)},
         "'fit' depends on 'rewound', which is not in the mapping",
@@ -466,16 +466,16 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         {Train(region="eu"): (), Fit: Train(region="us")},
         """depends on 'train' ({"region":"us","fold":3}), which is not""",
     ),
-    "a key twice": ({Load: (), "Load": ()}, "'load' stands twice"),
-    "an instance twice": ({Train(region="eu"): (), Train(region="eu"): ()}, "stands twice; give one an id of its own"),
+    "a key twice": ({Load: (), "Load": ()}, "'load' appears twice"),
+    "an instance twice": ({Train(region="eu"): (), Train(region="eu"): ()}, "appears twice; give one an id of its own"),
     "a group in a mapping": ({parallel(Load, Fit): ()}, "cannot be parallel, each or a sequence"),
     "a group as a dependency": ({Load: (), Fit: (parallel(Load),)}, "is not a task"),
-    "an id twice": ((Load, Fit, Load), "task 'load': stands twice in the DAG; give one an id"),
-    "two with one id": ((Load(id="x"), Fit(id="x")), "task 'x': stands twice"),
-    "an id twice by each": ((each(Train, region=["eu", "eu"]),), "stands twice"),
+    "an id twice": ((Load, Fit, Load), "task 'load': appears twice in the DAG; give one an id"),
+    "two with one id": ((Load(id="x"), Fit(id="x")), "task 'x': appears twice"),
+    "an id twice by each": ((each(Train, region=["eu", "eu"]),), "appears twice"),
     "two that ask with one name": (
         (each(Train, region=regions), each(Train, region=regions_later)),
-        "task 'each-train': stands twice in the DAG; let one callable return all values",
+        "task 'each-train': appears twice in the DAG; let one callable return all values",
     ),
     "no tasks": ((), "has no tasks"),
     "no tasks but empty groups": ((each(Train, region=[]), ()), "has no tasks"),
@@ -508,7 +508,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "each over a callable and a chain": ((each((Train, Score), region=regions),), "repeats 'score'"),
     "each of what has a value": ((each(Train(region="eu"), region=["us"]),), "which 'train' has a value for already"),
-    "each of one id": ((each(Train(id="one"), region=["eu", "us"]),), "repeats the id 'one'; leave the id away"),  # type: ignore[call-arg]
+    "each of one id": ((each(Train(id="one"), region=["eu", "us"]),), "repeats the id 'one'; remove the id"),  # type: ignore[call-arg]
     "each over a class": ((each(Train, region=Load),), "is the class Load"),
     "each over a callable with arguments": ((each(Train, region=compact),), "takes arguments (value)"),
     "each over a callable in each": (
@@ -541,7 +541,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "uses in words": ((task(uses="gpu"),), "uses is 'gpu'"),
     "uses that are true": ((task(uses={"gpu": True}),), "uses is"),
     "retries below nothing": ((task(retries=-1),), "retries is -1"),
-    "retries in words": ((task(retries="3"),), "give Retry(…) or the number of retries"),
+    "retries in words": ((task(retries="3"),), "it must be a Retry(…), or the number of retries"),
     "retries on what is no exception": (
         (task(retries=Retry(on=("ConnectionError",))),),
         "Retry.on has 'ConnectionError'",
@@ -634,7 +634,7 @@ def test_long_values_are_cut_in_messages() -> None:
     assert len(told) < 400
 
 
-def test_a_long_circle_is_found_at_once() -> None:
+def test_a_long_cycle_is_found_at_once() -> None:
     chain = [type(f"T{number}", (Work,), {}) for number in range(3000)]
     told = error_of(dict(zip(chain, [chain[-1], *chain], strict=False)))
     assert told.count(" -> ") == 3000
@@ -720,5 +720,76 @@ def test_one_class_is_enough_for_what_is_worth_another_attempt() -> None:
 @pytest.mark.parametrize("wrong", [{"attempts": "3"}, {"attempts": 2.5}, {"wait_s": "1"}, {"jitter": True}])
 def test_a_policy_of_what_is_no_number_says_what_it_was_given(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"Retry wants a whole number of attempts .* {name}={value!r}"):
+    with pytest.raises(ValueError, match=f"attempts must be a positive whole number.* {name}={value!r}"):
         Retry(**wrong)
+
+
+# ---- attributes that look like gluepy's
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        (
+            {"retry": 3},
+            "retry = 3 means nothing to gluepy; did you mean retries? (if it is your own, annotate it: retry:",
+        ),
+        ({"timeout": 5}, "did you mean timeout_s?"),
+        ({"memory": 100}, "did you mean memory_mb?"),
+        ({"retires": 2}, "did you mean retries?"),
+        ({"output": ("a.csv",)}, "did you mean outputs?"),
+        ({"use": {"gpu": 1}}, "did you mean uses?"),
+        ({"name": "train"}, "did you mean label?"),
+        ({"triger": "all_done"}, "did you mean trigger?"),
+        ({"retry_delay": 3}, "did you mean retries = Retry(attempts=…, wait_s=…)?"),
+        ({"requires": Load}, "requires = Load means nothing to gluepy; the DAG's `tasks` say what a task comes after"),
+        ({"depends_on": ["load"]}, "the DAG's `tasks` say what a task comes after"),
+    ],
+)
+def test_an_attribute_that_looks_like_one_of_a_task_is_refused(attributes: dict[str, Any], told: str) -> None:
+    assert told in error_of((task(**attributes),))
+    assert told in error_of((type("Child", (task(**attributes),), {}),))
+
+
+class Polite:
+    """A mixin with a time-out of its own."""
+
+    timeout = 10
+
+
+def uses_its_timeout(self: Any) -> None:
+    """Reads it in a function inside."""
+    print([self.timeout for _ in ()])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        task(retry_url="http://…", users=["eu"], labels=["x"], columns=["a"], inputs_dir="raw", _retry=3),
+        task(timeout=lambda self: 5, requires=classmethod(lambda cls: ()), output=property(lambda self: "x")),
+        task(timeout=5, __annotations__={"timeout": ClassVar[int]}),
+        task(timeout=5, __annotations__={"timeout": int}),
+        with_run(uses_its_timeout, timeout=5),
+        task(timeout=5, wait=property(lambda self: self.timeout)),
+        type("Mixed", (Polite, Work), {"timeout": 20}),
+        task(name=3, retry="never", output=None),
+    ],
+)
+def test_an_attribute_of_somebodys_own_is_his_business(kind: type[Task]) -> None:
+    assert list(graph_of((kind(),)).index)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({"name": "train"}, "name = 'train' means nothing to gluepy; did you mean label?"),
+        ({"taks": (Load,), "tasks": None}, "did you mean tasks?"),
+        ({"retries": 3}, "retries = 3 means nothing in a DAG; write it in the classes of its tasks"),
+        ({"timeout_s": 3}, "timeout_s = 3 means nothing in a DAG"),
+    ],
+)
+def test_an_attribute_that_looks_like_one_of_a_dag_is_refused(attributes: dict[str, Any], told: str) -> None:
+    with pytest.raises(DagError) as caught:
+        compile_dag(type("Sample", (DAG,), {"tasks": (Load,), **attributes}))
+    assert told in str(caught.value)
+    assert compile_dag(type("Sample", (DAG,), {"tasks": (Load,), "schedule": "daily", "owner": "me"}))

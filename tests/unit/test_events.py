@@ -137,7 +137,7 @@ def test_fields_have_the_names_of_the_contract() -> None:
         "run.failed": [*header, *over, "failed", "reason", "output_dropped"],
         "run.cancelled": [*header, *over, "output_dropped"],
         "task.started": [*about, "max_attempts", *at, "host", "pid", "queued_s"],
-        "task.finished": [*about, *at, "duration_s", *where, "max_attempts"],
+        "task.finished": [*about, *at, "duration_s", *where, "max_attempts", "warning"],
         "task.failed": [*about, "max_attempts", *at, "duration_s", *error],
         "task.retrying": [*about, "max_attempts", *at, "duration_s", "delay_s", *error],
         "task.skipped": [*about, "reason", "why", "duration_s"],

@@ -130,9 +130,9 @@ def test_a_mapping_keeps_its_dependencies_and_ends_in_what_nothing_needs() -> No
 
 
 def test_an_id_that_stands_twice_is_refused() -> None:
-    with pytest.raises(DagError, match="task 'a': stands twice"):
+    with pytest.raises(DagError, match="task 'a': appears twice"):
         graph_of(Seq((A, A)))
-    with pytest.raises(DagError, match="task 'each-p': stands twice in the DAG; let one callable"):
+    with pytest.raises(DagError, match="task 'each-p': appears twice in the DAG; let one callable"):
         graph_of(Seq((ask(P), ask(Q))))
 
 
@@ -244,7 +244,7 @@ def test_a_clash_is_told_and_leaves_the_graph_as_it_was() -> None:
     before = shape(graph)
     clash = graph.clash(node, rows(3))
     assert clash is not None
-    assert "task 'p[x=1]': stands twice" in str(clash)
+    assert "task 'p[x=1]': appears twice" in str(clash)
     assert shape(graph) == before
     assert graph.clash(node, [[5], [6]]) is None
     assert shape(graph) == before

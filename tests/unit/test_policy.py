@@ -52,7 +52,7 @@ def test_a_wait_beyond_all_numbers_is_the_most() -> None:
     [{"attempts": 0}, {"wait_s": -1.0}, {"factor": 0.0}, {"max_wait_s": -1.0}, {"jitter": 1.5}, {"jitter": -0.1}],
 )
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="Retry wants"):
+    with pytest.raises(ValueError, match="attempts must be a positive whole number"):
         Retry(**wrong)
 
 
