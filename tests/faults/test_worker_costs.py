@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from textwrap import dedent
 
 import anyio
@@ -174,3 +175,71 @@ async def test_a_call_that_never_had_a_worker_cost_nothing() -> None:
 )
 def test_sizes_are_said_as_people_say_them(mb: float, said: str) -> None:
     assert size(mb) == said
+
+
+LEFT = {
+    "global": "import sys; sys.left = bytearray(b'x') * (300 << 20)",
+    "cycle": "cycle = [bytearray(b'x') * (300 << 20)]; cycle.append(cycle)",
+    "freed": "blocks = [bytearray(100_000) for _ in range(3000)]; pins = [object() for _ in range(9)]; del blocks",
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+async def test_what_an_earlier_call_has_left_in_memory_is_not_the_next_calls(left: str) -> None:
+    hold = HOLD.format(mb=50) + "import time; time.sleep(0.1)\n"
+    async with WorkerPool() as pool:
+        pid = (await call(pool, LEFT[left])).pid
+        limited = await call(pool, hold, memory_mb=120)
+        free = await call(pool, hold)
+        short = await call(pool)
+        with pytest.raises(WorkerLost) as caught:
+            await call(pool, hold + DIE)
+    assert limited.pid == free.pid == short.pid == caught.value.pid == pid
+    assert caught.value.peak_rss_mb is not None
+    for peak_mb in (limited.peak_rss_mb, free.peak_rss_mb, caught.value.peak_rss_mb):
+        assert 50 < peak_mb < 100
+    assert short.peak_rss_mb < 40
+
+
+async def test_a_call_is_held_to_its_limit_also_after_others_have_left_much() -> None:
+    async with WorkerPool() as pool:
+        await call(pool, LEFT["global"])
+        with pytest.raises(WorkerLost, match=r"killed at \d\d\d MB, more than its memory_mb = 120") as caught:
+            await call(pool, HOLD.format(mb=150) + STAY, memory_mb=120)
+    assert caught.value.peak_rss_mb is not None
+    assert 120 < caught.value.peak_rss_mb < 250
+
+
+async def test_pages_of_mapped_files_are_not_memory_of_a_call(tmp_path: Path) -> None:
+    file = tmp_path / "large"
+    with file.open("wb") as large:
+        large.truncate(300 << 20)
+    source = f"""
+        import mmap, os, time
+        with open({str(file)!r}, "rb") as large, mmap.mmap(large.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+            touched = sum(pages[at] for at in range(0, len(pages), mmap.PAGESIZE))
+            time.sleep(0.1)
+        """
+    heard = Heard()
+    async with WorkerPool() as pool:
+        limited, free = await call(pool, source, memory_mb=150), await call(pool, source)
+        async with calling(pool, dedent(source) + "print(1, flush=True)" + STAY, heard):
+            await heard.numbers(1)
+    (killed,) = heard.killed
+    for peak_mb in (limited.peak_rss_mb, free.peak_rss_mb, killed.peak_rss_mb):
+        assert peak_mb is not None
+        assert peak_mb < 60
+
+
+async def test_shared_memory_of_a_call_counts() -> None:
+    source = "import mmap\nblock = mmap.mmap(-1, 200 << 20)\nfor _ in range(200): block.write(b'x' * (1 << 20))\n"
+    async with WorkerPool() as pool:
+        with pytest.raises(WorkerLost, match="more than its memory_mb = 120"):
+            await call(pool, source + STAY, memory_mb=120)
+
+
+async def test_garbage_is_collected_and_freed_memory_given_back_after_a_call() -> None:
+    async with WorkerPool() as pool:
+        for left in ("cycle", "freed"):
+            pid = (await call(pool, LEFT[left])).pid
+            assert psutil.Process(pid).memory_info().rss < 100 << 20, left

@@ -19,6 +19,7 @@ everything. The worker's stdout and stderr are pipes that the driver reads.
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import marshal
 import os
@@ -43,19 +44,24 @@ if TYPE_CHECKING:
 FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
 HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
 REFUSED = b"X"  # whatever call comes next, or has come meanwhile: the latest changed the process for good
-GREETING = struct.Struct("!id")  # the body of HELLO: process id, CPU seconds so far
+# The body of HELLO: process id, CPU seconds so far, MB of mapped files.
+GREETING = struct.Struct("!idd")
 # Heads the body of RETURNED and FAILED. Of the call: cpu_s, peak_rss_mb, left something behind, printed something that
-# was not read yet. Of the worker until now, for the case that the next call kills it: CPU seconds, MB of its largest
-# child.
-REPLY = struct.Struct("!dd??dd")
+# was not read yet. Of the worker until now, for what can be told of the next call: CPU seconds, MB of its largest
+# child, of what calls have left in its memory, and of mapped files.
+REPLY = struct.Struct("!dd??dddd")
 
-# Kind, wait status, MB of the worker or of its largest child, MB of the worker's tree, CPU seconds of the worker.
-NOTE = struct.Struct("!ciddd")
-KILL, LIMIT = b"k", b"l"  # to the guard; LIMIT carries the MB that the tree may have, 0 for no limit
-RELAXED, ENDED, OVER = b"r", b"x", b"m"  # from the guard: no limit any more, the worker ended, it was killed for memory
+# Kind, wait status, MB of the worker or of its largest child, MB of the worker's tree, CPU seconds of the worker, MB of
+# files that the worker had mapped.
+NOTE = struct.Struct("!cidddd")
+# To the guard: look at the memory, which may be as many MB (0: no limit) besides what was there before; look no more.
+KILL, WATCH, RELAX = b"k", b"w", b"r"
+RELAXED, ENDED, OVER = b"r", b"x", b"m"  # from the guard: what it saw, the worker ended, it was killed for memory
 
 REMEMBERED = 4  # shared payloads that a worker keeps; the driver counts along
 WATCH_S = 0.02  # between two looks at the memory of a limited call
+LONGEST_WATCH_S = 0.2  # of one without a limit, at most
+SMALL_MB = 16  # of memory: not worth a search for garbage
 
 PIECE = 65536
 NOTHING = bytes(4)  # as an int of the kernel's
@@ -119,33 +125,38 @@ def _guard(worker: int, life: int, driver: int) -> NoReturn:
             poller.register(orphaned, select.POLLIN)
         except OSError:
             pass
-    limit = peak = 0.0
+    limit = earlier = peak = files = pause_s = 0.0
+    watching = False
     kind, doomed = ENDED, os.getppid() != driver
     while not doomed:
         status = _reap(worker)
         if status is not None:
             break
-        if limit:
-            peak = max(peak, _resident_mb(limit))
-            if peak > limit:
+        if watching:
+            own, mapped = _memory_mb(worker)
+            files = max(files, mapped)
+            peak = max(peak, (_tree_mb(limit + earlier) if limit else own) - earlier)
+            if limit and peak > limit:
                 kind, doomed = OVER, True
                 continue
-        for descriptor, _ in poller.poll(WATCH_S * 1000 if limit else None):
+            pause_s = WATCH_S if limit else min(pause_s * 1.25, LONGEST_WATCH_S)
+        for descriptor, _ in poller.poll(pause_s * 1000 if watching else None):
             if descriptor == woken:
                 os.read(woken, PIECE)
             elif descriptor == orphaned:
                 doomed = True
             else:
                 order = _order(life)
-                if order[:1] != LIMIT:
+                watching = order[:1] == WATCH
+                if watching:
+                    limit, earlier = NOTE.unpack(order)[2:4]
+                    pause_s = 0.005
+                elif order[:1] == RELAX:
+                    _tell(life, NOTE.pack(RELAXED, 0, 0.0, peak, 0.0, files))
+                else:
                     doomed = True
                     continue
-                limit = NOTE.unpack(order)[2]
-                if limit:
-                    peak = 0.0
-                else:
-                    _tell(life, NOTE.pack(RELAXED, 0, 0.0, peak, 0.0))
-                    peak = 0.0
+                peak = files = 0.0
     else:
         status = None
     _kill(os.killpg, worker)
@@ -153,7 +164,7 @@ def _guard(worker: int, life: int, driver: int) -> NoReturn:
         _kill(os.kill, worker)  # it may have changed its group
         status = os.wait4(worker, 0)[1:]
     used = status[1]
-    _tell(life, NOTE.pack(kind, status[0], _megabytes(used.ru_maxrss), peak, _seconds(used)))
+    _tell(life, NOTE.pack(kind, status[0], _megabytes(used.ru_maxrss), peak, _seconds(used), files))
     while True:
         # Only direct children are killed: their ids cannot be somebody else's. The death of each hands us its own.
         for child in _children(os.getpid()):
@@ -222,8 +233,8 @@ def _stat(pid: int) -> list[bytes]:
         return []
 
 
-def _resident_mb(limit: float) -> float:
-    """Resident memory of all that runs below the guard, in MB.
+def _tree_mb(limit: float) -> float:
+    """Memory of all that runs below the guard, in MB, but for mapped files.
 
     Beyond `limit`, pages that several of them share (after a fork) are counted once, which takes a closer look.
     """
@@ -234,24 +245,35 @@ def _resident_mb(limit: float) -> float:
     tree = _children(os.getpid())
     for pid in tree:
         tree.extend(_children(pid))
-    total = sum(map(_rss_mb, tree))
+    total = sum(_memory_mb(pid)[0] for pid in tree)
     return total if total <= limit or len(tree) < 2 else sum(map(_share_mb, tree))
 
 
-def _rss_mb(pid: int) -> float:
+def _memory_mb(pid: int) -> tuple[float, float]:
+    """Memory of the process that is its own or shared, and files that it has mapped, in MB."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
-    except (OSError, IndexError):
-        return 0.0
+        with open(f"/proc/{pid}/status", "rb") as file:
+            found = _kilobytes(file.read(), b"RssAnon:", b"RssShmem:", b"RssFile:")
+        return (found[0] + found[1]) / 1024, found[2] / 1024
+    except OSError:
+        return 0.0, 0.0
 
 
 def _share_mb(pid: int) -> float:
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) / 1024
+            found = _kilobytes(file.read(), b"Pss_Anon:", b"Pss_Shmem:")
     except OSError:  # it has ended, or is another user's, or the kernel is old
-        return _rss_mb(pid)
+        found = [0]
+    return sum(found) / 1024 or _memory_mb(pid)[0]
+
+
+def _kilobytes(text: bytes, *names: bytes) -> list[int]:
+    found = []
+    for name in names:
+        _, is_there, rest = text.partition(b"\n" + name)
+        found.append(int(rest[:32].split()[0]) if is_there else 0)
+    return found
 
 
 def _megabytes(maxrss: int) -> float:
@@ -359,12 +381,20 @@ class _Server:
             self.high_water = os.open("/proc/self/clear_refs", os.O_WRONLY)
         except OSError:
             pass  # the high-water mark is then that of the worker's whole life
+        self.pages, self.page_mb = -1, os.sysconf("SC_PAGE_SIZE") / MB
+        try:
+            self.pages = os.open("/proc/self/statm", os.O_RDONLY)
+        except OSError:
+            pass
+        self.trim = getattr(libc, "malloc_trim", None)
+        self.clean_mb, self.files_mb = self._resident()
+        self.rest_mb = self.clean_mb
         self.shared: dict[str, bytes] = {}
         self.entries: dict[str, Entry] = {}
         self.control = control
 
     def serve(self) -> NoReturn:
-        self.control.send(HELLO, GREETING.pack(self.pid, time.process_time()))
+        self.control.send(HELLO, GREETING.pack(self.pid, time.process_time(), self.files_mb))
         as_it_was = True
         while True:
             call = self.control.receive()
@@ -430,6 +460,7 @@ class _Server:
         except BaseException as error:  # every way out of a call is a reply: the driver must never have to guess
             self._put_right()  # again: this error may be that of a signal handler which broke off the first time
             kind, body = FAILED, _described(phase, error)
+        peak_mb = self._tidy_up(_megabytes(below.ru_maxrss))
         self._flush()
         if os.getpid() != self.pid:  # a child that the call forked, and that came back from it
             os._exit(0 if kind == RETURNED else 1)
@@ -437,13 +468,11 @@ class _Server:
             running = False
         own_after, below_after = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
         cpu_s = _seconds(own_after) + _seconds(below_after)
-        peak = own_after.ru_maxrss
-        if below_after.ru_maxrss > below.ru_maxrss:
-            peak = max(peak, below_after.ru_maxrss)
         left = phase == "prepare" or self._left_something()
         before = _seconds(own) + _seconds(below)
         facts = REPLY.pack(
-            *(cpu_s - before, _megabytes(peak), left, self._is_unread(), cpu_s, _megabytes(below_after.ru_maxrss))
+            *(cpu_s - before, peak_mb, left, self._is_unread(), cpu_s, _megabytes(below_after.ru_maxrss)),
+            *(self.rest_mb - self.clean_mb, self.files_mb),
         )
         self.control.send(kind, facts + body)
 
@@ -468,6 +497,31 @@ class _Server:
             return self.state.restore()
         except BaseException:  # also of a signal handler of the call
             return False
+
+    def _resident(self) -> tuple[float, float]:
+        """Memory that is the worker's own, and files that it has mapped, in MB."""
+        if self.pages < 0:
+            return 0.0, 0.0
+        _, resident, shared, *_ = os.pread(self.pages, 128, 0).split()
+        return (int(resident) - int(shared)) * self.page_mb, int(shared) * self.page_mb
+
+    def _tidy_up(self, largest_child_mb: float) -> float:
+        """The most memory that the call had, in MB, without what others had left. Then free what can be freed."""
+        earlier_mb, files_mb = self.rest_mb - self.clean_mb, self.files_mb
+        self.rest_mb, self.files_mb = self._resident()
+        peak_mb = most_mb = _megabytes(self.getrusage(self.SELF).ru_maxrss)
+        if self.pages >= 0:
+            peak_mb = max(self.rest_mb, most_mb - max(files_mb, self.files_mb))
+        child_mb = _megabytes(self.getrusage(self.CHILDREN).ru_maxrss)
+        if child_mb > max(largest_child_mb, most_mb):  # a child begins with what the worker had
+            peak_mb = max(peak_mb, child_mb)
+        if self.rest_mb > earlier_mb + self.clean_mb + SMALL_MB:
+            gc.collect()
+            if self.trim is not None:
+                self.trim(0)
+            self.rest_mb, self.files_mb = self._resident()
+        self.rest_mb = max(self.rest_mb, self.clean_mb)
+        return max(0.0, peak_mb - earlier_mb)
 
     def _flush(self) -> None:
         """Bring into the pipes what was printed, so that the driver finds it there when it has read the reply."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import os
 import selectors
 import sys
@@ -49,8 +50,10 @@ class Conversation:
 
     call: Call  # the one that it is at, or the latest
 
-    def __init__(self, number: int, grace_s: float, signal: Callable[[], Signal], oom: OomKills) -> None:
-        self.number, self._oom = number, oom
+    def __init__(
+        self, number: int, grace_s: float, signal: Callable[[], Signal], oom: OomKills, on_begin: Callable[[], None]
+    ) -> None:
+        self.number, self._oom, self._on_begin = number, oom, on_begin
         self.process = WorkerProcess(f"process-{number}", grace_s)
         self.lines = {stream: _Text() for stream in ("stdout", "stderr")}
         self.last_words = ""  # what it printed before it was up
@@ -61,9 +64,12 @@ class Conversation:
         self.was_gone = False  # or of no use, before it could be told of its latest call
         self.idle_since = 0.0
         self._cpu_s = self._child_mb = 0.0  # of its whole life, at the end of its latest call
+        self._earlier_mb = self._files_mb = 0.0  # of what calls have left in its memory, and of mapped files
+        self._began = math.inf  # when its call did, while nobody looks at the memory
+        self._watched = False
         self._answer: Answer | None = None
         self._error: Exception | None = None  # of `on_line` or `on_message`
-        self._relaxed: float | None = None
+        self._relaxed: tuple[float, float] | None = None  # the most memory that was seen, and of mapped files
         self._hung_up = self._refused = False
         self._signal = signal
         self._news: tuple[Signal, Callable[[], bool]] | None = None  # what is waited for
@@ -127,7 +133,8 @@ class Conversation:
                     raise Ended
                 raise await self._how_it_ended()
             answer, self._answer = self._answer, None
-            if self.call.memory_mb is not None:
+            self._began = math.inf
+            if self._watched:
                 answer = await self._relaxed_after(answer)
             following = None
             if self.call.then is not None and answer.kind == far_end.RETURNED and not answer.left:
@@ -139,8 +146,10 @@ class Conversation:
         self.call, self.oom_kills = call, self._oom.lately()
         for stream, lines in self.lines.items():
             lines.begin(stream, call)
+        self._watched, self._began = False, time.monotonic()
         if call.memory_mb is not None:
-            self.process.order(far_end.LIMIT, call.memory_mb)
+            self._order_to_watch(call.memory_mb)
+        self._on_begin()
         self._unsent = self._requests.request(call)
         self.was_gone = not self._send() and self.process.pid > 0
         if self._unsent:
@@ -167,21 +176,41 @@ class Conversation:
             await self._until(lambda: self.process.end is not None)
         return Ended(self.process.end.note if self.process.end else b"", cut_off=True)
 
+    def watch(self, since: float) -> bool:
+        """Have its memory watched from now on if its call has begun before `since`. Returns whether it is at a call
+        that is not watched."""
+        if self._began < since:
+            self._order_to_watch(0)
+        return self._began < math.inf
+
+    def _order_to_watch(self, memory_mb: float) -> None:
+        self._watched, self._began = True, math.inf
+        self.process.order(far_end.WATCH, memory_mb, self._earlier_mb)
+
     async def _relaxed_after(self, answer: Answer) -> Answer:
-        """End the memory limit, and take account of the most that was seen."""
+        """Watch its memory no more, and take account of the most that was seen."""
         self._relaxed = None
-        self.process.order(far_end.LIMIT, 0.0)
+        before_mb = self._files_mb
+        self.process.order(far_end.RELAX)
         await self._until(lambda: self._relaxed is not None or self.process.end is not None)
-        seen_mb = self._relaxed or (self.process.end.tree_mb if self.process.end else 0.0)
+        seen_mb, files_mb = self._relaxed or (0.0, 0.0)
+        if self.process.end is not None and self._relaxed is None:
+            seen_mb, files_mb = self.process.end.tree_mb, self.process.end.files_mb
         reply = answer.reply
-        return answer._replace(reply=reply._replace(peak_rss_mb=max(reply.peak_rss_mb, seen_mb)))
+        # The kernel's high-water mark has mapped files in it, but knows of the shortest peak.
+        has_mapped = files_mb > before_mb + far_end.SMALL_MB
+        peak_mb = seen_mb if has_mapped else max(reply.peak_rss_mb, seen_mb)
+        return answer._replace(reply=reply._replace(peak_rss_mb=peak_mb))
 
     def used(self) -> Killed:
         """What its last call has used until the process ended."""
         process, end = self.process, self.process.end
         if end is None or not end.kind:
             return Killed(process.name, process.pid, None, None)
-        own_mb = end.own_mb if end.own_mb > self._child_mb else 0.0  # else it is that of an earlier call's child
+        own_mb = 0.0
+        if end.own_mb > self._child_mb and end.files_mb <= self._files_mb + far_end.SMALL_MB:
+            # else it is that of an earlier call's child, or has mapped files in it
+            own_mb = max(0.0, end.own_mb - self._files_mb - self._earlier_mb)
         cpu_s = round(max(0.0, end.cpu_s - self._cpu_s), 6)
         return Killed(process.name, process.pid, cpu_s, max(own_mb, end.tree_mb) or None)
 
@@ -255,14 +284,15 @@ class Conversation:
                 case far_end.MESSAGE:
                     self.call.on_message(body)
                 case far_end.HELLO:
-                    self.process.pid, self._cpu_s = GREETING.unpack(body)
+                    self.process.pid, self._cpu_s, self._files_mb = GREETING.unpack(body)
                 case far_end.REFUSED:
                     self._refused = True
                 case _:
                     self._take_answer(kind, body)
 
     def _take_answer(self, kind: bytes, body: bytes) -> None:
-        cpu_s, peak_mb, left, printed, self._cpu_s, self._child_mb = REPLY.unpack_from(body)
+        cpu_s, peak_mb, left, printed, self._cpu_s, self._child_mb, self._earlier_mb, files_mb = REPLY.unpack_from(body)
+        self._files_mb = max(files_mb, self._files_mb) if self._watched else files_mb
         process = self.process
         if printed:
             for pipe in process.pipes:
@@ -280,7 +310,8 @@ class Conversation:
         except OSError:
             note = b""
         if note[:1] == far_end.RELAXED:
-            self._relaxed = NOTE.unpack(note)[3]
+            _, _, _, seen_mb, _, files_mb = NOTE.unpack(note)
+            self._relaxed = seen_mb, files_mb
         elif note:
             self.process.end = Ended(note)
         else:  # the guard is gone

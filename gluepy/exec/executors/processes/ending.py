@@ -13,10 +13,10 @@ class Ended(Exception):
     means that it went on, but could not be heard any more."""
 
     def __init__(self, note: bytes = b"", cut_off: bool = False) -> None:
-        kind, status, own_mb, tree_mb, cpu_s = NOTE.unpack(note) if note else (b"", 0, 0.0, 0.0, 0.0)
+        kind, status, own_mb, tree_mb, cpu_s, files_mb = NOTE.unpack(note) if note else (b"", 0, 0.0, 0.0, 0.0, 0.0)
         super().__init__(kind, status)
         self.kind, self.note, self.cut_off = kind, note, cut_off
-        self.own_mb, self.tree_mb, self.cpu_s = own_mb, tree_mb, cpu_s
+        self.own_mb, self.tree_mb, self.cpu_s, self.files_mb = own_mb, tree_mb, cpu_s, files_mb
         code = os.waitstatus_to_exitcode(status) if kind and not cut_off else None
         self.exit_code = code if code is not None and code >= 0 else None
         self.signal = -code if code is not None and code < 0 else None

@@ -34,6 +34,8 @@ from gluepy.exec.executors.processes.results import (
 )
 from gluepy.loop import signals
 
+LONG_S = 0.01  # a call that takes longer has its memory watched
+
 
 def importing_main() -> bool:
     """Whether this process is a worker (ours or multiprocessing's) that is just importing the driver's main script.
@@ -66,6 +68,7 @@ class WorkerPool:
         self._open = False
         self._idle: deque[Conversation] = deque()
         self._workers: set[Conversation] = set()
+        self._calls_begin: anyio.Event | None = None  # set when one does, while nobody looks for long calls
         self._free_numbers: list[int] = []
         self._numbered = 0
 
@@ -86,6 +89,8 @@ class WorkerPool:
             group = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(group.cancel_scope.cancel)
             group.start_soon(self._retire)
+            if sys.platform == "linux":
+                group.start_soon(self._watch)
             self._stack = stack.pop_all()
         self._open = True
         return self
@@ -119,7 +124,8 @@ class WorkerPool:
 
         The worker has the driver's `sys.path`, `sys.argv`, working directory and environment; `main` also imports the
         driver's main script there as multiprocessing does, for functions and classes that live in it. With
-        `memory_mb`, the worker and all its descendants are watched, and killed when their resident memory exceeds it.
+        `memory_mb`, the worker and all its descendants are watched, and killed when their memory exceeds it: what is
+        their own or shared, not mapped files, nor what earlier calls have left in the worker.
 
         Raises `EntryFailed` when the function raises (`SystemExit` and `KeyboardInterrupt` too), `WorkerLost` when the
         worker dies, `ExecutorBroken` when none can be started. Cancellation kills the worker and all its descendants
@@ -173,7 +179,7 @@ class WorkerPool:
         else:
             self._numbered += 1
             number = self._numbered
-        worker = Conversation(number, self.grace_s, self._signal, self._oom)
+        worker = Conversation(number, self.grace_s, self._signal, self._oom, self._call_begins)
         self._workers.add(worker)
         return worker
 
@@ -198,6 +204,23 @@ class WorkerPool:
                 await self._remove(self._idle.popleft())
             next_s = self._idle[0].idle_since + self.idle_s - now if self._idle else self.idle_s
             await anyio.sleep(min(max(next_s, 0.01), 3600.0))
+
+    def _call_begins(self) -> None:
+        if self._calls_begin is not None:
+            self._calls_begin.set()
+
+    async def _watch(self) -> None:
+        """Have the memory watched of calls that are not over at once."""
+        looks = 0
+        while True:
+            since = time.monotonic() - LONG_S
+            unwatched = [worker.watch(since) for worker in self._workers]
+            looks = 0 if any(unwatched) else looks + 1
+            if looks * LONG_S > 1:
+                self._calls_begin = anyio.Event()
+                await self._calls_begin.wait()
+                self._calls_begin, looks = None, 0
+            await anyio.sleep(LONG_S)
 
     async def _kill_all(self) -> None:
         idle, self._idle = set(self._idle), deque()

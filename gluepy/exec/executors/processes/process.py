@@ -84,10 +84,10 @@ class WorkerProcess:
             with suppress(IndexError):
                 _close(owner.pop())
 
-    def order(self, kind: bytes, memory_mb: float = 0.0) -> None:
+    def order(self, kind: bytes, memory_mb: float = 0.0, earlier_mb: float = 0.0) -> None:
         """Tell the guard."""
         with suppress(OSError):
-            self.life.send(NOTE.pack(kind, 0, memory_mb, 0.0, 0.0))
+            self.life.send(NOTE.pack(kind, 0, memory_mb, earlier_mb, 0.0, 0.0))
 
     async def kill(self) -> None:
         """Kill the worker and all its descendants and return when they are gone. Shielded and bounded by `grace_s`."""

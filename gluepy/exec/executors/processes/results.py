@@ -35,9 +35,9 @@ class Reply(NamedTuple):
     """What a call returned, and where and how it ran.
 
     `cpu_s` is user and system time of the worker during the call, all threads, and of the children that ended and were
-    waited for in it. `peak_rss_mb` is the worker's own peak during the call (the kernel's high-water mark, set back at
-    its start; so what earlier calls left allocated counts), or that of the largest child that ended in it, if that is
-    more than any earlier child's; for a call with a memory limit also the largest sum that was seen while watching it.
+    waited for in it. `peak_rss_mb` is the most memory that the worker had during the call, without mapped files and
+    without what earlier calls had left, or that of the largest child that ended in it, if that is more; for a call with
+    a memory limit also the largest sum that was seen while watching it.
     """
 
     body: bytes
