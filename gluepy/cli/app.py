@@ -404,15 +404,29 @@ def runs(
 
 
 @app.command(short_help="Show how a run went.")
-def show(ctx: typer.Context, run: RunName = "latest", as_json: AsJson = False) -> None:
-    """Show how a run went: each task, its attempts, its time, its failure; metrics; a timeline; what to do next.
+def show(
+    ctx: typer.Context,
+    run: RunName = "latest",
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="Only this task, by id or label, and all of it.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a run went: its parameters; each task, its attempts, its time, its failure; metrics; a timeline.
+
+    Of very many tasks, those with one label are one row, and those that failed or that run have rows of their own.
 
     The timeline has a bar for each task, its critical path (what the run had to wait for), how long tasks worked and
-    waited for a slot, and what more concurrency would bring.
+    waited for a slot or a limit, and what more concurrency would bring.
+
+    \b
+      gluepy show latest
+      gluepy show latest 'fit[region=eu]'
     """
     from gluepy.cli.inspecting import show_run
 
-    raise typer.Exit(show_run(_invocation(ctx), run, as_json))
+    raise typer.Exit(show_run(_invocation(ctx), run, task, as_json))
 
 
 @app.command(short_help="Show how two runs differ.")

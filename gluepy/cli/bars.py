@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from gluepy.cli.text import cells, count, duration, fit, padded, printable, styled
+from gluepy.cli.text import cells, count, duration, fit, padded, printable, styled, waited_thing
 from gluepy.core.events import JSON
+from gluepy.core.forecast import Forecast
 from gluepy.core.state import FINISHED, State
-from gluepy.core.timeline import Bar, Timeline, with_more_slots
+from gluepy.core.timeline import Bar, Timeline, waited_for, with_more_slots
 
 _BARS = 40
 _WIDTH = 40
@@ -18,7 +20,7 @@ _PATH = 12  # tasks of the critical path
 _WORTH = 0.02  # of a run's time: what is less is nothing
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Shape:
     """What a run's timeline tells. `slots` is how many tasks it ran at a time, at most; `status` is the run's."""
 
@@ -48,7 +50,8 @@ class Shape:
                 }
                 for bar in timeline.bars
             ],
-            "forecast_s": {str(slots): round(seconds, 6) for slots, seconds in self._forecasts().items()},
+            "waited_for_s": {waited_thing(name): round(seconds, 6) for name, seconds in self._waited.items()},
+            "forecast_s": {str(slots): round(found.makespan_s, 6) for slots, found in self._forecasts().items()},
         }
 
     def text(self, colour: bool) -> Iterator[str]:
@@ -102,29 +105,44 @@ class Shape:
         attempts = count(len(timeline.bars), "attempt")
         line = f"{attempts}: {duration(timeline.working_s)} working"
         if timeline.waiting_s >= _WORTH * timeline.length_s:
-            line += f", {duration(timeline.waiting_s)} ready and waiting for a slot"
+            worth = [(name, seconds) for name, seconds in self._waited.items() if seconds >= _WORTH * timeline.length_s]
+            waited = [f"{duration(seconds)} ready and waiting for {waited_thing(name)}" for name, seconds in worth]
+            line = ", ".join([line, *waited])
         yield f"{line}; {count(self.slots, 'slot')} busy {min(busy, 1.0):.0%} of the time"
         forecasts = self._forecasts()
         if forecasts:
-            now, twice = forecasts[self.slots], forecasts[2 * self.slots]
+            now, twice = (forecasts[slots].makespan_s for slots in (self.slots, 2 * self.slots))
+            limit, limit_s = forecasts[2 * self.slots].narrowest
             if now - twice > _WORTH * now:
                 instead = f"{duration(twice)} instead of {duration(now)}"
                 yield f"with {2 * self.slots} at a time it would take about {instead}"
+            elif limit:
+                bound = f"what uses it takes {duration(limit_s)}, {self._limits()[limit]:,} at a time"
+                yield f"more concurrency would bring nothing: limit {printable(limit)} keeps it as long; {bound}"
             elif len(path) > 1:
                 yield "more concurrency would bring nothing: it is as long as its critical path"
 
-    def _forecasts(self) -> dict[int, float]:
-        """The seconds that a finished run would take, by how many tasks run at a time."""
+    @cached_property
+    def _waited(self) -> dict[str, float]:
+        """Where the time of waiting is worth telling, for what: the limits first."""
+        waited = waited_for(self.timeline, self.state, self.limits)
+        return {name: waited[name] for name in sorted(waited, key=lambda name: (not name, name))}
+
+    def _limits(self) -> dict[str, int]:
+        needed: dict[str, int] = {}
+        for spec in self.state.graph.specs:
+            for name, amount in spec.uses.items():
+                needed[name] = max(needed.get(name, 0), amount)
+        return {**needed, **self.limits}
+
+    def _forecasts(self) -> dict[int, Forecast]:
+        """How long a finished run would take, by how many tasks run at a time."""
         state = self.state
         ran = sum(status == FINISHED for status in state.status)
         if state.run != "finished" or ran < 2:
             return {}
-        needed: dict[str, int] = {}
-        for spec in state.graph.specs:
-            for name, amount in spec.uses.items():
-                needed[name] = max(needed.get(name, 0), amount)
-        simulated = with_more_slots(state, 1, {**needed, **self.limits})
-        return {slots: simulated(slots).makespan_s for slots in (self.slots, 2 * self.slots)}
+        simulated = with_more_slots(state, 1, self._limits())
+        return {slots: simulated(slots) for slots in (self.slots, 2 * self.slots)}
 
 
 def most_at_once(timeline: Timeline) -> int:

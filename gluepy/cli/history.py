@@ -9,8 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.text import (
     STYLE_OF,
@@ -156,10 +154,8 @@ def diff(invocation: Invocation, first: str, second: str, as_json: bool) -> int:
     settings = invocation.settings()
     stories = [Story(find_record(settings, run)) for run in (first, second)]
     told = [story.record_of() for story in stories]
-    contexts = [_flat(_context(story.record.context)) for story in stories]
-    masked = [
-        {name: settings.mask(name.rpartition(".")[2], value) for name, value in each.items()} for each in contexts
-    ]
+    contexts = [story.parameters(lambda _, value: value) for story in stories]
+    masked = [story.parameters(settings.mask) for story in stories]
     found: dict[str, JSON] = {
         "runs": [each["run_id"] for each in told],
         "run": _differences(*({name: each[name] for name in _ABOUT} for each in told)),
@@ -229,24 +225,6 @@ def _value(value: JSON) -> str:
 
 def _number(value: JSON, text: Any) -> str:
     return "–" if value is None else str(text(value))
-
-
-def _context(file: Path) -> dict[str, JSON]:
-    try:
-        values = msgspec.json.decode(file.read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _flat(values: Mapping[str, JSON], prefix: str = "") -> dict[str, JSON]:
-    flat: dict[str, JSON] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _differences(before: Mapping[str, JSON], after: Mapping[str, JSON]) -> dict[str, list[JSON]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 
 from gluepy.cli.bars import Shape, most_at_once
 from gluepy.cli.invocation import Invocation, NoProject
+from gluepy.cli.onetask import OneTask
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.story import Story, failure_text
 from gluepy.cli.text import (
@@ -27,7 +30,7 @@ from gluepy.cli.text import (
 from gluepy.conf.dags import Listed, find_dag, find_dags, list_dags
 from gluepy.core.events import JSON, Event, RunCancelled, RunFailed, RunFinished
 from gluepy.core.graph import slug_of
-from gluepy.core.timeline import timeline
+from gluepy.core.timeline import held_back, timeline
 from gluepy.errors import DagError, OptionError, did_you_mean
 from gluepy.exec.dag import compile_dag
 from gluepy.runs.log import LogReader
@@ -36,6 +39,7 @@ from gluepy.runtime.options import asking, meant
 
 FORMATS = ("text", "mermaid", "dot")
 _POLL_S = 0.2
+_WHOLE = 5  # tasks of one label that are shown whole
 
 
 def show_dags(invocation: Invocation, check: bool, as_json: bool) -> int:
@@ -107,20 +111,25 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
     return 0
 
 
-def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
+def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool) -> int:
     """`gluepy show`"""
     settings = invocation.settings()
     events: list[Event] = []
     story = Story(find_record(settings, run), events.append)
     told = timeline(events, story.state)
     slots = 1 if story.state.options.get("debug") else story.state.options.get("concurrency") or settings.CONCURRENCY
+    held = held_back(story.state, slots, settings.LIMITS) if story.status == "running" else {}
+    if task is not None:
+        _show_tasks(story, task, events, held, as_json)
+        return 0
     slots = max(slots, most_at_once(told))
+    parameters = story.parameters(settings.mask)
     shape = Shape(timeline=told, state=story.state, slots=slots, limits=settings.LIMITS, status=story.status)
     if as_json:
-        _say_json({**story.record_of(), "timeline": shape.record()})
+        _say_json({**story.record_of(held), "parameters": parameters, "timeline": shape.record()})
         return 0
     colour = wants_colour(sys.stdout)
-    say(*story.text(colour))
+    say(*story.text(colour, parameters, held))
     bars = list(shape.text(colour))
     if bars:
         say("", *bars)
@@ -130,6 +139,24 @@ def show_run(invocation: Invocation, run: str, as_json: bool) -> int:
     if story.status in ("failed", "cancelled", "interrupted"):
         say("", f"resume it with: {invocation.resume_command(story.record)}")
     return 0
+
+
+def _show_tasks(story: Story, task: str, events: list[Event], held: Mapping[int, str], as_json: bool) -> None:
+    graph = story.state.graph
+    wanted = set(meant(graph, story.state.dag, task, asking(graph))[0])
+    nodes = [node for node in story.nodes if node in wanted]
+    colour = wants_colour(sys.stdout)
+    if as_json:
+        tasks = {graph.id(node): OneTask(story, node, events, held).record() for node in nodes}
+        _say_json({"run_id": story.record.run_id, "tasks": tasks})
+    elif not nodes:
+        tell("it is not known yet: an `each` has still to find its values")
+    elif len(nodes) > _WHOLE:
+        say(*story.table_of(nodes, held, colour))
+        tell(f"to see all of one: gluepy show {story.record.run_id} {shlex.quote(graph.id(nodes[0]))}")
+    else:
+        for number, node in enumerate(nodes):
+            say(*([""] if number else ()), *OneTask(story, node, events, held).text(colour))
 
 
 def show_events(invocation: Invocation, run: str, follow: bool) -> int:
@@ -156,7 +183,8 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs`"""
     story = Story(find_record(invocation.settings(), run))
     graph, state = story.state.graph, story.state
-    nodes = list(graph.tasks()) if task is None else meant(graph, state.dag, task, asking(graph))[0]
+    wanted = set(story.nodes) if task is None else set(meant(graph, state.dag, task, asking(graph))[0])
+    nodes = [node for node in story.nodes if node in wanted]
     files = []
     for node in nodes:
         for attempt in range(1, state.attempt[node] + 1):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gluepy.cli.text import count, duration, printable
 from gluepy.core.events import JSON
-from gluepy.core.forecast import forecast
+from gluepy.core.forecast import Forecast, forecast
 from gluepy.core.graph import Graph
 from gluepy.core.scheduler import Selection
 from gluepy.runs.durations import Durations, typical
@@ -18,7 +18,8 @@ class Outlook:
     """A run's expected length in seconds: with each task's median duration, its shortest, its longest.
 
     `runs` is the number of earlier runs that it is learned from, `new` the number of `tasks` that none of them had, and
-    `finders` are the tasks that will add others, which are not counted.
+    `finders` are the tasks that will add others, which are not counted. `limit` is the named limit, if any, that keeps
+    the run longer than its critical path: for `limit_s` at least.
     """
 
     runs: int
@@ -29,6 +30,8 @@ class Outlook:
     least_s: float = 0.0
     most_s: float = 0.0
     critical_path_s: float = 0.0
+    limit: str = ""
+    limit_s: float = 0.0
 
     @classmethod
     def of(
@@ -47,26 +50,28 @@ class Outlook:
         likely = {node: usual if seconds is None else seconds for node, seconds in medians.items()}
         spread = {node: known.spread(*names[node]) or (usual, usual) for node in chosen}
 
-        def length_s(seconds: Mapping[int, float]) -> tuple[float, float]:
-            found = forecast(
+        def run(seconds: Mapping[int, float]) -> Forecast:
+            return forecast(
                 graph,
                 lambda node: seconds.get(node, 0.0),
                 concurrency=concurrency,
                 limits=limits,
                 selection=selection,
             )
-            return found.makespan_s, found.critical_path_s
 
-        typical_s, critical_path_s = length_s(likely)
+        found = run(likely)
+        limit, limit_s = found.narrowest
         return cls(
             runs=known.runs,
             tasks=len(chosen),
             new=new,
             finders=finders,
-            typical_s=typical_s,
-            least_s=length_s({node: least for node, (least, _) in spread.items()})[0],
-            most_s=length_s({node: most for node, (_, most) in spread.items()})[0],
-            critical_path_s=critical_path_s,
+            typical_s=found.makespan_s,
+            least_s=run({node: least for node, (least, _) in spread.items()}).makespan_s,
+            most_s=run({node: most for node, (_, most) in spread.items()}).makespan_s,
+            critical_path_s=found.critical_path_s,
+            limit=limit,
+            limit_s=limit_s,
         )
 
     def record(self) -> dict[str, JSON]:
@@ -79,6 +84,8 @@ class Outlook:
                 "at_most_s": round(self.most_s, 6),
                 "critical_path_s": round(self.critical_path_s, 6),
             }
+            if self.limit:
+                told |= {"limit": self.limit, "limit_s": round(self.limit_s, 6)}
         return told
 
     def text(self) -> Iterator[str]:
@@ -90,7 +97,10 @@ class Outlook:
         sure = around if self.runs > 1 else "a guess"
         learned = f"learned from {count(self.runs, 'earlier run')}"
         yield f"expected to take about {duration(self.typical_s)}; {sure}, {learned}"
-        if self.critical_path_s < self.typical_s:
+        if self.limit:
+            least = f"at least {duration(self.limit_s)} however many tasks run at a time"
+            yield f"{least}, for limit {printable(self.limit)}"
+        elif self.critical_path_s < self.typical_s:
             yield f"at least {duration(self.critical_path_s)} however many tasks run at a time"
         if self.new:
             yield f"{self.new:,} of {count(self.tasks, 'task')} never ran before: each counts as a typical one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from gluepy.cli.text import count, printable, table
@@ -57,10 +58,21 @@ class Plan:
         for number, wave in enumerate(self.waves, start=1):
             yield ""
             yield f"wave {number}: {count(len(wave), 'task')}"
-            shown = wave if len(wave) <= _SHOWN else wave[: _SHOWN - 1]
-            yield from table(((printable(graph.id(node)), self._facts(node)) for node in shown), "  ")
-            if len(shown) < len(wave):
-                yield f"  … and {len(wave) - len(shown):,} more"
+            rows = [(printable(graph.id(node)), self._facts(node)) for node in wave]
+            if len(wave) > _SHOWN:  # by label: what they are is alike
+                sizes = Counter(graph.spec(node).label for node in wave)
+                first = {graph.spec(node).label: node for node in reversed(wave)}
+                rows = [
+                    (
+                        f"{printable(label)} × {size:,}" if size > 1 else printable(graph.id(first[label])),
+                        self._facts(first[label]),
+                    )
+                    for label, size in sizes.items()
+                ]
+            shown = rows if len(rows) <= _SHOWN else rows[: _SHOWN - 1]
+            yield from table(shown, "  ")
+            if len(shown) < len(rows):
+                yield f"  … and {count(len(rows) - len(shown), 'more label' if len(wave) > _SHOWN else 'more task')}"
 
     def _task(self, node: int) -> dict[str, JSON]:
         graph = self.compiled.graph

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
 
 from gluepy.cli.text import (
     STYLE_OF,
@@ -20,12 +27,15 @@ from gluepy.cli.text import (
     printable_block,
     styled,
     table,
+    waited_thing,
 )
 from gluepy.clock import seconds_of
 from gluepy.core import events as e
 from gluepy.core.events import JSON
-from gluepy.core.state import BLOCKED, FAILED, RUNNING, SKIPPED, STATUS
+from gluepy.core.graph import compact
+from gluepy.core.state import BLOCKED, FAILED, FINISHED, RETRYING, RUNNING, SKIPPED, STATUS
 from gluepy.errors import TaskError
+from gluepy.runs.durations import typical
 from gluepy.runs.reading import read_run
 from gluepy.runs.record import Record
 from gluepy.traces import without_our_frames
@@ -42,7 +52,8 @@ _ORDER = (
     "pending",
     "not selected",
 )
-_URGENCY = {"failed": 0, "running": 1, "retrying": 1, "finished": 3}
+_URGENT = ("failed", "running", "retrying")  # told one by one, however many tasks there are
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 _ROWS = 60  # tasks in a table
 _LOG_LINES = 10  # of a log file, behind a failure that has no traceback
 _TRACEBACKS = 20  # shown whole; further failures are one line each
@@ -62,7 +73,7 @@ class Failure:
     log: str
 
     @classmethod
-    def of(cls, event: e.TaskFailed, folder: Path) -> Failure:
+    def of(cls, event: e.TaskFailed | e.TaskRetrying, folder: Path) -> Failure:
         """The failure that `event` tells of, in the run whose record is `folder`."""
         log = str(folder / event.log) if event.log else ""
         tries, stack = (event.attempt, event.max_attempts), event.error_stack or ""
@@ -92,10 +103,13 @@ class Story:
                 see(event)
 
         reader = read_run(record, see=note)
-        self.state = reader.state
+        self.state = state = reader.state
+        # What an `each` found at run time stands where its block stands.
+        ordered = [node for node in state.graph.order() if state.graph.ids[node] is not None]
+        self.nodes = ordered if len(ordered) == len(state.graph.index) else list(state.graph.tasks())
         self.damage = damage(reader.bad, reader.gaps, reader.doubled)
 
-    @property
+    @cached_property
     def status(self) -> str:
         """`finished`, `failed`, `cancelled`, `running`, or `interrupted` when its driver is gone."""
         status: str = self.state.run
@@ -112,11 +126,21 @@ class Story:
     def failures(self) -> list[Failure]:
         """The tasks that failed, in the order of the graph."""
         errors = self.state.error
-        failed = (errors[node] for node in sorted(errors) if self.state.status[node] == FAILED)
+        failed = (errors[node] for node in self.nodes if node in errors and self.state.status[node] == FAILED)
         return [Failure.of(event, self.record.path) for event in failed if isinstance(event, e.TaskFailed)]
 
-    def record_of(self) -> dict[str, JSON]:
-        """The run as one JSON object."""
+    def parameters(self, mask: Callable[[str, JSON], JSON]) -> dict[str, JSON]:
+        """The run's context, flat, by dotted names; what `mask` knows as secret is masked."""
+        try:
+            values = msgspec.json.decode(self.record.context.read_bytes())
+        except (OSError, msgspec.DecodeError, UnicodeError, RecursionError):
+            return {}
+        flat = _flat(values) if isinstance(values, dict) else {}
+        return {name: mask(name.rpartition(".")[2], value) for name, value in flat.items()}
+
+    def record_of(self, held_back: Mapping[int, str] = _NONE) -> dict[str, JSON]:
+        """The run as one JSON object. `held_back` are the ready tasks that do not run, by node, with the limit that
+        they wait for ("": a slot)."""
         state, status = self.state, self.status
         return {
             "run_id": self.record.run_id,
@@ -130,15 +154,20 @@ class Story:
             "first_code_version": state.first_code_version,
             "options": state.options,
             "counts": self.counts(status),
-            "tasks": {state.graph.id(node): self._task(node, status) for node in state.graph.tasks()},
+            "tasks": {state.graph.id(node): self.task(node, held_back) for node in self.nodes},
         }
 
     def counts(self, status: str) -> dict[str, int]:
         """The number of tasks by how they are, as the `status` of their run has it."""
-        return {self._word(word, status): number for word, number in self.state.counts().items()}
+        return {
+            "interrupted" if word == "running" and status == "interrupted" else word: number
+            for word, number in self.state.counts().items()
+        }
 
-    def text(self, colour: bool) -> Iterator[str]:
-        """The run in plain text: header, tasks, metrics. Failures and what to do next are `failure_text`."""
+    def text(
+        self, colour: bool, parameters: Mapping[str, JSON] = _NONE, held_back: Mapping[int, str] = _NONE
+    ) -> Iterator[str]:
+        """The run in plain text: header, parameters, tasks, metrics. Failures are `failure_text`."""
         state, status = self.state, self.status
         facts = [
             ("run", self.record.run_id),
@@ -153,44 +182,104 @@ class Story:
         yield from table((name, printable(value) if name != "status" else value) for name, value in facts if value)
         if self.damage:
             yield f"the log is damaged: {', '.join(self.damage)}"
+        if parameters:
+            yield ""
+            shown = list(parameters.items())[:_ROWS]
+            yield from table([("parameter", ""), *((printable(name), value_text(value)) for name, value in shown)])
+            if len(parameters) > len(shown):
+                yield styled(f"… and {len(parameters) - len(shown):,} more; --json has all", "dim", colour)
         yield ""
-        chosen = [(STATUS[state.status[node]], node) for node in state.graph.tasks() if not self._unselected(node)]
-        rows = _worth_showing(chosen)
-        cells = [
-            (
-                printable(state.graph.id(node)),
-                self._word(word, status),
-                self._tries(node),
-                duration(state.duration_s[node]) if state.attempt[node] and state.status[node] != RUNNING else "",
-                self._what(node),
-            )
-            for word, node in rows
-        ]
-        lines = table([("task", "status", "attempts", "took", ""), *cells])
-        yield styled(lines[0], "dim", colour)
-        for line, (word, _) in zip(lines[1:], rows, strict=True):
-            style = STYLE_OF.get(word, "")
-            yield styled(line, style, colour and word not in ("finished", "pending"))
-        if len(rows) < len(chosen):
-            yield styled(f"… and {len(chosen) - len(rows):,} more; --json has all", "dim", colour)
+        chosen = [node for node in self.nodes if not self._unselected(node)]
+        yield from self.table_of(chosen, held_back, colour)
         unselected = len(state.graph.index) - len(chosen)
         if unselected:
             yield styled(f"and {count(unselected, 'task')} that the run's selection left out", "dim", colour)
-        metrics = [
-            (printable(state.graph.id(node)), printable(name), amount(value))
-            for node in sorted(state.metrics)
-            for name, value in state.metrics[node].items()
-        ]
+        metrics = list(self._metrics())
         if metrics:
             yield ""
             yield from table([("metric", "", ""), *metrics[:_ROWS]])
             if len(metrics) > _ROWS:
                 yield styled(f"… and {len(metrics) - _ROWS:,} more; --json has all", "dim", colour)
 
-    def _task(self, node: int, status: str) -> dict[str, JSON]:
+    def table_of(self, nodes: Sequence[int], held_back: Mapping[int, str], colour: bool) -> Iterator[str]:
+        """The tasks `nodes` as a table."""
+        rows = list(self._rows(nodes, held_back))
+        shown = rows if len(rows) <= _ROWS else rows[: _ROWS - 1]
+        lines = table([("task", "status", "attempts", "took", ""), *(cells for _, cells in shown)])
+        yield styled(lines[0], "dim", colour)
+        for line, (word, _) in zip(lines[1:], shown, strict=True):
+            yield styled(line, STYLE_OF.get(word, ""), colour and word not in ("finished", "pending"))
+        if len(shown) < len(rows):
+            yield styled(f"… and {len(rows) - len(shown):,} more; --json has all", "dim", colour)
+
+    def _rows(self, nodes: Sequence[int], held_back: Mapping[int, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The rows of the table of tasks, each with the word that it is coloured by. Of very many tasks, those with a
+        label are one row, and rows of their own have only those that failed or that run."""
+        state = self.state
+        if len(nodes) <= _ROWS:
+            yield from (self._row(node, held_back) for node in nodes)
+            return
+        by_label: dict[str, list[int]] = {}
+        for node in nodes:
+            by_label.setdefault(state.graph.spec(node).label, []).append(node)
+        room = max(0, _ROWS - len(by_label))
+        for label, members in by_label.items():
+            if len(members) == 1:
+                yield self._row(members[0], held_back)
+                continue
+            words = Counter(self._word(STATUS[state.status[node]]) for node in members)
+            told = ", ".join(f"{words[word]:,} {word}" for word in _ORDER if words[word])
+            took = sorted(state.duration_s[node] for node in members if state.status[node] == FINISHED)
+            span = f"{duration(took[0])} to {duration(took[-1])}" if took else ""
+            waiting = Counter(held_back[node] for node in members if node in held_back)
+            waits = ", ".join(f"{number:,} waiting for {waited_thing(name)}" for name, number in waiting.items())
+            if len(words) == 1 and len(said := {self.what(node) for node in members}) == 1:
+                waits = waits or said.pop()
+            group = f"{printable(label)} × {len(members):,}"
+            yield next(iter(words)) if len(words) == 1 else "", (group, told, "", span, waits)
+            urgent = [node for node in members if STATUS[state.status[node]] in _URGENT]
+            urgent.sort(key=lambda node: _URGENT.index(STATUS[state.status[node]]))
+            for node in urgent[: room if len(urgent) <= room else max(0, room - 1)]:
+                word, (task, *cells) = self._row(node, held_back)
+                yield word, (f"  {task}", *cells)
+            if len(urgent) > room > 0:
+                rest = Counter(self._word(STATUS[state.status[node]]) for node in urgent[room - 1 :])
+                left = ", ".join(f"{number:,} {word}" for word, number in rest.items())
+                yield "", (f"  … and {left}", "", "", "", "")
+            room -= min(room, len(urgent))
+
+    def _row(self, node: int, held_back: Mapping[int, str]) -> tuple[str, tuple[str, ...]]:
+        state = self.state
+        word = STATUS[state.status[node]]
+        took = duration(state.duration_s[node]) if state.attempt[node] and state.status[node] != RUNNING else ""
+        what = self.what(node, held_back)
+        return word, (printable(state.graph.id(node)), self._word(word), self.tries(node), took, what)
+
+    def _metrics(self) -> Iterator[tuple[str, str, str]]:
+        state = self.state
+        having = [node for node in self.nodes if node in state.metrics]
+        if sum(len(state.metrics[node]) for node in having) <= _ROWS:
+            for node in having:
+                for name, value in state.metrics[node].items():
+                    yield printable(state.graph.id(node)), printable(name), amount(value)
+            return
+        groups: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
+        for node in having:
+            for name, value in state.metrics[node].items():
+                groups.setdefault((state.graph.spec(node).label, name), []).append((node, value))
+        for (label, name), found in groups.items():
+            if len(found) == 1:
+                yield printable(state.graph.id(found[0][0])), printable(name), amount(found[0][1])
+                continue
+            values = [value for _, value in found if value is not None] or [math.nan]
+            span = f"{amount(min(values))} to {amount(max(values))}, mostly about {amount(typical(values))}"
+            yield f"{printable(label)} × {len(found):,}", printable(name), span
+
+    def task(self, node: int, held_back: Mapping[int, str] = _NONE) -> dict[str, JSON]:
+        """One task, as JSON."""
         state = self.state
         task: dict[str, JSON] = {
-            "status": self._word(STATUS[state.status[node]], status),
+            "status": self._word(STATUS[state.status[node]]),
             "attempts": state.attempt[node],
             "duration_s": state.duration_s[node],
         }
@@ -198,6 +287,8 @@ class Story:
             task["reason"] = state.why.get(node, "")
             if (said := self._said.get(state.graph.id(node))) is not None:
                 task["why"] = said
+        if node in held_back:
+            task["waiting_for"] = waited_thing(held_back[node])
         if state.status[node] == BLOCKED:
             task["blocked_by"] = state.blocked_by.get(node, [])
         error = state.error.get(node)
@@ -226,16 +317,20 @@ class Story:
     def _unselected(self, node: int) -> bool:
         return self.state.why.get(node) == "unselected" and self.state.status[node] == SKIPPED
 
-    def _word(self, word: str, status: str) -> str:
-        return "interrupted" if word == "running" and status == "interrupted" else word
+    def _word(self, word: str) -> str:
+        return "interrupted" if word == "running" and self.status == "interrupted" else word
 
-    def _tries(self, node: int) -> str:
+    def tries(self, node: int) -> str:
+        """How often the task was tried, of how often it may be."""
         attempts = self.state.attempt[node]
         limit = max(self.state.graph.spec(node).retry.attempts + self.state.earlier.get(node, 0), attempts)
         return f"{attempts} of {limit}" if attempts and limit > 1 else str(attempts or "")
 
-    def _what(self, node: int) -> str:
+    def what(self, node: int, held_back: Mapping[int, str] = _NONE) -> str:
+        """Why the task is as it is, in a few words; empty where there is nothing to say."""
         state = self.state
+        if node in held_back:
+            return f"waiting for {waited_thing(held_back[node])}"
         if state.status[node] == BLOCKED:
             return f"by {', '.join(map(printable, state.blocked_by.get(node, ())))}"
         if state.status[node] == SKIPPED:
@@ -245,7 +340,7 @@ class Story:
                 reason, said
             )
         error = state.error.get(node)
-        if error is None or state.status[node] != FAILED:
+        if error is None or state.status[node] not in (FAILED, RETRYING):
             return ""
         return error_line(error.error_type, error.error_message, error.reason)
 
@@ -287,13 +382,19 @@ def summary(dag: str, run_id: str, status: str, counts: dict[str, int], duration
     return f"run {printable(run_id)} of {printable(dag)} {status} in {duration(duration_s)}: {tasks}"
 
 
-def _worth_showing(rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """All of `rows`, or of very many the first that failed, then of the others, in their order."""
-    if len(rows) <= _ROWS:
-        return rows
-    first = sorted(rows, key=lambda row: _URGENCY.get(row[0], 2))[: _ROWS - 1]
-    kept = {node for _, node in first}
-    return [row for row in rows if row[1] in kept]
+def value_text(value: JSON) -> str:
+    """A value on one line: text as it is, unless it would read as something else."""
+    return printable(compact(value))
+
+
+def _flat(values: Mapping[str, JSON], prefix: str = "") -> dict[str, JSON]:
+    flat: dict[str, JSON] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _options(options: dict[str, JSON]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -157,14 +158,19 @@ def duration(seconds: float) -> str:
 
 def amount(number: float | None) -> str:
     """A number as short as it can be without hiding anything that matters; what was measured and is none, as `–`."""
-    if number is None:
-        return "–"
+    if number is None or not math.isfinite(number):
+        return "–" if number is None else f"{number:g}"
     return f"{int(number):,}" if number == int(number) and abs(number) < 1e15 else f"{number:,.6g}"
 
 
 def count(number: int, what: str) -> str:
     """`1 task`, `2 tasks`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def waited_thing(limit: str) -> str:
+    """What a task waits for, by the name of the limit, or "" for a slot."""
+    return f"limit {printable(limit)}" if limit else "a slot"
 
 
 def damage(bad_lines: int, gaps: int, doubled: int) -> list[str]:

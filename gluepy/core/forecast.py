@@ -15,12 +15,21 @@ from gluepy.core.state import State
 
 class Forecast(msgspec.Struct, frozen=True):
     """`makespan_s` seconds in all; `critical_path_s` with any number of slots, `work_s` with a single one; `starts`
-    maps each task to when it would start."""
+    maps each task to when it would start. `limits_s` maps each limit to how long the tasks that use it take, as many at
+    a time as it lets."""
 
     makespan_s: float
     critical_path_s: float
     work_s: float
     starts: dict[str, float]
+    limits_s: dict[str, float] = {}
+
+    @property
+    def narrowest(self) -> tuple[str, float]:
+        """The limit that keeps the run longest, and for how long; an empty name where none keeps it longer than its
+        critical path."""
+        name = max(self.limits_s, key=self.limits_s.__getitem__, default="")
+        return (name, self.limits_s[name]) if name and self.limits_s[name] > self.critical_path_s else ("", 0.0)
 
 
 def forecast(
@@ -39,6 +48,7 @@ def forecast(
     now, work_s, seq = 0.0, 0.0, 0
     running: list[tuple[float, int]] = []
     starts: dict[str, float] = {}
+    used_s: dict[str, float] = {}
     ended = False
 
     def header(node: int) -> tuple[int, int, str, str, str, str, str, int]:
@@ -54,6 +64,8 @@ def forecast(
                     scheduler.observe(e.TaskStarted(*header(node), 1, "", "", "", 0, 0.0), now)
                     starts[graph.id(node)] = now
                     work_s += duration_s(node)
+                    for name, amount in graph.spec(node).uses.items():
+                        used_s[name] = used_s.get(name, 0.0) + amount * duration_s(node)
                     heapq.heappush(running, (now + duration_s(node), node))
                 case SkipTask():
                     scheduler.observe(e.TaskSkipped(*header(command.node), command.reason), now)
@@ -65,4 +77,5 @@ def forecast(
             now, node = heapq.heappop(running)
             scheduler.observe(e.TaskFinished(*header(node), "", "", duration_s(node)), now)
     longest = max(graph.longest_paths(duration_s), default=0.0)
-    return Forecast(now, longest, work_s, starts)
+    limits_s = {name: seconds / limits[name] for name, seconds in used_s.items() if limits and limits.get(name)}
+    return Forecast(now, longest, work_s, starts, limits_s)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 
 import msgspec
 
 from gluepy.clock import seconds_of
 from gluepy.core import events as e
 from gluepy.core.forecast import Forecast, forecast
-from gluepy.core.state import FINISHED, State
+from gluepy.core.state import FINISHED, PENDING, RUNNING, State
 
+_LOOK_BACK = 1000  # ends of other attempts
 _LONGEST_S = 1e9  # a damaged log can hold any number
 _JUMP_S = 60.0  # so far an event may be from where it belongs before it is the clock that was wrong
 
@@ -94,6 +96,68 @@ def with_more_slots(state: State, concurrency: int, limits: Mapping[str, int]) -
         )
 
     return simulated
+
+
+def waited_for(told: Timeline, state: State, limits: Mapping[str, int]) -> dict[str, float]:
+    """What the ready tasks waited for, in seconds: by the name of the limit, and by "" for a slot.
+
+    It was the limit if that was short at some time while the task waited.
+    """
+    edges = [(bar.started_s, 1, bar) for bar in told.bars] + [(bar.ended_s, 0, bar) for bar in told.bars]
+    waited: dict[str, float] = {}
+    used: dict[str, int] = {}
+    levels: dict[str, list[tuple[float, int]]] = {}  # of each limit: how much was used until when
+    graph = state.graph
+    for at, starts, bar in sorted(edges, key=lambda edge: edge[:2]):
+        uses = graph.spec(graph.index[bar.task]).uses if bar.task in graph.index else {}
+        if starts and bar.queued_s > 0:
+            ready, cause = at - bar.queued_s, ""
+            for name, amount in uses.items():
+                for until, level in islice(reversed(levels.get(name, ())), _LOOK_BACK):
+                    if until < ready:
+                        break
+                    if level + amount > limits.get(name, math.inf):
+                        cause = name
+                        break
+            waited[cause] = waited.get(cause, 0.0) + bar.queued_s
+        for name, amount in uses.items():
+            if not starts:
+                levels.setdefault(name, []).append((at, used.get(name, 0)))
+            used[name] = used.get(name, 0) + (amount if starts else -amount)
+    return waited
+
+
+def held_back(state: State, slots: int, limits: Mapping[str, int]) -> dict[int, str]:
+    """The tasks of a running run that are ready and do not run, with what each waits for: the name of a limit, or ""
+    for a slot."""
+    graph, status = state.graph, state.status
+    used: dict[str, int] = {}
+    running = 0
+    for node in graph.tasks():
+        if status[node] == RUNNING:
+            running += 1
+            for name, amount in graph.spec(node).uses.items():
+                used[name] = used.get(name, 0) + amount
+    ended: dict[int, bool] = {}  # of joins: whether all before them has ended
+
+    def over(node: int) -> bool:
+        if graph.ids[node] is not None:
+            return status[node] >= FINISHED
+        if node not in ended:
+            ended[node] = all(map(over, graph.after[node]))
+        return ended[node]
+
+    found: dict[int, str] = {}
+    for node in graph.tasks():
+        if status[node] != PENDING or not all(map(over, graph.after[node])):
+            continue
+        uses = graph.spec(node).uses.items()
+        short = next((name for name, amount in uses if used.get(name, 0) + amount > limits.get(name, math.inf)), None)
+        if short is not None:
+            found[node] = short
+        elif running >= slots:
+            found[node] = ""
+    return found
 
 
 class _Clock:

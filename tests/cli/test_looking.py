@@ -324,3 +324,63 @@ def test_looking_at_a_project_imports_none_of_its_tasks(gluepy: Console) -> None
     checked = gluepy("list", "--check")
     assert (checked.returncode, checked.stdout) == (2, "")
     assert "RuntimeError: a task module was imported" in checked.stderr
+
+
+def test_one_task_is_shown_whole(gluepy: Console) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = ['flows']\nLIMITS = {'gpu': 1}\n")
+    gluepy.write(
+        "flows.py",
+        """
+        from gluepy import DAG, Skip, Task, each
+        class Load(Task):
+            outputs = ("rows.txt",)
+            def run(self): (self.path / "rows.txt").write_text("1")
+        class Fit(Task):
+            n: int
+            uses = {"gpu": 1}
+            timeout_s = 60
+            def run(self):
+                print("fitting")
+                self.metric("rmse", self.n / 4)
+                if self.n == 2: raise ValueError("bad two")
+                if self.n == 3: raise Skip("no news")
+        class Last(Task):
+            def run(self): pass
+        class OneDAG(DAG): tasks = (Load, each(Fit, n=[1, 2, 3]), Last)
+        class WideDAG(DAG): tasks = each(Fit, n=range(4, 14))
+        """,
+    )
+    assert gluepy("run", "onedag", "--run-id", "first", "-q", "-k").returncode == 1
+    done = gluepy("show", "first", "fit[n=2]")
+    assert (done.returncode, done.stderr) == (0, "")
+    facts, attempts, failure = done.stdout.split("\n\n")
+    assert [re.split("  +", line) for line in facts.splitlines()] == [
+        ["task", "fit[n=2]"],
+        ["run", "first"],
+        ["status", "failed: ValueError: bad two"],
+        ["class", "flows:Fit"],
+        ["parameters", "n = 2"],
+        ["declared", "at most 60 s, uses 1 gpu"],
+        ["after", "load"],
+        ["before", "last"],
+        ["metrics", "rmse = 0.5"],
+    ]
+    assert re.search(
+        r"^1 +\d{4}-\S+ \S+  .*thread, pid \d+ on .*  failed: ValueError: bad two$", attempts, re.MULTILINE
+    )
+    assert "raise ValueError" in failure and "logs/fit-n-2-" in failure
+    told = json.loads(gluepy("show", "first", "fit", "--json").stdout)
+    assert list(told["tasks"]) == ["fit[n=1]", "fit[n=2]", "fit[n=3]"]
+    two, three = told["tasks"]["fit[n=2]"], told["tasks"]["fit[n=3]"]
+    assert (two["parameters"], two["uses"], two["after"], two["before"]) == ({"n": 2}, {"gpu": 1}, ["load"], ["last"])
+    assert [(each["attempt"], each["status"], each["error"]["message"]) for each in two["history"]] == [
+        (1, "failed", "bad two")
+    ]
+    assert (three["status"], three["reason"], three["why"]) == ("skipped", "skip", "no news")
+    done = gluepy("show", "first", "ft")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean 'fit'?" in done.stderr
+    assert gluepy("run", "widedag", "-q").returncode == 0
+    done = gluepy("show", "latest", "fit")
+    assert len(done.stdout.splitlines()) == 11
+    assert "to see all of one: gluepy show " in done.stderr
