@@ -26,7 +26,7 @@ from steps import Go, Step, dag_of, no_file_longer_than
 
 from gluepy import Retry, Task, each
 from gluepy.core.events import RunFinished, TaskFailed, TaskFinished, TaskOutput, encode
-from gluepy.exec.executors.capture import LINE_LENGTH
+from gluepy.exec.executors.lines import LINE_LENGTH
 from gluepy.runtime import RunResult
 from gluepy.testing import events_of
 

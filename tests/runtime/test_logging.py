@@ -106,6 +106,37 @@ async def test_logging_that_is_configured_at_the_top_of_a_module_counts_in_worke
         assert log_of(result, f"tells-n-{number}") == [f"MINE INFO once {number}"]
 
 
+QUEUES = """
+import logging, logging.handlers, queue, sys
+from gluepy import Task
+from loguru import logger
+records = queue.Queue()
+printer = logging.StreamHandler(sys.stderr)
+printer.setFormatter(logging.Formatter("QUEUED %(message)s"))
+logging.handlers.QueueListener(records, printer).start()
+logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[logging.handlers.QueueHandler(records)])
+logger.remove()
+logger.add(sys.stderr, format="LOGURU {message}", enqueue=True)
+class Queues(Task):
+    pool = "process"
+    def run(self):
+        for number in range(100):
+            logging.getLogger("a").info(number)
+            logger.info(number)
+"""
+
+
+def test_what_threads_of_libraries_print_is_waited_for_in_worker_processes(folder: Path) -> None:
+    (folder / "queues.py").write_text(QUEUES)
+    (folder / "queues_dag.py").write_text(
+        "from gluepy import DAG\nfrom queues import Queues\nclass QueuesDAG(DAG): tasks = (Queues,)\n"
+    )
+    program = "import gluepy; gluepy.run_dag_sync('queues_dag.py', run_id='one', capture=True)"
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
+    lines = (folder / ".gluepy" / "runs" / "one" / "logs" / "queues.1.log").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{word} {number}" for number in range(100) for word in ("QUEUED", "LOGURU"))
+
+
 class LogsOnce(Task):
     def run(self) -> None:
         logging.getLogger("a").warning("logged")
@@ -149,6 +180,21 @@ async def test_self_log_goes_through_the_processors_of_the_program(go: Go, kind:
     (line,) = log_of(result, kind.label)
     bound = {"run_id": result.run_id, "task": kind.label, "attempt": 1}
     assert json.loads(line) == {"event": "told", "token": "masked by the program", **bound}
+
+
+class FailsInJson(Task):
+    def run(self) -> None:
+        raise ValueError("no\nluck")
+
+
+async def test_failure_is_told_as_json_when_the_settings_say_so(go: Go) -> None:
+    go.settings = go.settings.replaced(LOG_FORMAT="json")
+    result, _ = await lines_of(go, FailsInJson)
+    (line,) = log_of(result, "failsinjson")
+    told = json.loads(line)
+    assert (told["event"], told["level"], told["attempt"]) == ("failsinjson failed", "error", 1)
+    assert (told["error.type"], told["error.message"]) == ("ValueError", "no\nluck")
+    assert told["error.stack"].startswith("Traceback")
 
 
 async def test_logging_is_json_too_when_the_settings_say_so(go: Go) -> None:

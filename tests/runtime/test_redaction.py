@@ -11,6 +11,7 @@ from test_capture import logging_of_a_fresh_program
 
 from gluepy import RunError, Task
 from gluepy.core.events import TaskFailed, TaskMetric, TaskSkipped, encode
+from gluepy.exec.executors.lines import LINE_LENGTH
 from gluepy.runtime import RunResult
 from gluepy.testing import events_of
 
@@ -66,6 +67,29 @@ async def test_secrets_are_masked_wherever_a_task_tells_them(
     assert "KeyError: '***'" in (failed.error_stack or "")
     (metric,) = (event for event in events_of(result) if isinstance(event, TaskMetric))
     assert metric.name == "metric-***"
+
+
+class Straddles(Task):
+    """Prints a line that is too long, with the secret wherever the cut may be."""
+
+    def run(self) -> None:
+        secret = self.context.db.password
+        for before in range(0, 2 * len(secret), 3):
+            text = "x" * (LINE_LENGTH // 2 - before) + secret + "y" * LINE_LENGTH + secret
+            print(text + "z" * (LINE_LENGTH // 2 - before))
+
+
+class ProcessStraddles(Straddles):
+    pool = "process"
+
+
+@pytest.mark.parametrize("kind", [Straddles, ProcessStraddles])
+async def test_no_part_of_a_secret_is_left_where_a_long_line_is_cut(go: Go, kind: type[Task]) -> None:
+    _, told = await run(go, kind)
+    assert "left out" in told
+    for size in range(3, len(SECRET)):
+        assert f"x{SECRET[:size]}" not in told
+        assert f"{SECRET[-size:]}z" not in told
 
 
 @pytest.mark.parametrize("capture", [True, False])

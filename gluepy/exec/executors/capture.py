@@ -26,20 +26,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gluepy.clock import rfc3339
-from gluepy.exec.executors.lines import LINE_LENGTH, Lines
-from gluepy.exec.port import Attempt, Emission, Emit, Output
+from gluepy.exec.executors.lines import Lines
+from gluepy.exec.port import Attempt, Emission, Emit, Outcome, Output
 from gluepy.exec.scope import Scope, current_scope, enter_scope, leave_scope
-
-__all__ = [
-    "LINE_LENGTH",
-    "AttemptOutput",
-    "capture_logging",
-    "capturing",
-    "follow_threads",
-    "following_threads",
-    "logged",
-    "watch_streams",
-]
 
 _lock = threading.Lock()
 _depth = 0
@@ -67,7 +56,7 @@ class AttemptOutput:
         with self._lock:
             lines = self._streams.get(stream)
             if lines is None:
-                lines = Lines(partial(self._line, stream), partial(self.show, stream))
+                lines = Lines(partial(self._line, stream), partial(self.show, stream), self._redact)
                 self._streams[stream] = lines
             if len(self._streams) > 1:
                 for other in self._streams.values():
@@ -345,8 +334,13 @@ def _divert(stream: TextIO, name: str) -> None:
     _undo.append(restore)
 
 
+_watches_descriptors = False
+
+
 def watch_streams() -> None:
     """In a process that is captured by its descriptors: know who prints, for what is logged besides."""
+    global _watches_descriptors
+    _watches_descriptors = True
     for stream in (sys.stdout, sys.stderr):
         _note_writes(stream)
 
@@ -368,6 +362,7 @@ class _Untouched(int):
     """The level that an unconfigured root logger has meanwhile: a log file wants what a console would not show."""
 
 
+_SETTLE_S = 1.0
 _INFO = _Untouched(logging.INFO)
 _CONSOLE = logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
 
@@ -394,10 +389,61 @@ class _Unprinted(logging.Handler):
         scope = current_scope()
         if scope is None or scope.output is None or _here.printed > record.created:
             return
+        if _watches_descriptors and any(True for _ in _queues_that_are_printed()):
+            return
         formatters = (handler.formatter for handler in logging.getLogger().handlers if handler is not self)
         formatter = next((each for each in formatters if each is not None), None)
         text = _rendered(record, scope) if formatter is None else formatter.format(record)
         scope.output.write("log", f"{text}\n")
+
+
+def _queues_that_are_printed() -> Iterator[Any]:
+    """The queues that root's handlers put records into, to be printed by a listener of this process."""
+    library = sys.modules.get("logging.handlers")
+    if library is None:
+        return
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, library.QueueHandler):
+            for thread in threading.enumerate():
+                listener = getattr(getattr(thread, "_target", None), "__self__", None)
+                if isinstance(listener, library.QueueListener) and listener.queue is handler.queue:
+                    streams = [getattr(each, "stream", None) for each in listener.handlers]
+                    if sys.stdout in streams or sys.stderr in streams:
+                        yield handler.queue
+
+
+def settle_logging() -> None:
+    """Have printed what libraries have put aside to be printed by a thread of their own. At most for a second or so."""
+    loguru = sys.modules.get("loguru")
+    if loguru is not None:
+        loguru.logger.complete()
+    for queue in _queues_that_are_printed():
+        done = getattr(queue, "all_tasks_done", None)
+        if done is not None:
+            with done:
+                done.wait_for(lambda queue=queue: not queue.unfinished_tasks, _SETTLE_S)
+
+
+def tell_failure(attempt: Attempt, outcome: Outcome, output: AttemptOutput) -> None:
+    """Have the attempt's log tell that it failed, if it has, and how."""
+    if outcome.status != "failed":
+        return
+    text = outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}"
+    if attempt.run.log_format == "json":
+        error = {"type": outcome.error_type, "message": outcome.error_message}
+        text = json.dumps(
+            {
+                "event": f"{attempt.task} failed",
+                "run_id": attempt.run.run_id,
+                "task": attempt.task,
+                "attempt": attempt.number,
+                "level": "error",
+                "timestamp": rfc3339(time.time()),
+                **{f"error.{name}": value for name, value in error.items()},
+                "error.stack": outcome.error_stack,
+            }
+        )
+    output.write("log", f"{text}\n")
 
 
 def _rendered(record: logging.LogRecord, scope: Scope) -> str:

@@ -18,13 +18,17 @@ class Lines:
 
     A carriage return begins the line anew, and a cursor that goes up comes back to an earlier one, as progress bars
     draw: what counts is how such a line looked last. How it looks until then goes to `on_partial`, a few times a
-    second. Where bars have been drawn, lines are held until something else is printed, `release` or `end`.
+    second. Where bars have been drawn, lines are held until something else is printed, `release` or `end`. `redact`
+    masks what would no longer be recognized behind a cut.
     """
 
     def __init__(
-        self, on_line: Callable[[str], None] | None = None, on_partial: Callable[[str], None] | None = None
+        self,
+        on_line: Callable[[str], None] | None = None,
+        on_partial: Callable[[str], None] | None = None,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
-        self.on_line, self.on_partial = on_line, on_partial
+        self.on_line, self.on_partial, self.redact = on_line, on_partial, redact
         self._row = _Row()
         self._rows: list[_Row] = []  # while bars are drawn: all rows that may still change, `_row` among them
         self._above = 0  # rows that the cursor is above all that was drawn here: bars of others are there, or were
@@ -42,7 +46,7 @@ class Lines:
             row = self._row
             if row.length or len(piece) > LINE_LENGTH:
                 row.add(piece)
-                piece = row.take()
+                piece = row.take(self.redact)
             self.on_line(piece)
         if rest:
             self._row.add(rest)
@@ -78,7 +82,7 @@ class Lines:
 
     def _pass_on(self, row: _Row) -> None:
         if self.on_line is not None and not (row.is_bar and row.is_blank()):  # a bar that was wiped away
-            self.on_line(row.take())
+            self.on_line(row.take(self.redact))
 
     def _draw(self, text: str) -> None:
         for token in _TOKEN.finditer(text):
@@ -103,7 +107,7 @@ class Lines:
             now = time.monotonic()
             if now - self._shown >= PARTIAL_S and not self._row.is_blank():
                 self._shown = now
-                self.on_partial(self._row.text())
+                self.on_partial(self._row.text(self.redact))
 
     def _newline(self) -> None:
         row, rows = self._row, self._rows
@@ -163,22 +167,24 @@ class _Row:
             self._kept += min(len(piece), room)
             piece = piece[room:]
         if piece:
-            self._tail.append(piece[-_HALF:])
+            self._tail.append(piece[-LINE_LENGTH:])
             self._tailed += len(self._tail[-1])
             if self._tailed > 2 * LINE_LENGTH:
-                self._tail = ["".join(self._tail)[-_HALF:]]
-                self._tailed = _HALF
+                self._tail = ["".join(self._tail)[-LINE_LENGTH:]]
+                self._tailed = LINE_LENGTH
 
-    def text(self) -> str:
+    def text(self, redact: Callable[[str], str] | None = None) -> str:
         head = "".join(self._head)
         if self.length <= LINE_LENGTH:
             return head
-        tail = "".join((head[_HALF:], *self._tail))[-_HALF:]
-        return f"{head[:_HALF]} … ({self.length - 2 * _HALF:,} characters left out) … {tail}"
+        tail = "".join((head[_HALF:], *self._tail))
+        if redact is not None:
+            head, tail = redact(head), redact(tail)
+        return f"{head[:_HALF]} … ({self.length - 2 * _HALF:,} characters left out) … {tail[-_HALF:]}"
 
-    def take(self) -> str:
+    def take(self, redact: Callable[[str], str] | None = None) -> str:
         """The text; the row is as new then."""
-        text = self.text()
+        text = self.text(redact)
         self.is_bar = self.is_restarted = False
         self._clear()
         return text

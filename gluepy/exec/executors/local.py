@@ -16,7 +16,7 @@ import anyio
 
 from gluepy.errors import OptionError
 from gluepy.exec.boundary import execute, execute_async, run_scope
-from gluepy.exec.executors.capture import AttemptOutput
+from gluepy.exec.executors.capture import AttemptOutput, tell_failure
 from gluepy.exec.executors.threads import Threads
 from gluepy.exec.forks import refuse_to_go_on
 from gluepy.exec.port import (
@@ -107,7 +107,7 @@ class LocalExecutor(Executor):
     async def _captured(self, attempt: Attempt, emit: Emit, scope: RunScope) -> Outcome:
         with closing(_output(attempt, emit)) as output:
             outcome = await self._run(attempt, emit, scope, output)
-            _tell_failure(outcome, output)
+            tell_failure(attempt, outcome, output)
             return outcome
 
     async def _run(self, attempt: Attempt, emit: Emit, scope: RunScope, output: AttemptOutput | None) -> Outcome:
@@ -175,7 +175,7 @@ class _Chain:
             else:
                 with closing(output):
                     outcome = contextvars.copy_context().run(execute, attempt, scope)
-                    _tell_failure(outcome, output)
+                    tell_failure(attempt, outcome, output)
             if not isinstance(emit, Relay) or not emit.proceed(outcome, self._take):
                 return outcome
 
@@ -261,11 +261,6 @@ def _has_children(thread: int) -> bool:
 def _output(attempt: Attempt, emit: Emit) -> AttemptOutput:
     record = attempt.run.record
     return AttemptOutput(Path(record, attempt.log) if record else None, emit, redactor_of(attempt))
-
-
-def _tell_failure(outcome: Outcome, output: AttemptOutput) -> None:
-    if outcome.status == "failed":
-        output.write("log", outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}")
 
 
 class _InContext:

@@ -23,6 +23,8 @@ from gluepy.exec.executors.capture import (
     capture_logging,
     capturing,
     follow_threads,
+    settle_logging,
+    tell_failure,
     watch_streams,
 )
 from gluepy.exec.port import FINISHED, Attempt, Emission, Outcome, Output, RunInfo
@@ -79,6 +81,7 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
 
 def _ended(outcome: Outcome, output: AttemptOutput | None) -> bytes:
     if output is not None:
+        settle_logging()
         output.close()
     if outcome is FINISHED:
         return b""
@@ -157,8 +160,8 @@ def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
             outcome = run_loop(execute_async, attempt, scope)
         else:
             outcome = execute(attempt, scope)
-        if output is not None and outcome.error_stack:
-            output.write("log", outcome.error_stack)
+        if output is not None:
+            tell_failure(attempt, outcome, output)
     return outcome
 
 

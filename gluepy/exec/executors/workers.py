@@ -11,7 +11,7 @@ import msgspec
 
 from gluepy.exec.boundary import failed
 from gluepy.exec.executors import remote
-from gluepy.exec.executors.capture import AttemptOutput
+from gluepy.exec.executors.capture import AttemptOutput, tell_failure
 from gluepy.exec.executors.processes import Call, EntryFailed, Killed, Reply, WorkerLost, WorkerPool
 from gluepy.exec.port import Attempt, Emit, Outcome, Output, Relay, RunInfo, Stopped
 from gluepy.exec.scope import redactor_of
@@ -90,6 +90,7 @@ class _Chain:
             spec.cls.startswith("__main__:"),
             self._then,
             None if self._output is None else self._output.show,
+            redactor_of(self.attempt),
         )
 
     def _then(self, reply: Reply) -> Call | None:
@@ -109,8 +110,8 @@ class _Chain:
 
     def ended(self, outcome: Outcome) -> Outcome:
         """`outcome`, which the attempt's log file tells too if it is a failure."""
-        if outcome.status == "failed" and self._output is not None:
-            self._output.write("log", outcome.error_stack or f"{outcome.error_type}: {outcome.error_message}")
+        if self._output is not None:
+            tell_failure(self.attempt, outcome, self._output)
         return outcome
 
     def close(self) -> None:

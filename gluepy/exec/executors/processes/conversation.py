@@ -352,6 +352,7 @@ class _Text(Lines):
         self._decoder.reset()
         self.on_line = partial(call.on_line, stream)
         self.on_partial = None if call.on_partial is None else partial(call.on_partial, stream)
+        self.redact = call.redact
 
     def take_in(self, data: bytes) -> None:
         """Take what was read next."""

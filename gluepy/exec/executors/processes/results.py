@@ -15,9 +15,10 @@ OnKilled = Callable[["Killed"], None]
 
 @dataclass(slots=True)
 class Call:
-    """What `WorkerPool.call` describes. `on_partial` gets, a few times a second, how the line of a progress bar looks.
-    `then` is asked when the function has returned, before anything else happens:
-    the call that it returns is made next, by the same worker. It is not asked when the worker cannot be used again."""
+    """What `WorkerPool.call` describes. `then` is asked when the function has returned, before anything else happens:
+    the call that it returns is made next, by the same worker. It is not asked when the worker cannot be used again.
+    `on_partial` gets, a few times a second, how the line of a progress bar looks; `redact` masks what a line of which
+    the middle is left out must not tell."""
 
     entry: str
     shared: tuple[str, bytes]
@@ -29,6 +30,7 @@ class Call:
     main: bool = False
     then: Callable[[Reply], Call | None] | None = None
     on_partial: OnLine | None = None
+    redact: Callable[[str], str] | None = None
 
 
 class Reply(NamedTuple):
