@@ -107,20 +107,27 @@ async def test_logging_that_is_configured_at_the_top_of_a_module_counts_in_worke
 
 
 QUEUES = """
-import logging, logging.handlers, queue, sys
+import logging, logging.handlers, queue, sys, time
 from gluepy import Task
 from loguru import logger
+class Slow(logging.StreamHandler):
+    def emit(self, record):
+        time.sleep(0.005)
+        super().emit(record)
+def slow(message):
+    time.sleep(0.005)
+    sys.stderr.write(message)
 records = queue.Queue()
-printer = logging.StreamHandler(sys.stderr)
+printer = Slow(sys.stderr)
 printer.setFormatter(logging.Formatter("QUEUED %(message)s"))
 logging.handlers.QueueListener(records, printer).start()
 logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[logging.handlers.QueueHandler(records)])
 logger.remove()
-logger.add(sys.stderr, format="LOGURU {message}", enqueue=True)
+logger.add(slow, format="LOGURU {message}", enqueue=True)
 class Queues(Task):
     pool = "process"
     def run(self):
-        for number in range(100):
+        for number in range(30):
             logging.getLogger("a").info(number)
             logger.info(number)
 """
@@ -134,7 +141,7 @@ def test_what_threads_of_libraries_print_is_waited_for_in_worker_processes(folde
     program = "import gluepy; gluepy.run_dag_sync('queues_dag.py', run_id='one', capture=True)"
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
     lines = (folder / ".gluepy" / "runs" / "one" / "logs" / "queues.1.log").read_text().splitlines()
-    assert sorted(lines) == sorted(f"{word} {number}" for number in range(100) for word in ("QUEUED", "LOGURU"))
+    assert sorted(lines) == sorted(f"{word} {number}" for number in range(30) for word in ("QUEUED", "LOGURU"))
 
 
 class LogsOnce(Task):
