@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -26,12 +27,17 @@ class Clock(Protocol):
         """Return once `now()` is at least `when`; for infinity, never."""
         ...
 
+    def working(self) -> AbstractContextManager[object]:
+        """A block during which code that is no task of the event loop is at work: a clock that jumps waits for it."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
 
     now = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
+    working = staticmethod(nullcontext)
 
     async def sleep_until(self, when: float) -> None:
         """Sleep; event loops wake up a little early at times, so look again."""

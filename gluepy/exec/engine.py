@@ -396,7 +396,12 @@ class Engine:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
                 call = Call(self, slot, attempt)
-                outcome = await slot.executor.run(attempt, call if slot.executor.goes_on else call.__call__)
+                running = slot.executor.run(attempt, call if slot.executor.goes_on else call.__call__)
+                if attempt.spec.expands and slot.executor is self._here:
+                    with self._clock.working():
+                        outcome = await running
+                else:
+                    outcome = await running
                 self._be_the_driver()
             with self._turn:
                 if slot.attempt is None:
@@ -460,7 +465,7 @@ class Engine:
         self._advance(taken=1)
 
     def _executor_of(self, spec: Spec) -> Executor:
-        return self._here if spec.expands else self._executor
+        return self._here if spec.expands and not self._executor.asks(spec) else self._executor
 
     def _settle(self, slot: Slot, attempt: Attempt, outcome: Outcome) -> Sequence[e.TaskEvent]:
         """The attempt has ended by itself: store how."""

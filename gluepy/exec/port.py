@@ -13,7 +13,7 @@ where work has been stopped, `emit(Stopped(…))` may tell where it ran and what
 
 For work in another process or on another machine all that travels is JSON: `Attempt.message` and `Attempt.of` on the
 way there, `Outcome.message`, `emission_message` and their inverses on the way back. There,
-`gluepy.exec.executors.remote.run_attempt` runs the task. What an `each` asks never comes to an executor.
+`gluepy.exec.executors.remote.run_attempt` runs the task. What an `each` asks comes only to an executor that `asks`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 
 from gluepy.core.events import JSON, Reason
-from gluepy.core.graph import Spec, slug_of
+from gluepy.core.graph import Graph, Spec, slug_of
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
@@ -250,6 +250,13 @@ class Executor:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         return None
+
+    def check(self, graph: Graph) -> None:
+        """Look at what a run is about, before it begins. Raises `UsageError` for what cannot be run."""
+
+    def asks(self, spec: Spec) -> bool:
+        """Whether it runs, in this process, what this task asks for an `each`; else gluepy does."""
+        return False
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """Carry `attempt` out and return how it ended; see this module's text for what is raised and when."""

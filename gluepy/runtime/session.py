@@ -134,6 +134,7 @@ class Session:
         compiled = compile_dag(find_dag(dag, settings), settings.LIMITS)
         select(compiled.graph, compiled.label, options)
         choice = choose(settings, compiled, options)
+        (choice.executor or shared.executor).check(compiled.graph)
         parameters = load_parameters(settings, options.get("params") or {})
         options = {**options, "dag": recorded}
         run_id = options.get("run_id")
@@ -212,6 +213,7 @@ class Session:
                 stale,
             )
             choice = choose(settings, compiled, merged)
+            (choice.executor or shared.executor).check(state.graph)
             return cls(shared, compiled, record, parameters, merged, choice, state, hold.pop_all(), plan, _again=again)
         raise AssertionError  # the stack swallows nothing
 

@@ -1,8 +1,8 @@
 """The kit for tests of pipelines and executors, with pytest or without. Only `ExecutorContract` needs pytest.
 
 - `task_run`: one task, without a run.
-- `ScriptedExecutor` (`Step`, `failed`, `skipped`, `HELD`, `RUNS`): how each attempt goes, as data; without any work, or
-  with failures among attempts that do theirs.
+- `ScriptedExecutor` (`Step`, `failed`, `skipped`, `values`, `HELD`, `RUNS`): how each attempt goes, as data; without
+  any work, or with failures among attempts that do theirs.
 - `VirtualClock`: hours in no time.
 - `until`, `settle`: wait for something, without guessing how long it takes.
 - `events_of`, `outline`, `assert_events` (`happened`): what a run told.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gluepy.testing.contract import ExecutorContract
     from gluepy.testing.events import Happened, assert_events, events_of, happened, name_of, outline
     from gluepy.testing.run import TaskRun, task_run
-    from gluepy.testing.script import HELD, RUNS, ScriptedExecutor, Step, failed, skipped
+    from gluepy.testing.script import HELD, RUNS, ScriptedExecutor, Step, failed, skipped, values
     from gluepy.testing.wait import settle, until
 
 _HOME = {
@@ -36,7 +36,7 @@ _HOME = {
     "gluepy.testing.contract": ("ExecutorContract",),
     "gluepy.testing.events": ("Happened", "assert_events", "events_of", "happened", "name_of", "outline"),
     "gluepy.testing.run": ("TaskRun", "task_run"),
-    "gluepy.testing.script": ("HELD", "RUNS", "ScriptedExecutor", "Step", "failed", "skipped"),
+    "gluepy.testing.script": ("HELD", "RUNS", "ScriptedExecutor", "Step", "failed", "skipped", "values"),
     "gluepy.testing.wait": ("settle", "until"),
 }
 
@@ -59,6 +59,7 @@ __all__ = [
     "skipped",
     "task_run",
     "until",
+    "values",
 ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import anyio.lowlevel
@@ -19,8 +19,8 @@ class VirtualClock:
 
     By hand, `await clock.advance(60)` moves it on by a minute, from one awaited moment to the next, so that what
     waits wakes at the right time and in the right order. By itself, inside `async with clock.autojump():`, it jumps to
-    the next awaited moment whenever every task of the event loop waits. Work in threads and processes looks like
-    waiting: with such tasks move it by hand.
+    the next awaited moment whenever every task of the event loop waits. While a function finds the values of an `each`
+    it stands still. Other work in threads and processes looks like waiting: with such tasks move it by hand.
 
     `wall` may be set, as somebody may set the clock of a machine; `now` only ever grows.
     """
@@ -30,6 +30,8 @@ class VirtualClock:
         self._offset = wall
         self._sleepers: dict[anyio.Event, float] = {}
         self._slept = anyio.Event()
+        self._at_work = 0
+        self._rested = anyio.Event()
 
     def now(self) -> float:
         """Virtual seconds since the clock was made."""
@@ -55,6 +57,17 @@ class VirtualClock:
             await woken.wait()
         finally:
             del self._sleepers[woken]
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While the block runs, `autojump` does not jump: somebody works whom the event loop does not see."""
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+            if not self._at_work:
+                self._rested.set()
 
     async def advance(self, seconds: float) -> None:
         """Move on by `seconds`, and return when everything that this woke waits again."""
@@ -83,6 +96,10 @@ class VirtualClock:
     async def _keep_jumping(self) -> None:
         while True:
             await settle()
+            if self._at_work:
+                self._rested = anyio.Event()
+                await self._rested.wait()
+                continue
             moment = self._next()
             if moment < math.inf:
                 self._jump(moment)

@@ -78,7 +78,7 @@ def gluepy_run(gluepy_settings: dict[str, object]) -> Callable[..., RunResult]:
         async def main() -> RunResult:
             async with AsyncExitStack() as stack:
                 clock = SystemClock() if work else await stack.enter_async_context(VirtualClock().autojump())
-                executor = ScriptedExecutor(script, clock=clock, real=LocalExecutor() if work else None)
+                executor = ScriptedExecutor(script, clock=clock, real=LocalExecutor() if work else None, strict=True)
                 runtime = Runtime(gluepy_settings, executor=executor, clock=clock)
                 runtime = await stack.enter_async_context(runtime)
                 return await runtime.run_dag(dag, check=check, **options)

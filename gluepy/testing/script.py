@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
 
 from gluepy.clock import Clock, SystemClock
 from gluepy.core.events import JSON, Reason
+from gluepy.core.graph import Graph, Spec
+from gluepy.errors import OptionError, nearest
+from gluepy.exec.boundary import failed as failed_with
+from gluepy.exec.dag import Expander
 from gluepy.exec.port import FINISHED, Abandoned, Attempt, Emission, Emit, Executor, Outcome, Released
 
 
@@ -22,7 +26,8 @@ class Step:
     It emits `emits`, lasts `lasts_s` seconds of the executor's clock, then, if `held`, waits for
     `ScriptedExecutor.release`, and then ends as `outcome`, or raises `breaks`, as an executor does whose infrastructure
     is broken. One that `runs` has the task run before it ends; where that ends badly, so does the attempt. A `stubborn`
-    one goes on when it is stopped, as a thread does, until it is released.
+    one goes on when it is stopped, as a thread does, until it is released. `values` are what the functions of an `each`
+    find, by the names of its parameters.
     """
 
     outcome: Outcome = FINISHED
@@ -32,6 +37,7 @@ class Step:
     breaks: Exception | None = None
     runs: bool = False
     stubborn: bool = False
+    values: Mapping[str, Sequence[Any]] | None = None
 
 
 def failed(
@@ -50,6 +56,11 @@ def skipped(why: str = "") -> Outcome:
     return Outcome(status="skipped", error_message=why)
 
 
+def values(**found: Sequence[Any]) -> Step:
+    """An attempt in which the functions of an `each` find these values: `values(region=["eu", "us"])`."""
+    return Step(values=found)
+
+
 HELD = Step(held=True)
 RUNS = Step(runs=True)
 
@@ -61,7 +72,13 @@ class ScriptedExecutor(Executor):
 
     `script` names tasks by id or by label. Each has an `Outcome` or `Step` for all its attempts, or a list with one for
     each, of which the last goes on holding. Tasks that it does not name finish at once. `clock` is what `lasts_s`
-    is measured by; hand in the run's own.
+    is measured by; hand in the run's own. A name that no task of a DAG has, but nearly one has, is refused before the
+    run begins; if `strict`, so is every name that none has.
+
+    What an `each` asks for its values is asked, unless the script names the task that does: `values` gives them, and
+    `failed` fails it.
+
+        ScriptedExecutor({"each-train": [failed(), values(region=["eu", "us"])]})
 
     Given a `real` executor, it makes attempts fail among others that do their work: what the script does not name, and
     what it says `RUNS` of, runs there.
@@ -80,9 +97,10 @@ class ScriptedExecutor(Executor):
         *,
         clock: Clock | None = None,
         real: Executor | None = None,
+        strict: bool = False,
     ) -> None:
         self.script = dict(script or {})
-        self.real = real
+        self.real, self.strict = real, strict
         self.started: list[tuple[str, int]] = []
         self.running: list[tuple[str, int]] = []
         self.stopped: list[tuple[str, int]] = []
@@ -103,6 +121,26 @@ class ScriptedExecutor(Executor):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         return None if self.real is None else await self.real.__aexit__(exc_type, exc, traceback)
+
+    def check(self, graph: Graph) -> None:
+        """Refuse names that the script has by mistake."""
+        labels = {spec.label for spec in graph.specs}
+        coming = {label for spec in graph.specs if spec.expands for label in graph.labels_of(graph.index[spec.label])}
+        for name in self.script:
+            label = name.partition("[")[0]
+            if name in labels or name in graph.index or (label != name and label in coming):
+                continue
+            cutoff = 0.6 if self.strict else 0.75
+            near = nearest(name, [*labels, *graph.index], cutoff) or nearest(label, labels, cutoff)
+            if near is not None or self.strict:
+                known = f"its tasks are {', '.join(sorted(labels))}"
+                raise OptionError(
+                    "script", f"the DAG has no task {name!r}", f"did you mean {near!r}?" if near else known
+                )
+
+    def asks(self, spec: Spec) -> bool:
+        """Whether the script names what asks for an `each`."""
+        return spec.label in self.script
 
     def release(self, task: str | None = None) -> None:
         """Let all held attempts of `task` (its id; None: of every task) go on, those that are still to come too."""
@@ -157,6 +195,8 @@ class ScriptedExecutor(Executor):
             self.running.remove(key)
         if step.breaks is not None:
             raise step.breaks
+        if step.values is not None:
+            return _found(attempt, step.values)
         if ended is None or (ended.status == "finished" and step.outcome is not FINISHED):
             return step.outcome
         return ended
@@ -167,3 +207,20 @@ class ScriptedExecutor(Executor):
         if not isinstance(told, (Outcome, Step)):
             told = told[min(attempt.number, len(told)) - 1]
         return told if isinstance(told, Step) else Step(told)
+
+
+def _found(attempt: Attempt, values: Mapping[str, Sequence[Any]]) -> Outcome:
+    """The outcome of an attempt whose functions found `values`."""
+    expander = attempt.target
+    if not isinstance(expander, Expander):
+        raise OptionError("script", f"{attempt.task!r} asks for no values", "values(…) is for the each-… of an each")
+    asked = [name for name, value in expander.values.items() if callable(value)]
+    if set(asked) != set(values):
+        raise OptionError(
+            "script", f"values of {attempt.task!r} are of {', '.join(values)}", f"give {', '.join(asked)}"
+        )
+    try:
+        rows = expander.product([values.get(name, value) for name, value in expander.values.items()])
+    except ValueError as error:
+        return failed_with(attempt, error)
+    return Outcome(status="finished", value=rows)

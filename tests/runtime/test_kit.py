@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-from steps import Fails, Go, LoopStep, Notes, Step, dag_of
+from steps import Fails, Go, LoopStep, Notes, Region, Step, dag_of, statuses
 
-from gluepy import Retry, parallel
-from gluepy.core.events import TaskMetric
+from gluepy import Retry, each, parallel
+from gluepy.core.events import TaskExpanded, TaskMetric
+from gluepy.errors import OptionError, RunStopped
 from gluepy.exec.executors import LocalExecutor
 from gluepy.exec.port import Metric
 from gluepy.testing import (
@@ -26,6 +29,7 @@ from gluepy.testing import (
     outline,
     settle,
     until,
+    values,
 )
 from gluepy.testing import Step as Ends
 
@@ -258,3 +262,100 @@ async def test_events_of_a_record_with_a_gap_or_a_bad_line_are_refused(go: Go) -
     file.write_bytes(b"".join([*lines, b"nonsense\n"]))
     with pytest.raises(AssertionError, match=r"no events: 1"):
         events_of(result)
+
+
+class Hasty(Region):
+    timeout_s = 5
+
+
+@pytest.mark.parametrize("real", [False, True])
+async def test_clock_stands_still_while_a_function_finds_values(go: Go, real: bool) -> None:
+    clock, asked, answer = VirtualClock(), threading.Event(), threading.Event()
+    executor: Any = LocalExecutor() if real else ScriptedExecutor(clock=clock)
+
+    def regions() -> list[str]:
+        asked.set()
+        assert answer.wait(30)
+        return ["eu"]
+
+    dag = dag_of(each(Hasty, region=regions))
+    async with (
+        clock.autojump(),
+        go.runtime(executor=executor, clock=clock) as runtime,
+        runtime.stream_dag(dag) as run,
+    ):
+        await until(asked.is_set)
+        for _ in range(5):
+            await settle()
+        assert clock.now() == 0
+        answer.set()
+        result = await run.result()
+    assert statuses(result) == {"each-hasty": "finished", "hasty[region=eu]": "finished"}
+
+
+async def test_values_of_an_each_are_scripted(go: Go) -> None:
+    def regions() -> list[str]:
+        raise AssertionError("nobody asks it")
+
+    clock = VirtualClock()
+    script: Any = {"each-folded": [failed(), Ends(values={"region": ["eu", "us"]}, lasts_s=3)]}
+
+    class Folded(Hasty):
+        fold: int
+        retries = Retry(attempts=3, wait_s=60, jitter=0)
+
+    tasks = each(Folded, region=regions, fold=[0, 1]), Step(id="z")
+    executor = ScriptedExecutor(script, clock=clock)
+    async with clock.autojump(), go.runtime(executor=executor, clock=clock) as runtime:
+        result = await runtime.run_dag(dag_of(*tasks))
+    assert result.duration_s == 63
+    (found,) = (event.values for event in events_of(result) if isinstance(event, TaskExpanded))
+    assert found == [["eu", 0], ["eu", 1], ["us", 0], ["us", 1]]
+    assert [task for task, _ in executor.started if task != "z"] == [
+        *("each-folded", "each-folded"), *(f"folded[region={r},fold={f}]" for r in ("eu", "us") for f in (0, 1))
+    ]  # fmt: skip
+
+
+async def test_scripted_values_are_held_to_what_the_parameters_take(go: Go) -> None:
+    class Counted(Step):
+        n: int
+
+    def found() -> list[int]:
+        return [1]
+
+    result = await go(each(Counted, n=found), executor=ScriptedExecutor({"each-counted": values(n=["x"])}))
+    error = result.tasks["each-counted"].error
+    assert error is not None
+    assert "a value for 'n' is 'x'; expected int" in error.message
+    with pytest.raises(RunStopped, match="values of 'each-counted' are of m; give n"):
+        await go(each(Counted, n=found), executor=ScriptedExecutor({"each-counted": values(m=[1])}))
+    with pytest.raises(RunStopped, match="'a' asks for no values"):
+        await go(Step(id="a"), executor=ScriptedExecutor({"a": values(m=[1])}))
+
+
+@pytest.mark.parametrize(
+    ("script", "strict", "told"),
+    [
+        ({"wrok": failed()}, False, "script: the DAG has no task 'wrok'; did you mean 'work'?"),
+        ({"each-regoin": failed()}, False, "did you mean 'each-region'?"),
+        ({"regoin[region=eu]": failed()}, True, "did you mean"),
+        ({"other": failed()}, True, "the DAG has no task 'other'; its tasks are each-region, region, work"),
+        ({"x[region=eu]": failed()}, True, "the DAG has no task 'x[region=eu]'"),
+        ({"other": failed()}, False, ""),
+        ({"work": HELD, "x": HELD, "region[region=eu]": failed(), "each-region": failed()}, True, ""),
+    ],
+)
+async def test_script_that_names_what_is_not_there_is_refused(go: Go, script: Any, strict: bool, told: str) -> None:
+    class Work(Step):
+        pass
+
+    executor = ScriptedExecutor(script, strict=strict)
+    executor.release()
+    tasks = parallel(Work, Work(id="x")), each(Region, region=lambda: ["eu"])
+    if told:
+        with pytest.raises(OptionError) as caught:
+            await go(*tasks, executor=executor)
+        assert told in str(caught.value)
+        assert executor.started == []
+    else:
+        await go(*tasks, executor=executor)

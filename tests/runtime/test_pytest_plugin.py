@@ -40,6 +40,11 @@ def test_a_dag_runs_and_its_files_are_the_test_s_own(gluepy_run, tmp_path):
     assert Path(result.files).is_relative_to(tmp_path) and result.path.is_relative_to(tmp_path)
     assert (Path(result.files) / "rows.txt").read_text() == "rows"
 
+def test_a_script_that_names_what_is_not_there_is_refused(gluepy_run):
+    from pipeline import TrainDAG
+    with pytest.raises(Exception, match="the DAG has no task 'laod'; did you mean 'load'"):
+        gluepy_run(TrainDAG, script={"laod": failed()}, params={"limit": 3})
+
 def test_attempts_fail_as_the_script_says_and_the_others_do_their_work(gluepy_run, monkeypatch):
     from pipeline import Load, TrainDAG
     monkeypatch.setattr(Load, "retries", Retry(attempts=2, wait_s=0))
