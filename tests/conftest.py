@@ -60,6 +60,7 @@ def bucket(object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
+    S3FileSystem.clear_instance_cache()  # of tests with another environment
     name = f"bucket-{os.urandom(6).hex()}"
     S3FileSystem().mkdir(name)
     return f"s3://{name}"

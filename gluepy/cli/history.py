@@ -30,6 +30,7 @@ from gluepy.exec.drafts import discard
 from gluepy.exec.port import RunInfo
 from gluepy.runs.index import Index, RunSummary
 from gluepy.runs.prune import deleted, prunable, sweep
+from gluepy.runtime.checks import check_storage
 
 STATUSES = ("finished", "failed", "cancelled", "running", "interrupted", "unreadable")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -87,6 +88,8 @@ def prune(
     if keep is None and older_than is None:
         raise OptionError("prune", "it has to be said which runs go", "give --keep N, --older-than 30d, or both")
     settings = invocation.settings()
+    if files:
+        check_storage(settings)
     before = None
     if older_than is not None:
         before = f"{datetime.now(UTC) - _age(older_than):%Y-%m-%dT%H:%M:%S.%fZ}"
@@ -137,13 +140,20 @@ def _age(text: str) -> timedelta:
 
 
 def _delete_files(folder: str) -> None:
+    """Raises `OSError` for whatever the library of an object store raises."""
     from upath import UPath  # brings fsspec
 
     path = UPath(folder)
     if path.protocol in ("", "file", "local") and Path(path.path).is_symlink():
         Path(path.path).unlink()  # what it leads to is not the run's
-    elif path.exists():
-        path.fs.rm(path.path, recursive=True)
+        return
+    try:
+        if path.exists():
+            path.fs.rm(path.path, recursive=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{folder}: {error}") from error
 
 
 def diff(invocation: Invocation, first: str, second: str, as_json: bool) -> int:

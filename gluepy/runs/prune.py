@@ -33,7 +33,8 @@ def deleted(root: Path, run_id: str) -> Iterator[None]:
     """Make the run unknown, and delete its record after the block.
 
     Raises `RunLocked` when a driver has taken the run up, `UnknownRun` when somebody else has deleted it, `OSError`
-    when it cannot be deleted. Of a record that is a link, the link goes, and what it leads to stays as it is.
+    when it cannot be deleted. After an error in the block the run is known as before. Of a record that is a link, the
+    link goes, and what it leads to stays as it is.
     """
     record = Record(root, run_id)
     away = root / f"{_AWAY}{os.urandom(6).hex()}"
@@ -41,7 +42,11 @@ def deleted(root: Path, run_id: str) -> Iterator[None]:
     untouched = record.path.is_symlink() and not (record.path / "run.lock").exists()
     with nullcontext() if untouched else record.held():
         os.rename(record.path, away)  # whole: nobody ever finds a part of a record, nor resumes one
-    yield
+    try:
+        yield
+    except Exception:
+        os.rename(away, record.path)
+        raise
     _remove(away)
 
 

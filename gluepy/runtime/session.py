@@ -152,6 +152,7 @@ class Session:
         from gluepy.runs.reading import read_run  # new runs do without it
 
         settings = shared.settings
+        check_storage(settings)
         record = find_record(settings, run)
         with ExitStack() as hold:
             hold.enter_context(record.lock())
@@ -504,6 +505,10 @@ def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) 
         if state.status[node] != FINISHED or not (isinstance(target, type) and issubclass(target, Task)):
             continue
         outputs = outputs_of(target, state.graph.spec(node), state.graph.params(node))
-        if not all(exists(files, name) for name in outputs):
-            gone.add(node)
+        try:
+            if not all(exists(files, name) for name in outputs):
+                gone.add(node)
+        except Exception as error:  # whatever an object store's library raises
+            why = f"cannot look for the outputs of {state.graph.id(node)}: {error}"
+            raise RunStopped(record.run_id, why, "make the storage reachable, and resume it again") from error
     return gone

@@ -367,6 +367,20 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
     assert json.loads(pipe("runs", "--json").stdout) == []
 
 
+def test_run_of_which_the_files_cannot_be_deleted_stays_known(pipe: Console) -> None:
+    pipe("run", "pipe", "--run-id", "a", "-q", "--task", "load")
+    away = {"GLUEPY_STORAGE_ROOT": "s3://bucket/data", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none"}
+    done = pipe("prune", "--keep", "0", "--files", **away)
+    assert done.returncode == 1
+    assert done.stderr == "cannot delete a: s3://bucket/data/runs/a: Unable to locate credentials\n"
+    assert [run.name for run in pipe.runs] == ["a"]
+    pipe.write("s3fs.py", "raise ImportError('it is not there')")
+    done = pipe("prune", "--keep", "0", "--files", **away)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "s3:// needs s3fs" in done.stderr
+
+
 def test_prune_keeps_what_runs(pipe: Console) -> None:
     driver = holding(pipe, "first")
     assert pipe("prune", "--keep", "0").stdout == "deleted 0 runs\n"

@@ -15,6 +15,7 @@ from upath import UPath
 
 from gluepy import DAG, Task
 from gluepy.conf.schema import Settings
+from gluepy.errors import RunStopped
 from gluepy.testing import task_run
 
 
@@ -172,6 +173,20 @@ async def test_resume_runs_again_what_has_lost_its_outputs(bucket: str, folder: 
         assert list(runtime.plan_resume(result.run_id).again) == ["fails"]
         S3FileSystem().rm(f"{result.files}/rows.csv")
         assert list(runtime.plan_resume(result.run_id).again) == ["writes", "fails"]
+
+
+async def test_resume_without_a_way_to_the_store_says_so(
+    bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = Go(Settings(STORAGE_ROOT=bucket, RUNS_ROOT="runs"))
+    async with go.runtime() as runtime:
+        result = await runtime.run_dag(WritesDAG, check=False)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        S3FileSystem.clear_instance_cache()
+        with pytest.raises(RunStopped, match="cannot look for the outputs of writes: Unable to locate credentials"):
+            runtime.plan_resume(result.run_id)
 
 
 def kept(error: OSError) -> Path:
