@@ -11,6 +11,7 @@ as long as the guard has once seen it below this process.
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -71,20 +72,25 @@ def _dismiss(guard: int, line: socket.socket, tell: Callable[[str], object]) -> 
                 return
         else:
             os.kill(guard, signal.SIGKILL)
-            os.waitpid(guard, 0)
+            if not os.waitpid(guard, os.WNOHANG)[0]:
+                atexit.register(_bury, guard)  # it takes its time, and there is more to do
     except OSError:
         pass  # somebody has killed it, or has waited for all children
     finally:
         line.close()  # if it is still at work, it ends when it is done
 
 
+def _bury(guard: int) -> None:
+    with suppress(OSError):
+        os.waitpid(guard, 0)
+
+
 def _has_started_something(guard: int) -> bool:
     """Whether this process has had other children. Asked without looking through all processes."""
-    import resource
-
-    if resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt:
-        return True
     try:
+        with open("/proc/self/stat", "rb") as file:
+            if file.read().rpartition(b")")[2].split()[8] != b"0":  # page faults of children that it has waited for
+                return True
         for thread in os.listdir("/proc/self/task"):
             with open(f"/proc/self/task/{thread}/children", "rb") as file:
                 if file.read().split() not in ([], [b"%d" % guard]):

@@ -71,12 +71,11 @@ def in_copies(call: Callable[[], None]) -> None:
 
 def not_in_copies(call: Callable[[], None]) -> None:
     """Take it back."""
-    _calls.remove(call)
+    if call in _calls:  # not in a copy
+        _calls.remove(call)
 
 
-def attach(scope: Scope) -> None:
-    """The attempt begins."""
-    _active.add(scope)
+attach = _active.add  # the attempt begins
 
 
 def detach(scope: Scope) -> None:

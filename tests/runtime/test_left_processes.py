@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import psutil
 import pytest
+import structlog
 from steps import Go, dag_of
 from structlog.testing import capture_logs
 
@@ -58,6 +59,7 @@ def is_alive(pid: int) -> bool:
 @pytest.fixture(autouse=True)
 def _none_is_left() -> Iterator[None]:
     yield
+    structlog.reset_defaults()  # `capture_logs` leaves it configured
     for child in psutil.Process().children():
         child.kill()
         child.wait()
