@@ -25,6 +25,7 @@ STARTERS = """
 
     HERE = Path.cwd()
     FORK = multiprocessing.get_context("fork")
+    ONE_AT_A_TIME = threading.Lock()  # a forked process holds the pipes of a Popen that another thread is in
 
     def note(name, pid):
         (HERE / f"{name}.new").write_text(str(pid))
@@ -35,6 +36,10 @@ STARTERS = """
         time.sleep(1000)
 
     def start(kind):
+        with ONE_AT_A_TIME:
+            start_all(kind)
+
+    def start_all(kind):
         "A child, one in a session of its own, one without our environment, an orphan, a forked one, and its child."
         note(f"{kind}-child", subprocess.Popen(["sleep", "1000"]).pid)
         note(f"{kind}-session", subprocess.Popen(["sleep", "1000"], start_new_session=True).pid)
@@ -59,7 +64,6 @@ STARTERS = """
     class LoopStarts(Task):
         async def run(self):
             await anyio.to_thread.run_sync(start, "loop")
-            await asyncio.create_subprocess_exec("sleep", "1000")
             if os.environ.get("ENDS"):
                 return
             await anyio.sleep(1000)
