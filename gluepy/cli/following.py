@@ -56,10 +56,11 @@ class StillRunning(GluepyError):
 
 def watch(invocation: Invocation, run: str, progress: str, quiet: bool) -> int:
     """`gluepy watch`"""
-    record = find_record(invocation.settings(), run)
+    settings = invocation.settings()
+    record = find_record(settings, run)
     read_run(record)  # raises for a log that cannot be followed
     reader = RunReader(record.events)
-    with closing(view_of(progress, quiet, False)) as view:
+    with closing(view_of(progress, quiet, False, settings)) as view:
         driven = record.is_held()
         past = list(reader.events())
         if past and driven and not _is_over(past[-1]):

@@ -6,6 +6,7 @@ Both are fed batches of events, at most some ten a second however fast tasks end
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -24,12 +25,14 @@ from gluepy.cli.text import (
     error_line,
     first_line,
     fit,
+    fit_middle,
     is_terminal,
     moment,
     padded,
     printable,
     styled,
     tell,
+    waited_thing,
     wants_colour,
 )
 from gluepy.clock import seconds_of
@@ -41,11 +44,19 @@ from gluepy.errors import OptionError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+    from gluepy.cli.ahead import Ahead
+    from gluepy.conf.schema import Settings
+
 _NONE: Mapping[str, int] = MappingProxyType({})
 MODES = ("auto", "live", "plain", "none")
 _WORD = 9  # columns of the word that begins a line: "cancelled"
 _METRICS = 4  # metrics shown behind a finished task
-_NAME = 48  # columns for a running task's id
+_WAITING = 8  # tasks that are named where they wait for a limit
+_STAMP = re.compile(  # 2026-01-31T12:30:00.123Z [info     ]; 12:30:00,123 INFO; [2026-01-31 12:30:00] - WARNING -
+    r"^[\[(]?(?:\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?[\])]?[\s|:-]*"
+    r"(?:[\[(]?\s*(?:trace|debug|info|success|warn|warning|error|critical|fatal)\b\s*[\])]?[\s|:-]*)?",
+    re.IGNORECASE,
+)
 _LONGEST_ID = 200  # columns of an id in a line of its own
 
 
@@ -72,15 +83,16 @@ class View(Protocol):
         ...
 
 
-def view_of(mode: str, quiet: bool, debug: bool) -> View:
-    """The view for `--progress mode`. Raises `OptionError` for an unknown one."""
+def view_of(mode: str, quiet: bool, debug: bool, settings: Settings | None = None) -> View:
+    """The view for `--progress mode`; with `settings` it also tells what is ahead. Raises `OptionError` for an unknown
+    mode."""
     if mode not in MODES:
         raise OptionError("--progress", f"{mode!r} is not one of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
     if quiet or mode == "none":
         return Silent(mute=quiet)
     # A debugger and what uncaptured tasks print want the terminal for themselves.
     if mode in ("auto", "live") and is_terminal(sys.stderr) and not debug and os.name == "posix":
-        return Live()
+        return Live(settings)
     return Plain()
 
 
@@ -187,7 +199,7 @@ class Live:
 
     pause_s = 0.1
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
         from rich.console import Console
         from rich.live import Live as RichLive
         from rich.segment import Segment
@@ -204,6 +216,8 @@ class Live:
         self._counts: Counter[str] = Counter()
         self._total = self._known = 0
         self._begun = time.monotonic()
+        self._settings = settings
+        self._ahead: Ahead | None = None
         self._notice = ""
         self._live = RichLive(
             self,
@@ -268,16 +282,39 @@ class Live:
         room = max(1, console.size.height - 3)
         running = list(self._running.values())
         shown = running if len(running) <= room else running[: room - 1]
-        column = max([min(cells(task.name), _NAME, width // 2) for task in shown], default=0)
+        waiting = self._look_ahead(now)[: max(0, room - len(shown))]
+        clocks = {task.event.task: self._clock(task, now) for task in shown}
+        clock = max(map(cells, clocks.values()), default=0)
+        # A name takes the room there is, but for a third of the line if some task has said something.
+        talk = width // 3 if any(task.last or task.done or task.total for task in shown) else 0
+        column = min(max((cells(task.name) for task in shown), default=0), max(8, width - _WORD - clock - talk - 4))
         for task in shown:
-            yield from self._live_line(task, now, column, width)
+            yield from self._live_line(task, f"{clocks[task.event.task]:>{clock}}", column, width)
         if len(shown) < len(running):
             yield self._segment(f"{padded('', _WORD)}  … and {len(running) - len(shown):,} more\n", self._styles["dim"])
+        for line in waiting:
+            yield self._segment(f"{fit(line, width)}\n", self._styles["dim"])
         yield self._segment(fit(self._footer(now), width), self._styles["bold" if self._notice else "dim"])
 
-    def _live_line(self, task: _Running, now: float, column: int, width: int) -> Iterable[Any]:
+    def _look_ahead(self, now: float) -> list[str]:
+        """What is ready and waits for a limit, a line for each limit."""
+        if self._ahead is None:
+            return []
+        self._ahead.look(now)
+        return [
+            f"{padded('waiting', _WORD)}  for {waited_thing(limit)}: {', '.join(map(_told, tasks[:_WAITING]))}"
+            + (f" and {len(tasks) - _WAITING:,} more" if len(tasks) > _WAITING else "")
+            for limit, tasks in sorted(self._ahead.waiting.items())
+            if limit
+        ]
+
+    def _clock(self, task: _Running, now: float) -> str:
+        usual_s = self._ahead.usual_s.get(task.event.task) if self._ahead is not None else None
+        return _ticking(now - task.begun) + (f" of {_ticking(usual_s)}" if usual_s is not None else "")
+
+    def _live_line(self, task: _Running, clock: str, column: int, width: int) -> Iterable[Any]:
         yield self._segment(f"{padded('running', _WORD)}  ")
-        facts = [padded(fit(task.name, column), column), f"{_ticking(now - task.begun):>8}"]
+        facts = [padded(fit_middle(task.name, column), column), clock]
         if task.event.attempt > 1:
             facts.append(f"attempt {task.event.attempt} of {task.event.max_attempts}")
         if task.total:
@@ -288,20 +325,36 @@ class Live:
         yield self._segment(text)
         left = width - _WORD - 4 - cells(text)
         if task.last and left > 8:
-            yield self._segment("  " + fit(printable(task.last[: 4 * left]).strip(), left), self._styles["dim"])
+            yield self._segment("  " + fit(message_of(task.last), left), self._styles["dim"])
         yield self._segment("\n")
 
     def _footer(self, now: float) -> str:
         ended = sum(self._counts.values())
         parts = [f"{ended:,} of {count(self._total, 'task')} done"]
         parts += [f"{self._counts[word]:,} {word}" for word in ("failed", "blocked", "skipped") if self._counts[word]]
-        parts += [f"{len(self._running):,} running", _ticking(now - self._begun)]
+        parts.append(f"{len(self._running):,} running")
+        ahead = self._ahead
+        if ahead is not None and (ready := len(ahead.waiting.get("", ()))):
+            parts.append(f"{ready:,} waiting for a slot")
+        parts.append(_ticking(now - self._begun))
+        if ahead is not None and ahead.left_s is not None:
+            seconds = max(1, round(ahead.left_s))
+            left = f"{seconds} s" if seconds < 100 else duration(seconds)
+            parts.append(f"{'at least' if ahead.at_least else 'about'} {left} left")
         return " · ".join(parts) + (f" · {self._notice}" if self._notice else "")
 
     def _open(self, event: e.RunStarted | e.RunResumed) -> None:
         tree = Tree.of(event.graph)
         self._total = self._known or _size(tree.root)
         self._begun = time.monotonic() - _age_s(event)
+        if self._settings is not None:
+            from gluepy.cli.ahead import MOST, Ahead
+            from gluepy.runs.record import Record
+
+            if self._total <= MOST:
+                slots = event.options.get("concurrency") or self._settings.CONCURRENCY
+                record = Record(self._settings.runs_root, event.run_id)
+                self._ahead = Ahead(record, event.dag, slots, self._settings.LIMITS)
         self._sizes = {tree.specs[each.expander].label: _size(each.item) for each in _open_eaches(tree.root)}
 
     def _ended(self, event: e.Event) -> list[Any]:
@@ -361,6 +414,22 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
             left = "  (its thread could not be stopped)" if event.abandoned else ""
             return "cancelled", f"{_told(event.task)}{left}"
     return None
+
+
+def message_of(line: str) -> str:
+    """What a line of output says, on one line: without the time, the level and the braces of a log line."""
+    text = line.strip()
+    if text.startswith("{"):
+        import msgspec
+
+        try:
+            told = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            told = None
+        if isinstance(told, dict):
+            said = next((told[key] for key in ("event", "message", "msg") if isinstance(told.get(key), str)), None)
+            text = text if said is None else said
+    return printable(_STAMP.sub("", text) or text).strip()
 
 
 def _told(task: str) -> str:

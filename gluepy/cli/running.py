@@ -137,7 +137,7 @@ def carry_out(
             settings = settings.replaced(LEFTOVER_PROCESSES="kill")
         say_killed = (lambda line: None) if call.quiet else tell
         stack.enter_context(guarded(settings.LEFTOVER_PROCESSES == "kill", say_killed))
-        view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug)))
+        view = stack.enter_context(closing(view_of(call.progress, call.quiet, call.debug, settings)))
 
         def killed(run: str) -> str:
             return f"killed; resume it with: {invocation.resume_command(Record(settings.runs_root, run))}"

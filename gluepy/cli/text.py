@@ -112,6 +112,14 @@ def fit(text: str, width: int) -> str:
     return set_cell_size(text, width - 1).rstrip(" ") + "…"
 
 
+def fit_middle(text: str, width: int) -> str:
+    """`text`, cut to `width` columns in its middle: ids that differ do so at their end."""
+    if cells(text) <= width or not text.isascii():
+        return fit(text, width)
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}" if width > 4 else fit(text, width)
+
+
 def padded(text: str, width: int) -> str:
     """`text` with spaces after it, up to `width` columns."""
     return text + " " * (width - cells(text))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Callable
 
 import pytest
 import typer
-from console_calls import Console, until
+from console_calls import Console, Terminal, until
 
 from gluepy.cli.app import app
 
@@ -384,3 +385,35 @@ def test_one_task_is_shown_whole(gluepy: Console) -> None:
     done = gluepy("show", "latest", "fit")
     assert len(done.stdout.splitlines()) == 11
     assert "to see all of one: gluepy show " in done.stderr
+
+
+def test_live_rows_at_80_columns_have_the_message_and_what_waits_for_a_limit(
+    gluepy: Console, terminal: Callable[..., Terminal]
+) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = ['flows']\nLIMITS = {'gpu': 1}\nCONCURRENCY = 4\n")
+    gluepy.write(
+        "flows.py",
+        """
+        import time
+        from pathlib import Path
+        from gluepy import DAG, Task, each
+        class Fit(Task):
+            region: str
+            uses = {"gpu": 1}
+            def run(self):
+                while not Path("go").exists():
+                    self.log.info("reading the rows", n=1)
+                    time.sleep(0.05)
+        class GpuDAG(DAG): tasks = each(Fit, region=["the-north-east-of-the-country", "south"])
+        """,
+    )
+    screen = terminal("run", "gpudag", columns=80)
+    screen.wait_for("reading the rows", "waiting    for limit gpu: fit[region=", "0 of 2 tasks done · 1 running · ")
+    gluepy.write("go", "")
+    assert screen.wait() == 0
+    rows = [
+        line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.text)) if "reading" in line
+    ]
+    assert rows
+    assert not any(re.search(r"\d{4}-\d\d-\d\d|\[info", row) for row in rows)
+    assert max(map(len, rows)) < 80
