@@ -42,7 +42,7 @@ pytestmark = WORKERS
     ],
 )
 async def test_a_worker_whose_call_left_something_behind_is_replaced_with_all_of_it(source: str) -> None:
-    async with WorkerPool() as pool:
+    async with WorkerPool(leave_s=0.3) as pool:
         first = await call(pool, source + "\nresult = b'its result counts'")
         assert first.body == b"its result counts"
         assert psutil.Process().children(recursive=True) == []

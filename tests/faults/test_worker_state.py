@@ -264,7 +264,7 @@ async def test_a_thread_that_an_installed_library_keeps_costs_no_worker(
         "def start(daemon): threading.Thread(target=watch, daemon=daemon).start()\n"
     )
     monkeypatch.syspath_prepend(str(library.parent))
-    async with WorkerPool() as pool:
+    async with WorkerPool(leave_s=0.3) as pool:
         pids = [(await call(pool, "import progress_bars; progress_bars.start(True)")).pid for _ in range(2)]
         assert (await call(pool, "import progress_bars; progress_bars.start(False)")).pid == pids[0] == pids[1]
         assert (await call(pool)).pid != pids[0]

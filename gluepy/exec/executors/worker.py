@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 FRAME = struct.Struct("!cQ")  # kind, length of the body that follows
 HELLO, CALL, MESSAGE, RETURNED, FAILED = b"H", b"C", b"M", b"R", b"F"
+LEAVE = b"L"  # to a worker that is idle: exit as any program does
 REFUSED = b"X"  # whatever call comes next, or has come meanwhile: the latest changed the process for good
 # The body of HELLO: process id, CPU seconds so far, MB of mapped files.
 GREETING = struct.Struct("!idd")
@@ -63,6 +64,10 @@ WATCH_S = 0.02  # between two looks at the memory of a limited call
 LONGEST_WATCH_S = 0.2  # of one without a limit, at most
 SMALL_MB = 16  # of memory: not worth a search for garbage
 
+# Clean up what dead processes have left in /dev/shm, and end when the last of those is dead.
+TRACKER = b"resource_tracker import main"
+TRACKERS_S = 2.0
+
 PIECE = 65536
 NOTHING = bytes(4)  # as an int of the kernel's
 MB = 1024 * 1024
@@ -70,9 +75,9 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LINUX = sys.platform == "linux"
 
 
-def main() -> NoReturn:
-    """Become the guard of a worker. Arguments: the descriptors of calls, answers and life, the driver's process
-    id."""
+def main() -> None:
+    """Become the guard of a worker; in the worker, return when it is to exit. Arguments: the descriptors of calls,
+    answers and life, the driver's process id."""
     calls, answers, life, driver = (int(word) for word in sys.argv[1:5])
     for descriptor in (calls, answers, life):
         os.set_inheritable(descriptor, False)
@@ -93,6 +98,8 @@ def main() -> NoReturn:
     if os.getppid() != guard:
         os._exit(1)
     _Server(_Control(calls, answers), guard, libc).serve()
+    gc.disable()
+    gc.freeze()  # spares the interpreter a search for garbage, most of the time that an exit takes
 
 
 def _own_group(worker: int) -> None:
@@ -159,7 +166,14 @@ def _guard(worker: int, life: int, driver: int) -> NoReturn:
                 peak = files = 0.0
     else:
         status = None
-    _kill(os.killpg, worker)
+    until = time.monotonic() + TRACKERS_S
+    tree = _tree()
+    if any(map(_is_tracker, tree)):  # it is in the worker's group
+        for pid in tree:
+            if not _is_tracker(pid):
+                _kill(os.kill, pid)
+    else:
+        _kill(os.killpg, worker)
     if status is None:
         _kill(os.kill, worker)  # it may have changed its group
         status = os.wait4(worker, 0)[1:]
@@ -168,7 +182,8 @@ def _guard(worker: int, life: int, driver: int) -> NoReturn:
     while True:
         # Only direct children are killed: their ids cannot be somebody else's. The death of each hands us its own.
         for child in _children(os.getpid()):
-            _kill(os.kill, child)
+            if not _is_tracker(child) or time.monotonic() > until:
+                _kill(os.kill, child)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -224,6 +239,23 @@ def _children(pid: int) -> list[int]:
         return found
 
 
+def _tree() -> list[int]:
+    """The processes below this one."""
+    tree = _children(os.getpid())
+    for pid in tree:
+        tree.extend(_children(pid))
+    return tree
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether it is a resource tracker, multiprocessing's or joblib's."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return TRACKER in file.read(4096)
+    except OSError:
+        return False
+
+
 def _stat(pid: int) -> list[bytes]:
     """The fields of /proc/PID/stat from the state on; empty when there is no such process."""
     try:
@@ -242,9 +274,7 @@ def _tree_mb(limit: float) -> float:
         import psutil
 
         return sum(process.memory_info().rss for process in psutil.Process().children(recursive=True)) / MB
-    tree = _children(os.getpid())
-    for pid in tree:
-        tree.extend(_children(pid))
+    tree = _tree()
     total = sum(_memory_mb(pid)[0] for pid in tree)
     return total if total <= limit or len(tree) < 2 else sum(map(_share_mb, tree))
 
@@ -300,12 +330,13 @@ class _Control:
         self.writer = os.fdopen(answers, "wb", buffering=PIECE, closefd=False)
         self.pid = os.getpid()
 
-    def receive(self) -> bytes:
-        """The body of the next frame. Ends the process when the driver has gone."""
+    def receive(self) -> bytes | None:
+        """The body of the next call; None when the worker is to leave. Ends the process when the driver has gone."""
         head = self.reader.read(FRAME.size)
         if len(head) < FRAME.size:
             os._exit(0)
-        return self.reader.read(FRAME.unpack(head)[1])
+        kind, length = FRAME.unpack(head)
+        return self.reader.read(length) if kind == CALL else None
 
     def send(self, kind: bytes, body: bytes, only_if: Callable[[], bool] = lambda: True) -> None:
         if os.getpid() != self.pid:
@@ -393,11 +424,11 @@ class _Server:
         self.entries: dict[str, Entry] = {}
         self.control = control
 
-    def serve(self) -> NoReturn:
+    def serve(self) -> None:
+        """Answer calls until the worker is to leave."""
         self.control.send(HELLO, GREETING.pack(self.pid, time.process_time(), self.files_mb))
         as_it_was = True
-        while True:
-            call = self.control.receive()
+        while (call := self.control.receive()) is not None:
             if as_it_was:
                 self._answer(*marshal.loads(call))
                 as_it_was = self._restore()  # while the driver takes in the answer

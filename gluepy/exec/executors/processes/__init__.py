@@ -7,7 +7,7 @@ kills its worker with every descendant.
 
 A worker is used again only when its call left it as it was. A call that leaves children behind (dead or alive, also
 such as left its process group or session), or threads, or that replaced or closed the standard streams, costs the
-worker: it is killed with all of them before the call returns. Whatever else it changed in the process is put back
+worker: it exits, and all of them are gone before the call returns. Whatever else it changed in the process is put back
 (`process_state.py`); where that cannot be done the next call finds another worker. What importing modules does to the
 process stays, and so do daemon threads of installed libraries; what those print between calls is dropped, during a
 later call it counts as that call's.

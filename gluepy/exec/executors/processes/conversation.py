@@ -9,6 +9,7 @@ import selectors
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from typing import NamedTuple
@@ -59,7 +60,7 @@ class Conversation:
         self.last_words = ""  # what it printed before it was up
         self.gone = anyio.Event()
         self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
-        self.is_up = False
+        self.is_up = self.is_leaving = False
         self.oom_kills = 0  # before its latest call
         self.was_gone = False  # or of no use, before it could be told of its latest call
         self.idle_since = 0.0
@@ -91,6 +92,26 @@ class Conversation:
         """Whether the idle worker can be taken for a call. Drops what it printed in the meantime."""
         self._look_around()
         return not self._is_over()
+
+    def is_spoilt(self) -> bool:
+        """Whether it lives, but takes no call any more."""
+        return self._refused and not self._hung_up and self.process.end is None
+
+    async def leave(self, within_s: float, after: Call | None = None) -> None:
+        """Let the worker exit as any program does, then kill what is left of it; after `within_s` at the latest. What
+        is printed meanwhile is that of the call `after` which it leaves."""
+        if self.is_up and self.process.end is None and not self._unsent and not self.gone.is_set():
+            for stream, lines in self.lines.items():
+                if after is not None:
+                    lines.begin(stream, after)
+            with anyio.CancelScope(shield=True), suppress(OSError):
+                os.write(self.process.calls, FRAME.pack(far_end.LEAVE, 0))
+                with anyio.move_on_after(within_s) as scope:
+                    await self._until(lambda: self.process.end is not None)
+                if scope.cancelled_caught and after is not None:
+                    why = f"it did not end by itself within {within_s:g} s"
+                    after.on_line("stderr", f"what the task has left running was killed: {why}")
+        await self.kill()
 
     async def kill(self) -> None:
         """Kill the worker and all its descendants, and pass on what they printed to their end."""

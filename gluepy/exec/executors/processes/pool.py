@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from heapq import heappop, heappush
 from types import TracebackType
@@ -54,16 +55,19 @@ class WorkerPool:
 
     How many calls run at once is the callers' business; each has a worker of its own. Workers that nobody used for
     `idle_s` are stopped. Leaving the pool kills all workers with all their descendants and returns when they are gone.
-    Whatever kills a worker waits at most `grace_s` for it to disappear: only a process that the kernel does not let
-    die takes longer, and that one is left to its guard. `oom_kills` is where evidence of the out-of-memory killer is
-    looked for.
+    One that is not at a call, or in which a call has left something behind, first exits as any program does (exit
+    handlers and finalizers run, its threads are waited for), for at most `leave_s`. Whatever kills a worker waits at
+    most `grace_s` for it to disappear: only a process that the kernel does not let die takes longer, and that one is
+    left to its guard. `oom_kills` is where evidence of the out-of-memory killer is looked for.
 
     Raises `ExecutorBroken` where worker processes cannot be had, and `OptionError` in a worker that is just importing
     a main script without a main guard.
     """
 
-    def __init__(self, *, idle_s: float = 60.0, grace_s: float = 5.0, oom_kills: OomKills | None = None) -> None:
-        self.idle_s, self.grace_s = idle_s, grace_s
+    def __init__(
+        self, *, idle_s: float = 60.0, grace_s: float = 5.0, leave_s: float = 5.0, oom_kills: OomKills | None = None
+    ) -> None:
+        self.idle_s, self.grace_s, self.leave_s = idle_s, grace_s, leave_s
         self._oom = oom_kills or OomKills()
         self._open = False
         self._idle: deque[Conversation] = deque()
@@ -86,7 +90,7 @@ class WorkerPool:
             await anyio.to_thread.run_sync(self._oom.open, limiter=self._limiter)
             stack.callback(self._oom.close)
             stack.push_async_callback(self._kill_all)
-            group = await stack.enter_async_context(anyio.create_task_group())
+            self._group = group = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(group.cancel_scope.cancel)
             group.start_soon(self._retire)
             if sys.platform == "linux":
@@ -140,14 +144,15 @@ class WorkerPool:
         await anyio.lowlevel.checkpoint_if_cancelled()
         while True:
             worker, as_it_was = await self._take() or self._new(), False
+            after: Call | None = None
             try:
                 if not worker.is_up:
                     await worker.start(self._limiter)
                 kind, reply, left = await worker.converse(call)
-                as_it_was = not left
+                as_it_was, after = not left, worker.call
                 break
             except Ended as ended:
-                await self._remove(worker)
+                await self._remove_or_dismiss(worker)
                 if not worker.was_gone:
                     raise self._lost(worker, ended) from None
                 call = worker.call
@@ -159,6 +164,8 @@ class WorkerPool:
             finally:
                 if as_it_was and self._open:
                     self._idle.append(worker)
+                elif after is not None and self._open:
+                    await self._leave(worker, after)
                 else:
                     await self._remove(worker)
         if kind == far_end.FAILED:
@@ -170,7 +177,7 @@ class WorkerPool:
             worker = self._idle.pop()
             if worker.is_ready():
                 return worker
-            await self._remove(worker)
+            await self._remove_or_dismiss(worker)
         return None
 
     def _new(self) -> Conversation:
@@ -183,11 +190,31 @@ class WorkerPool:
         self._workers.add(worker)
         return worker
 
+    async def _remove_or_dismiss(self, worker: Conversation) -> None:
+        if worker.is_spoilt():
+            self._dismiss(worker)
+        else:
+            await self._remove(worker)
+
+    def _dismiss(self, worker: Conversation) -> None:
+        """Let `worker`, which is at no call, leave in order; nobody waits for that."""
+        worker.is_leaving = True
+        self._group.start_soon(self._leave, worker)
+
+    async def _leave(self, worker: Conversation, after: Call | None = None) -> None:
+        """Let `worker` exit as any program does, and forget it. What it prints meanwhile is that of `after`."""
+        worker.is_leaving = True
+        await self._end(worker, lambda: worker.leave(self.leave_s, after))
+
     async def _remove(self, worker: Conversation) -> None:
         """Kill `worker` with its descendants, hand over what they printed to the end, and forget it."""
+        if worker.forsaken or not worker.is_leaving:
+            await self._end(worker, worker.kill)
+
+    async def _end(self, worker: Conversation, end: Callable[[], Awaitable[None]]) -> None:
         if worker in self._workers:
             try:
-                await worker.kill()
+                await end()
             finally:
                 worker.forsaken = not worker.gone.is_set()
             self._workers.discard(worker)
@@ -201,7 +228,7 @@ class WorkerPool:
                 await self._remove(worker)
             now = time.monotonic()
             while self._idle and self._idle[0].idle_since + self.idle_s <= now:
-                await self._remove(self._idle.popleft())
+                self._dismiss(self._idle.popleft())
             next_s = self._idle[0].idle_since + self.idle_s - now if self._idle else self.idle_s
             await anyio.sleep(min(max(next_s, 0.01), 3600.0))
 
@@ -227,7 +254,9 @@ class WorkerPool:
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as group:
                 for worker in list(self._workers):
-                    if worker in idle or worker.forsaken:
+                    if worker in idle:
+                        group.start_soon(self._leave, worker)
+                    elif worker.forsaken:
                         group.start_soon(self._remove, worker)
                     else:  # its call is still there, gets to know, and removes it
                         worker.process.order(far_end.KILL)
