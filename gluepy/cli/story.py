@@ -35,6 +35,7 @@ from gluepy.core.events import JSON
 from gluepy.core.graph import compact
 from gluepy.core.state import BLOCKED, FAILED, FINISHED, RETRYING, RUNNING, SKIPPED, STATUS
 from gluepy.errors import TaskError
+from gluepy.redact import masked
 from gluepy.runs.durations import typical
 from gluepy.runs.reading import read_run
 from gluepy.runs.record import Record
@@ -152,7 +153,7 @@ class Story:
             "duration_s": round(self.duration_s, 6),
             "code_version": state.code_version,
             "first_code_version": state.first_code_version,
-            "options": state.options,
+            "options": masked("", state.options),  # drivers of earlier versions recorded parameters as they were
             "counts": self.counts(status),
             "tasks": {state.graph.id(node): self.task(node, held_back) for node in self.nodes},
         }

@@ -104,6 +104,8 @@ def _wrapped(value: JSON, place: str) -> JSON:
         return Context(value, place)
     if isinstance(value, list):
         return [_wrapped(each, place) for each in value]
+    if hasattr(value, "get_secret_value") and not isinstance(value, SecretText):
+        return SecretText(value.get_secret_value())  # of a test
     return value
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gluepy.conf.context import Context
+from gluepy.conf.context import Context, SecretText
 from gluepy.conf.project import import_object
 from gluepy.errors import ContextError, did_you_mean
 from gluepy.redact import MASK, looks_secret, masked_text
@@ -143,7 +143,7 @@ def asked_again(inputs: Path) -> list[str]:
         hidden = _recorded(inputs).get("hidden", [])
     except ContextError:
         return []  # most runs have no such file; whoever resumes the run is told of one that is broken
-    return [_dotted(place) for place, source in hidden if source == _PARAMETER]
+    return list(dict.fromkeys(_parameter(place) for place, source in hidden if source == _PARAMETER))
 
 
 def _made(
@@ -165,6 +165,7 @@ def _made(
         layers.append(_Layer(source, nested))
         _merge(given, nested)
     hidden = {*known, *_secret_places(given, settings.REDACT)}
+    given = _copy(given)
     if settings.CONTEXT_MODEL:
         values, secrets, declared = _fitted(settings.CONTEXT_MODEL, given, layers)
         secrets = {*secrets, *_secret_places(values, settings.REDACT)}
@@ -211,7 +212,7 @@ def _found_again(before: Parameters, settings: Settings, run_id: str, params: Ma
 
 def _not_found(missing: Sequence[tuple[Place, str]], run_id: str) -> ContextError:
     names = ", ".join(_dotted(place) for place, _ in missing)
-    options = " ".join(f"--param {_dotted(place)}=…" for place, _ in missing)
+    options = " ".join(f"--param {name}=…" for name in dict.fromkeys(_parameter(place) for place, _ in missing))
     sources = dict.fromkeys(source for _, source in missing if source and source != _PARAMETER)
     was = f" where it was, in {', '.join(sources)}, or" if sources else ""
     problem = f"secrets are not recorded, and run {run_id} needs them again"
@@ -318,7 +319,11 @@ def _secret_places(values: JSON, patterns: Sequence[str]) -> set[Place]:
                 for number, each in enumerate(value):
                     look(each, (*place, number), secret)
             case str():
-                if (secret and value) or (("://" in value or ";" in value) and _has_login(value, patterns)):
+                if (
+                    isinstance(value, SecretText)
+                    or (secret and value)
+                    or (("://" in value or ";" in value) and _has_login(value, patterns))
+                ):
                     found.add(place)
             case int() | float() if secret and not isinstance(value, bool):
                 found.add(place)
@@ -358,6 +363,12 @@ def _dotted(place: Place) -> str:
     return ".".join(map(str, place))
 
 
+def _parameter(place: Sequence[str | int]) -> str:
+    """The name of the parameter that sets what is at `place`: an item of a list is set with the list."""
+    index = next((number for number, part in enumerate(place) if isinstance(part, int)), len(place))
+    return _dotted(tuple(place[:index]))
+
+
 def _flat(values: Mapping[str, JSON], prefix: str = "") -> dict[str, JSON]:
     flat: dict[str, JSON] = {}
     for name, value in values.items():
@@ -374,8 +385,23 @@ def _copy(value: JSON) -> Any:
             return {key: _copy(each) for key, each in value.items()}
         case list():
             return [_copy(each) for each in value]
+        case SecretText():
+            return str(value)
         case _:
             return value
+
+
+def without_secrecy(value: Any) -> Any:
+    """`value`, with the secrets of pydantic's in it as what they are."""
+    match value:
+        case Mapping():
+            return {key: without_secrecy(each) for key, each in value.items()}
+        case list() | tuple():
+            return [without_secrecy(each) for each in value]
+    if not hasattr(value, "get_secret_value"):
+        return value
+    secret = value.get_secret_value()
+    return secret.decode() if isinstance(secret, bytes) else secret
 
 
 # --- reading
@@ -421,7 +447,11 @@ def values_of(data: bytes, source: str) -> dict[str, JSON]:
 
 
 def _json(value: object, source: str, place: str, above: tuple[int, ...] = ()) -> Any:
-    """`value` as plain JSON data. Raises `ContextError` for what is not, naming `source` and `place`."""
+    """`value` as plain JSON data, but for `SecretText`, which stands for pydantic's secrets. Raises `ContextError` for
+    what is not, naming `source` and `place`."""
+    if hasattr(value, "get_secret_value"):
+        secret = _json(without_secrecy(value), source, place)
+        return SecretText(secret) if isinstance(secret, str) else secret
     match value:
         case None | bool():
             return value
@@ -531,8 +561,7 @@ def _declared_secrets(
     from pydantic import BaseModel
 
     if hasattr(value, "get_secret_value"):
-        secret = value.get_secret_value()
-        yield place, origin, secret.decode() if isinstance(secret, bytes) else secret
+        yield place, origin, without_secrecy(value)
         return
     pairs: list[
         tuple[Any, Any, tuple[Any, ...]]

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from gluepy.conf.parameters import without_secrecy
 from gluepy.conf.project import import_object
 from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON
@@ -21,11 +22,12 @@ from gluepy.sinks.consume import Sink
 class RunOptions(TypedDict, total=False):
     """The options of a run, the same everywhere.
 
-    `params` override the context; `concurrency` bounds the tasks that run at once; `executor` is an executor, its
-    class or the class's dotted path; `pool` ("thread" or "process") is where a `def run` without a pool of its own
-    goes; `tasks`, `from_task`, `to_task` select tasks by id or label (what is not selected counts as satisfied);
-    `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the run; `run_id` names it; `sinks` consume its
-    events; `capture` sends what tasks print to their log files; `debug` runs inline, uncaptured, one task at a time.
+    `params` override the context, pydantic's `SecretStr` for what is secret; `concurrency` bounds the tasks that run at
+    once; `executor` is an executor, its class or the class's dotted path; `pool` ("thread" or "process") is where a
+    `def run` without a pool of its own goes; `tasks`, `from_task`, `to_task` select tasks by id or label (what is not
+    selected counts as satisfied); `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the run; `run_id`
+    names it; `sinks` consume its events; `capture` sends what tasks print to their log files; `debug` runs inline,
+    uncaptured, one task at a time.
     """
 
     params: Mapping[str, JSON] | None
@@ -223,7 +225,7 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
         try:
             if not isinstance(params, Mapping):
                 raise WrongValue(f"params is {type(params).__name__}, not a mapping", "")
-            as_json(params, "params")
+            as_json(without_secrecy(params), "params")
         except WrongValue as error:
             raise OptionError("params", error.problem, "give a mapping of names to JSON values") from None
 

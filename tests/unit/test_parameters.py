@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretBytes, SecretStr
 
 from gluepy.conf.context import Context, SecretText
 from gluepy.conf.parameters import Parameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
 from gluepy.errors import ContextError
 from gluepy.runs.record import Record
+from gluepy.runtime.options import RunOptions, check_options
 
 Begin = Callable[..., Parameters]
 Resume = Callable[..., Parameters]
@@ -284,6 +286,22 @@ def test_parameters_are_shown_without_their_secrets() -> None:
         "model": {"api_key": "***", "depth": 3},
         "token": "***",
     }
+
+
+def test_a_secret_of_pydantics_is_a_parameter_that_is_secret(project: Path, begin: Begin, resume: Resume) -> None:
+    given = {"phrase": SecretStr("hush-1"), "deep": {"bytes": [SecretBytes(b"hush-2")]}, "plain": 1}
+    made = begin("depth: 3", **given)
+    assert made.values == {"depth": 3, "phrase": "hush-1", "deep": {"bytes": ["hush-2"]}, "plain": 1}
+    assert made.mask_params(given) == {"phrase": "***", "deep": {"bytes": ["***"]}, "plain": 1}
+    assert isinstance(made.context().deep.bytes[0], SecretText)
+    assert "hush" not in written(project)
+    assert resume(**given).values == made.values
+    with pytest.raises(
+        ContextError, match=r"the secret deep\.bytes\.0, phrase: .*--param deep\.bytes=… --param phrase=…"
+    ):
+        resume()
+    check_options({"params": given}, RunOptions)
+    assert Context({"a": SecretStr("hush")}).a.get_secret_value() == "hush"
 
 
 def test_a_secret_stays_one_wherever_the_context_goes() -> None:
