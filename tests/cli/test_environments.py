@@ -52,9 +52,11 @@ def test_task_that_asks_for_input_fails_at_once(gluepy: Console) -> None:
             pool = "process"
         class Loop(Task):
             async def run(self): input("name? ")
+        class Stops(Task):
+            def run(self): breakpoint()
         class Program(Task):
             def run(self): assert subprocess.check_output("cat") == b""
-        class AskDAG(DAG): tasks = parallel(Thread, Process, Loop, Program)
+        class AskDAG(DAG): tasks = parallel(Thread, Process, Loop, Stops, Program)
         """,
     )
     program = f"(echo early; sleep 60) | {sys.executable} -m gluepy run ask.py -k"
@@ -74,6 +76,7 @@ def test_task_that_asks_for_input_fails_at_once(gluepy: Console) -> None:
         process.communicate()
     assert told.count("EOFError: a task has no standard input: make it a parameter, or run with --debug") >= 2
     assert "process failed in attempt 1: EOFError" in told
+    assert "RuntimeError: breakpoint() in a task whose output is captured; run with --debug" in told
     assert "finished   program" in told
 
 

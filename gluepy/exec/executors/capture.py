@@ -283,7 +283,18 @@ class _NoInput(io.TextIOBase):
         return getattr(self._open(), name)
 
 
+def _no_debugger(*args: Any, **kwargs: Any) -> Any:
+    """Stands in for `sys.breakpointhook`: the debugger of a captured task would wait for commands that nobody gives."""
+    scope = current_scope()
+    if scope is None or scope.output is None or os.environ.get("PYTHONBREAKPOINT", "") not in ("", "pdb.set_trace"):
+        return sys.__breakpointhook__(*args, **kwargs)
+    raise RuntimeError("breakpoint() in a task whose output is captured; run with --debug")
+
+
 def _install() -> None:
+    if sys.breakpointhook is sys.__breakpointhook__:
+        sys.breakpointhook = _no_debugger
+        _undo.append(lambda: setattr(sys, "breakpointhook", sys.__breakpointhook__))
     stdin = sys.stdin
     if stdin is not None:
         proxy_of_stdin = sys.stdin = _NoInput(stdin)
