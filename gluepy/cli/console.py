@@ -35,11 +35,11 @@ _OPTIONS = {  # the options of a run by their names in Python
 
 def exit_code(argv: Sequence[str] | None) -> int:
     """Run the command line, and return the code to exit with. What it changes in this process it puts back."""
-    show_warnings, project = warnings.showwarning, used_project()
+    project = used_project()
     try:
-        return _exit_code(argv)
+        with warnings.catch_warnings():
+            return _exit_code(argv)
     finally:
-        warnings.showwarning = show_warnings
         use_project(project)
         put_variables_back()
 

@@ -133,7 +133,8 @@ class Invocation:
 
 
 def _tell_warnings(quiet: bool) -> None:
-    """Have what settings warn of shown as one line, without a line of source."""
+    """Have what settings warn of shown as one line, without a line of source, also where warnings are errors."""
+    warnings.simplefilter("default", SettingsWarning)
     show_others = warnings.showwarning
 
     def show(

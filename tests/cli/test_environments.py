@@ -176,3 +176,12 @@ def test_names_that_are_not_utf8_and_homes_that_are_not_there_are_one_line(gluep
     done = gluepy("runs", GLUEPY_RUNS_ROOT="~nobody-of-this-name/runs")
     assert done.returncode == 2
     assert "there is no home folder ~nobody-of-this-name; write the whole path" in done.stderr
+
+
+def test_warning_of_the_settings_is_one_line_also_where_warnings_are_errors(gluepy: Console) -> None:
+    gluepy.write("settings.py", "INSTALLED_MODULES = []\nCONCURENCY = 3\n")
+    done = gluepy("list", PYTHONWARNINGS="error")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[0] == (
+        "warning: settings.py defines CONCURENCY, which is not a setting of gluepy; did you mean CONCURRENCY?"
+    )
