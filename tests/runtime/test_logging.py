@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -234,6 +235,20 @@ async def test_threads_that_a_task_starts_are_its_own_where_threads_are_followed
     with following_threads():
         result, _ = await lines_of(go, ThreadsOfItsOwn)
     assert log_of(result, "threadsofitsown") == ["in context", "out of context"]
+
+
+async def test_traceback_of_a_thread_that_a_task_starts_is_in_its_log(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
+
+    class Starts(Task):
+        def run(self) -> None:
+            thread = threading.Thread(target=int, args=("no number",))
+            thread.start()
+            thread.join()
+
+    with following_threads():
+        result, _ = await lines_of(go, Starts)
+    assert log_of(result, "starts")[-1] == "ValueError: invalid literal for int() with base 10: 'no number'"
 
 
 async def test_thread_that_serves_many_tasks_prints_for_the_one_that_asked(go: Go) -> None:

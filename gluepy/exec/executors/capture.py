@@ -45,7 +45,7 @@ class AttemptOutput:
     def __init__(
         self, file: Path | None, emit: Callable[[Emission], None], redact: Callable[[str], str] | None = None
     ) -> None:
-        self._path, self._emit, self._redact = file, emit, redact
+        self._path, self._emit, self.redact = file, emit, redact
         self._file: io.FileIO | None = None
         self._closed = False
         self._streams: dict[str, Lines] = {}
@@ -56,7 +56,7 @@ class AttemptOutput:
         with self._lock:
             lines = self._streams.get(stream)
             if lines is None:
-                lines = Lines(partial(self._line, stream), partial(self.show, stream), self._redact)
+                lines = Lines(partial(self._line, stream), partial(self.show, stream), self.redact)
                 self._streams[stream] = lines
             if len(self._streams) > 1:
                 for other in self._streams.values():
@@ -76,7 +76,7 @@ class AttemptOutput:
         """Show how a line looks that is still being drawn."""
         with self._lock:
             if not self._closed:
-                self._emit(Output(stream, f"{line if self._redact is None else self._redact(line)}\r"))
+                self._emit(Output(stream, f"{line if self.redact is None else self.redact(line)}\r"))
 
     def close(self) -> None:
         """What was written without a newline is a line too."""
@@ -91,8 +91,8 @@ class AttemptOutput:
                 self._file = None
 
     def _line(self, stream: str, line: str) -> None:
-        if self._redact is not None:
-            line = self._redact(line)
+        if self.redact is not None:
+            line = self.redact(line)
         if self._path is not None:
             try:
                 data = line.encode("utf-8", "replace") + b"\n"
@@ -572,7 +572,8 @@ def _follow_submitted() -> Callable[[], None]:
 
 def _run_within(scope: Scope, thread: threading.Thread, run: Callable[[], None]) -> None:
     vars(thread).pop("run", None)  # else they would hold each other, and the scope
-    _within(scope, run)
+    enter_scope(scope)  # for good: what `threading.excepthook` prints is the attempt's too
+    run()
 
 
 def _within(scope: Scope | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -90,7 +90,7 @@ class _Chain:
             spec.cls.startswith("__main__:"),
             self._then,
             None if self._output is None else self._output.show,
-            redactor_of(self.attempt),
+            None if self._output is None else self._output.redact,
         )
 
     def _then(self, reply: Reply) -> Call | None:
