@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact
 from gluepy.errors import DagError, did_you_mean
-from gluepy.exec.near_misses import near_miss_of_dag
 from gluepy.exec.parameters import parameters_of
-from gluepy.exec.task import Task, is_async, retry_of, spec_of
+from gluepy.exec.task import Task, has_others, is_async, retry_of, spec_of
 from gluepy.exec.values import Codec, WrongValue, short
 
 
@@ -175,9 +174,12 @@ class _Compiler:
         if not isinstance(self.dag.label, str) or not self.dag.label:
             raise self.fail(f"label is {self.dag.label!r}", "give it a name, a string")
         check_label(self.dag)
-        miss = near_miss_of_dag(self.dag, lambda base: issubclass(base, DAG) and base is not DAG, Task._configurable)
-        if miss is not None:
-            raise self.fail(*miss)
+        if has_others(self.dag, DAG, ("label", "tasks")):
+            from gluepy.exec.near_misses import near_miss_of_dag
+
+            miss = near_miss_of_dag(self.dag, DAG, Task._configurable)
+            if miss is not None:
+                raise self.fail(*miss)
         if tasks is None:
             raise self.fail("has no `tasks`", "give it a sequence of tasks, or a mapping of task to dependencies")
         if isinstance(tasks, Mapping):

@@ -36,9 +36,9 @@ _NAMES = {name: ours for ours, names in _TASK.items() for name in names.split()}
 _DAG_NAMES = {name: ours for ours, names in _DAG.items() for name in names.split()}
 
 
-def near_miss_of_task(task: type, is_task: Callable[[type], bool]) -> tuple[str, str] | None:
-    """The problem and the mend if the class has an attribute that its author may take for one of `Task`'s."""
-    for name, value in _own(task, is_task):
+def near_miss_of_task(task: type, root: type) -> tuple[str, str] | None:
+    """The problem and the mend if the class, below `root`, has an attribute that looks like one of `Task`'s."""
+    for name, value in _own(task, root):
         ours = _ours(name, value, _NAMES, _TASK)
         if ours is not None and not _is_used(name, task):
             mend = f"did you mean {ours}?"
@@ -50,9 +50,9 @@ def near_miss_of_task(task: type, is_task: Callable[[type], bool]) -> tuple[str,
     return None
 
 
-def near_miss_of_dag(dag: type, is_dag: Callable[[type], bool], of_tasks: Iterable[str]) -> tuple[str, str] | None:
+def near_miss_of_dag(dag: type, root: type, of_tasks: Iterable[str]) -> tuple[str, str] | None:
     """The same for a DAG, which has none of the attributes `of_tasks` either."""
-    for name, value in _own(dag, is_dag):
+    for name, value in _own(dag, root):
         if _is_used(name, dag):
             continue
         if name in of_tasks and name != "label":
@@ -69,9 +69,9 @@ def _own_business(name: str, value: Any) -> str:
     return f"if it is your own, annotate it: {name}: ClassVar[{type(value).__name__}]"
 
 
-def _own(cls: type, is_ours: Callable[[type], bool]) -> Iterator[tuple[str, Any]]:
+def _own(cls: type, root: type) -> Iterator[tuple[str, Any]]:
     """The attributes of the class, its bases' included, that are nobody's but plain values without an annotation."""
-    bases = [base for base in cls.__mro__ if is_ours(base)]
+    bases = [base for base in cls.__mro__ if base is not root and issubclass(base, root)]
     for base in bases:
         for name, value in vars(base).items():
             if name.startswith("_") or inspect.isroutine(value) or hasattr(value, "__get__"):

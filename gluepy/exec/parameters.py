@@ -57,7 +57,7 @@ class Parametrized:
         def __new__(cls, *args: Any, **kwargs: Any) -> typing.Self:  # noqa: D102
             new = super().__new__
             self = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
-            if cls.__init__ is not Parametrized.__init__:
+            if cls.__init__ is not Parametrized.__init__ and parameters_of(cls).has_init:
                 if "id" in kwargs and not parameters_of(cls).takes_id:
                     mend = "let it take id: str | None = None (and hand it on by super().__init__(id=id))"
                     raise DagError(cls.__qualname__, "its __init__ does not take an id", mend)
@@ -98,7 +98,7 @@ class Parameters:
     def __init__(self, task: type[Parametrized]) -> None:
         self.task = task
         self.problem: tuple[str, str] | None = None
-        self.has_init, self.takes_id = task.__init__ is not Parametrized.__init__, True
+        self.has_init, self.takes_id = _has_init(task), True
         self._annotations: dict[str, tuple[Any, Any]] = {}  # with the class, or the __init__, that has it
         self.declared = tuple(self._declared())
         self.names: tuple[str, ...] = self.declared
@@ -492,6 +492,15 @@ def _is(annotation: Any, what: str) -> bool:
     if what == "InitVar":
         return annotation is dataclasses.InitVar or isinstance(annotation, dataclasses.InitVar)
     return annotation is ClassVar or get_origin(annotation) is ClassVar
+
+
+def _has_init(task: type) -> bool:
+    """Whether the class has an __init__ of its own. That of a protocol only looks for the next one."""
+    owner = next(base for base in task.__mro__ if "__init__" in vars(base))
+    while owner is not Parametrized and getattr(owner, "_is_protocol", False):
+        bases = task.__mro__[task.__mro__.index(owner) + 1 :]
+        owner = next(base for base in bases if "__init__" in vars(base))
+    return owner is not Parametrized
 
 
 def _is_kept(task: type, name: str) -> bool:

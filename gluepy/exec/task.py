@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,6 @@ from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Spec
 from gluepy.core.policy import NO_RETRY, Retry, Trigger
 from gluepy.errors import DagError, NoRunContext
-from gluepy.exec.near_misses import near_miss_of_task
 from gluepy.exec.parameters import Parametrized, parameters_of
 from gluepy.exec.port import Metric, Progress
 from gluepy.exec.scope import Scope, current_scope, redactor_of
@@ -202,9 +201,12 @@ def spec_of(task: type[Task]) -> Spec:
             raise fail(f"the parameter {name!r} has the name of an attribute of Task", "rename it")
     if takes.problem is not None:
         raise fail(*takes.problem)
-    miss = near_miss_of_task(task, lambda base: issubclass(base, Task) and base is not Task)
-    if miss is not None:
-        raise fail(*miss)
+    if has_others(task, Task, {*Task._configurable, *takes.declared}):
+        from gluepy.exec.near_misses import near_miss_of_task
+
+        miss = near_miss_of_task(task, Task)
+        if miss is not None:
+            raise fail(*miss)
     _check_run(task, fail)
     pool = task.pool
     if pool not in (None, "thread", "process"):
@@ -241,6 +243,16 @@ def spec_of(task: type[Task]) -> Spec:
         memory_mb=memory_mb,
         inputs=_datasets(task, "inputs", fail),
         outputs=_datasets(task, "outputs", fail),
+    )
+
+
+def has_others(cls: type, root: type, known: Collection[str]) -> bool:
+    """Whether the class has values, below `root`, that are not `known`: most have none."""
+    return any(
+        name not in known and not name.startswith("_") and not hasattr(value, "__get__")
+        for base in cls.__mro__
+        if base is not root and issubclass(base, root)
+        for name, value in vars(base).items()
     )
 
 

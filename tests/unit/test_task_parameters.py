@@ -393,6 +393,36 @@ def test_annotated_attributes_of_a_plain_mixin_are_parameters() -> None:
     ]  # fmt: skip
 
 
+def test_protocols_and_mixins_with_an_init_of_their_own_are_bases_too() -> None:
+    class Regional(typing.Protocol):
+        region: str
+        depth: int = 3
+
+    class Fitted(Regional, Work):
+        """Of a region."""
+
+    class Counted:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.count = 0
+
+    class Counts(Counted, Work):
+        depth: int = 3
+
+    class Slotted(Work):
+        __slots__ = ("depth",)
+        depth: int
+
+    for _ in range(2):  # an __init__ of a protocol replaces itself when it is first called
+        assert list(made(Fitted(region="eu"), each(Fitted(depth=4), region=["us"]))) == [  # type: ignore[abstract,call-arg]
+            "fitted[region=eu,depth=3]", "fitted[region=us,depth=4]",
+        ]  # fmt: skip
+    assert {id: (task.depth, task.count) for id, task in made(Counts(depth=4), Counts(id="x")).items()} == {
+        "counts[depth=4]": (4, 0), "x": (3, 0),
+    }  # fmt: skip
+    assert [task.depth for task in made(Slotted(depth=4), each(Slotted, depth=[1])).values()] == [4, 1]
+
+
 def test_what_a_class_works_out_itself_is_no_parameter() -> None:
     class Base(Work):
         region: str
