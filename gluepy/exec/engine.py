@@ -9,7 +9,6 @@ run cancels only the wait for it, and the engine then stops what runs, writes th
 from __future__ import annotations
 
 import contextvars
-import heapq
 import math
 import os
 import socket
@@ -30,6 +29,7 @@ from gluepy.core.state import RUNNING, State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError, UnknownInstance
 from gluepy.exec import forks
 from gluepy.exec.boundary import is_worth_retrying, task_error
+from gluepy.exec.deadlines import Deadlines
 from gluepy.exec.journal import Journal
 from gluepy.exec.port import (
     FINISHED,
@@ -111,7 +111,7 @@ class Engine:
         self._idle: list[Slot] = []
         self._busy: dict[int, Slot] = {}
         self._coming = False  # whether a slot was called that has not looked for work yet
-        self._deadlines: list[tuple[float, int, int]] = []
+        self._deadlines = Deadlines()
         self._alarm_at = math.inf
         self._alarm: anyio.CancelScope | None = None
         self._look_again = False
@@ -440,7 +440,7 @@ class Engine:
         self._busy[node] = slot
         if attempt.spec.timeout_s is not None and not self._patient:
             deadline = slot.began + attempt.spec.timeout_s
-            heapq.heappush(self._deadlines, (deadline, node, attempt.number))
+            self._deadlines.add(node, deadline)
             self._set_alarm(deadline)
         return attempt
 
@@ -500,6 +500,8 @@ class Engine:
             self._take_in()  # what it told before it ended
         slot.attempt, slot.ending = None, attempt
         del self._busy[slot.node]
+        if attempt.spec.timeout_s is not None:
+            self._deadlines.forget(slot.node)
         return self._journal.tick() - slot.began
 
     def _events(
@@ -699,12 +701,10 @@ class Engine:
                 return
             with self._turn:
                 now = self._journal.tick()
-                while self._deadlines and self._deadlines[0][0] <= now:
-                    _, node, number = heapq.heappop(self._deadlines)
-                    slot = self._busy.get(node)
-                    if slot is not None and slot.attempt is not None and slot.attempt.number == number:
-                        slot.late = True
-                        self._interrupt(slot)
+                for node in self._deadlines.due(now):
+                    slot = self._busy[node]
+                    slot.late = True
+                    self._interrupt(slot)
                 if self._timeout_s is not None and now >= self._began + self._timeout_s:
                     self._timeout_s = None
                     self._scheduler.stop(s.EndRun("failed", "timeout"))
@@ -721,9 +721,7 @@ class Engine:
     def _next_alarm(self) -> float:
         if self._look_again:
             return -math.inf
-        at = self._scheduler.next_wake()
-        if self._deadlines:
-            at = min(at, self._deadlines[0][0])
+        at = min(self._scheduler.next_wake(), self._deadlines.next())
         if self._timeout_s is not None:
             at = min(at, self._began + self._timeout_s)
         return at

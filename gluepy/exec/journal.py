@@ -12,7 +12,7 @@ from gluepy.clock import Clock, rfc3339
 from gluepy.core import events as e
 from gluepy.exec.port import RunInfo
 from gluepy.runs.log import EventLog, LogBroken
-from gluepy.sinks.feed import Feed
+from gluepy.sinks.feed import ROOM, Feed
 
 Header = tuple[int, int, str, str, str, str]
 
@@ -34,9 +34,11 @@ class Journal:
         self._clock, self._second, self._prefix = clock, -1, ""
         self._log, self._size = log, log.size
         self._lines: list[bytes] = []  # stored, and written with the next `flush`
-        self._feed, self._publish = feed, publish
-        self._stored: list[tuple[e.Event, int]] = []  # with the byte of the log at which its line begins
-        self._news: deque[tuple[e.Event, int]] = deque()  # what is written, and what was told, as it came
+        self._feed, self._publish, self._asked = feed, publish, False
+        self._stored: list[tuple[e.Event, int, int]] = []  # with the byte of the log at which its line begins, its size
+        self._news: deque[tuple[e.Event, int, int]] = deque()  # what is written, and what was told, as it came
+        self._untold = 0  # characters of output among the news, roughly: threads do not wait for each other to count
+        self._lost: deque[None] = deque()  # lines of output that there was no room for
         self._published = seq
         self._broken: LogBroken | None = None  # why nothing more can be stored
 
@@ -63,15 +65,19 @@ class Journal:
         self._lines.append(line)
         self.seq = event.seq
         if self._feed.live:
-            self._stored.append((event, self._size))
+            self._stored.append((event, self._size, len(line)))
         self._size += len(line)
 
     def tell(self, task: str, attempt: int, stream: str, line: str) -> None:
         """Take a line of output, for subscribers only. Never waits for a turn: whoever prints may hold locks, such as
         those of logging, that the holder of the turn may come to want."""
+        if self._untold > ROOM:  # something keeps the event loop to itself
+            self._lost.append(None)
+            return
+        self._untold += len(line)
         header = (0, self.session, rfc3339(self._clock.wall()), "info", self.run_id, self.dag)
-        self._news.append((e.TaskOutput(*header, task, attempt, stream, line), -1))
-        self._publish()
+        self._news.append((e.TaskOutput(*header, task, attempt, stream, line), -1, len(line)))
+        self._ask()
 
     def flush(self) -> None:
         """Write what was stored, in one write, and have it published. Comes before every effect: before an executor
@@ -89,17 +95,27 @@ class Journal:
             if self._stored:
                 self._news.extend(self._stored)
                 self._stored.clear()
-                self._publish()
+                self._ask()
 
     def hand_on(self) -> None:
         """Publish, in order, what was written and told."""
+        self._asked = False  # first: whoever finds it set has added to the news that are looked at now
         while self._news:
-            event, offset = self._news.popleft()
+            event, offset, size = self._news.popleft()
             if isinstance(event, e.TaskOutput):
                 self._feed.output(msgspec.structs.replace(event, seq=self._published))
             else:
                 self._published = event.seq
-                self._feed.publish(event, offset)
+                self._feed.publish(event, offset, size)
+        self._untold = 0
+        while self._lost:
+            self._lost.pop()
+            self._feed.lose()
+
+    def _ask(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._publish()
 
     def close(self) -> None:
         """Nothing more can be stored."""

@@ -18,7 +18,7 @@ import structlog
 from steps import Fails, Go, LoopStep, Step, dag_of
 
 from gluepy import Retry, Task, parallel
-from gluepy.core.events import Event, RunFinished, TaskMetric, encode
+from gluepy.core.events import Event, RunFinished, TaskMetric, TaskOutput, encode
 from gluepy.runtime import Runtime, session
 from gluepy.sinks.feed import BUFFER, Feed, Subscription
 from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, events_of, failed, name_of, outline, until
@@ -339,6 +339,71 @@ async def test_memory_for_those_who_do_not_read_is_bounded(go: Go, monkeypatch: 
     over.set()
     assert len(subscriptions) == 2
     assert max(most) == BUFFER
+
+
+@pytest.mark.parametrize("held_up", [False, True], ids=["never-reads", "loop-held-up"])
+async def test_lines_for_those_who_do_not_read_are_bounded_by_their_size(
+    go: Go, monkeypatch: pytest.MonkeyPatch, held_up: bool
+) -> None:
+    monkeypatch.setattr(session, "_LINGER_S", 0.01)
+    monkeypatch.setattr("gluepy.sinks.feed.ROOM", 1_000_000)
+    monkeypatch.setattr("gluepy.exec.journal.ROOM", 1_000_000)
+    over, printed, begun, held = (threading.Event() for _ in range(4))
+    sinks = [] if held_up else [lambda event: over.wait(30)]
+
+    class Prints(Task):
+        def run(self) -> None:
+            begun.set()
+            assert held.wait(30)
+            for _ in range(300):
+                print("x" * 10_000)
+            printed.set()
+
+    class HoldsTheLoop(Task):
+        async def run(self) -> None:
+            await until(begun.is_set)
+            held.set()
+            if held_up:
+                assert printed.wait(30)
+
+    dag = dag_of(parallel(HoldsTheLoop, Prints))
+    async with go.runtime() as runtime, runtime.stream_dag(dag, sinks=sinks, capture=True) as run:
+        result = await run.result()
+        lines = [event.line for event in await run.events.take() if isinstance(event, TaskOutput)]
+    over.set()
+    assert 50 <= len(lines) <= 102
+    assert run.events.dropped == 300 - len(lines)
+    finished = events_of(result)[-1]
+    assert isinstance(finished, RunFinished)
+    assert finished.output_dropped is not None
+    assert finished.output_dropped >= run.events.dropped
+    assert (result.path / "logs" / "prints.1.log").stat().st_size >= 3_000_000, "the file has all"
+
+
+async def test_large_events_for_those_who_do_not_read_are_read_again_from_the_log(
+    go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gluepy.sinks.feed.ROOM", 20_000)
+    monkeypatch.setattr("gluepy.sinks.feed._CHUNK_ROOM", 5_000)
+    most: list[int] = []
+
+    class Tells(Task):
+        async def run(self) -> None:
+            for number in range(300):
+                self.metric("n" * 1000, number)
+                if number % 10 == 0:
+                    most.append(len(run.events._buffer))
+                    await anyio.lowlevel.checkpoint()
+
+    async with go.runtime() as runtime, runtime.stream_dag(dag_of(Tells)) as run:
+        result = await run.result()
+        told, sizes = [], []
+        while events := await run.events.take():
+            told += events
+            sizes.append(len(events))
+    assert b"".join(map(encode, told)) == (result.path / "events.jsonl").read_bytes()
+    assert 10 < max(most) < 20
+    assert max(sizes[1:]) < 10
 
 
 async def test_sink_is_left_in_its_thread_where_it_may_take_its_time(go: Go) -> None:

@@ -357,10 +357,10 @@ async def test_a_reader_who_has_caught_up_is_not_told_again_what_the_log_had_bef
     reader = feed.subscribe(buffer=1)
     (tmp_path / "log").write_bytes(b"".join(lines[:4]))
     for seq in (1, 2, 3):
-        feed.publish(event(seq), sum(map(len, lines[: seq - 1])))
+        feed.publish(event(seq), sum(map(len, lines[: seq - 1])), len(lines[seq - 1]))
     seen = [*await reader.take(), *await reader.take()]  # with the fourth, which a thread has written by now
-    feed.publish(event(4), sum(map(len, lines[:3])))
-    feed.publish(event(5), sum(map(len, lines[:4])))
+    feed.publish(event(4), sum(map(len, lines[:3])), len(lines[3]))
+    feed.publish(event(5), sum(map(len, lines[:4])), len(lines[4]))
     feed.close()
     seen += await reader.take()
     assert [each.seq for each in seen] == [1, 2, 3, 4, 5]
