@@ -80,7 +80,7 @@ class FileLog:
     def __init__(self, path: Path, sync: Sync = "batch") -> None:
         self.path, self.sync = path, sync
         self.size = 0
-        self._file = -1
+        self._file = self._to_flush = -1
         self._broken: LogBroken | None = None
         self._told = False  # whether somebody has been told that it is broken
         self._written = 0  # appended lines, and below how many of them are flushed
@@ -101,6 +101,8 @@ class FileLog:
             if self.size and os.pread(self._file, 1, self.size - 1) != b"\n":
                 self._finish(b"\n", os.write(self._file, b"\n"))
                 self.size += 1
+            if self.sync != "none":
+                self._to_flush = os.dup(self._file)  # now: with the first line would be too late to wait for one
         except OSError as error:
             if self._file >= 0:
                 os.close(self._file)
@@ -118,6 +120,8 @@ class FileLog:
             self._due.put(True)
             file, self._file = self._file, -1
             os.close(file)  # the flusher has a descriptor of its own
+            if self._flusher is None and self._to_flush >= 0:
+                os.close(self._to_flush)
         if self._broken is not None and not self._told:
             raise self._refusal()
 
@@ -151,11 +155,7 @@ class FileLog:
         if self._flushed >= self._written:
             return
         if self._flusher is None:
-            try:
-                self._start()
-            except OSError as error:
-                self._break(error)
-                raise self._refusal() from error
+            self._start()
         done = anyio.Event()
         self._waiters.append((self._written, done))
         self._due.put(True)
@@ -179,9 +179,8 @@ class FileLog:
         self._broken = LogBroken(str(self.path), error.strerror or str(error), disk_mend(error))
 
     def _start(self) -> None:
-        doorbell, file = Doorbell(), os.dup(self._file)
         self._flusher = threading.Thread(
-            target=self._flush_behind, args=(file, doorbell), name="gluepy-log", daemon=True
+            target=self._flush_behind, args=(self._to_flush, Doorbell()), name="gluepy-log", daemon=True
         )
         self._flusher.start()
 

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -79,12 +78,22 @@ class Record:
             ) from None
         except OSError as error:
             if is_new:
-                shutil.rmtree(record.path, ignore_errors=True)  # the id is still free
+                record.discard()  # the id is still free
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             mend = "free some space, or set RUNS_ROOT to another" if full else "set RUNS_ROOT to a writable"
             where = error.filename or record.path
             raise RunStopped(run_id, f"cannot write {where}: {error.strerror}", f"{mend} folder") from error
         return record
+
+    def discard(self) -> None:
+        """Remove the record of a run that has not begun. Opens nothing: there may be no descriptors."""
+        files = (self.inputs, self.context, self._lock_file, self.path / "driver")
+        for file in (*files, self.inputs.with_suffix(".new"), self.context.with_suffix(".new")):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+        for folder in (self.logs, self.path):
+            with suppress(OSError):
+                folder.rmdir()
 
     @classmethod
     def find(cls, root: Path, run: str) -> Record:
@@ -141,7 +150,10 @@ class Record:
         """Hold the run, to drive it; one driver can. Raises `RunLocked`, and `UnknownRun` for one that was deleted."""
         with self.held():
             self.stop_file.unlink(missing_ok=True)  # it was meant for an earlier session
-            write_private(self.path / "driver", f"{os.getpid()}\n")
+            try:
+                write_private(self.path / "driver", f"{os.getpid()}\n")
+            except OSError as error:
+                raise self._not_writable(error, self.path / "driver") from error
             yield
 
     def is_held(self) -> bool:
@@ -183,8 +195,7 @@ class Record:
         except OSError as error:
             if self.is_gone():
                 raise self.gone() from None
-            where = error.filename or self._lock_file
-            raise RunStopped(self.run_id, f"cannot write {where}: {error.strerror}", "make it writable") from error
+            raise self._not_writable(error, self._lock_file) from error
         try:
             if self.is_gone():
                 # `prune` moved the record away after the look at it above: the lock is that of the record that was, or
@@ -196,6 +207,11 @@ class Record:
             yield
         finally:
             lock.release()
+
+    def _not_writable(self, error: OSError, file: Path) -> RunStopped:
+        few = error.errno in (errno.EMFILE, errno.ENFILE)
+        mend = "close some, or raise the limit (ulimit -n)" if few else "make it writable"
+        return RunStopped(self.run_id, f"cannot write {error.filename or file}: {error.strerror}", mend)
 
     def holder(self) -> str:
         """Which process drives the run, or did last; empty where that is not known."""

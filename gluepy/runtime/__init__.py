@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor
 from gluepy.exec.scope import current_scope
 from gluepy.loop import run_loop
+from gluepy.runtime.descriptors import OF_RUN, patiently
 from gluepy.runtime.options import (
     ResumeOptions,
     RunOptions,
@@ -166,7 +167,7 @@ class Runtime:
         (not with `check=False`), `RunStopped` when it could not go on, and `UsageError` before anything runs.
         Cancelling the call cancels the run and passes.
         """
-        return await self._new(dag, options).drive(check)
+        return await (await self._new(dag, options)).drive(check)
 
     async def resume_run(
         self, run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]
@@ -178,7 +179,7 @@ class Runtime:
         unless `force` or `from_task` name it or its declared outputs are gone. Raises as `run_dag` does, and
         `UnknownRun`, and `RunLocked` while another driver holds the run.
         """
-        return await self._resumed(run, options).drive(check)
+        return await (await self._resumed(run, options)).drive(check)
 
     def stream_dag(self, dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> Streaming:
         """`run_dag`, watched: `async with runtime.stream_dag("train") as run: async for event in run: …`.
@@ -199,15 +200,34 @@ class Runtime:
         assert session.plan is not None
         return session.plan
 
-    def _new(self, dag: str | type[DAG], options: RunOptions) -> Session:
+    async def _new(self, dag: str | type[DAG], options: RunOptions) -> Session:
         check_options(options, RunOptions)
         self._refuse_other_loop("open a Runtime in each event loop that runs DAGs")
-        return Session.new(self._ready(), dag, dict(options))
+        return await self._opened(lambda: Session.new(self._ready(), dag, dict(options)), options)
 
-    def _resumed(self, run: str, options: ResumeOptions) -> Session:
+    async def _resumed(self, run: str, options: ResumeOptions) -> Session:
         check_options(options, ResumeOptions)
         self._refuse_other_loop("open a Runtime in each event loop that runs DAGs")
-        return Session.resumed(self._ready(), run, dict(options))
+        return await self._opened(lambda: Session.resumed(self._ready(), run, dict(options)), options)
+
+    async def _opened(self, make: Callable[[], Session], options: RunOptions | ResumeOptions) -> Session:
+        """The session that `make` returns, once there are descriptors for it."""
+        shared = self._ready()
+        count = OF_RUN + len(options.get("sinks") or shared.settings.SINKS)
+        if options.get("capture"):  # a log file for each attempt that runs
+            count += options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
+
+        async def made() -> Session:
+            return make()
+
+        await shared.descriptors.take(count)
+        try:
+            session = await patiently(made)
+        except BaseException:
+            shared.descriptors.give(count)
+            raise
+        session.hold.callback(shared.descriptors.give, count)
+        return session
 
     def _chosen(self) -> str | None:
         if self._executor is not None:
@@ -229,14 +249,14 @@ class Runtime:
 class Streaming:
     """The context manager that `stream_dag` returns; entering it starts the run and gives a `Run`."""
 
-    def __init__(self, runtime: Runtime | None, prepare: Callable[[], Session], check: bool) -> None:
+    def __init__(self, runtime: Runtime | None, prepare: Callable[[], Awaitable[Session]], check: bool) -> None:
         self._runtime, self._prepare, self._check = runtime, prepare, check
 
     async def __aenter__(self) -> Run:
         async with AsyncExitStack() as stack:
             if self._runtime is not None:
                 await stack.enter_async_context(self._runtime)
-            session = self._prepare()
+            session = await self._prepare()
             stack.callback(session.close)
             self._run = Run(session.record.run_id, session.record.path, session.plan, session.feed.subscribe())
             self._tasks = anyio.create_task_group()

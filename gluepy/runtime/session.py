@@ -39,6 +39,7 @@ from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_mend
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
+from gluepy.runtime.descriptors import Descriptors, patiently
 from gluepy.runtime.options import asking, awaited, make_executor, make_sinks, meant, recorded_name, select
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
@@ -61,6 +62,7 @@ class Shared:
     units: tuple[tuple[str, int], ...]
     concurrency: int | None
     clock: Clock
+    descriptors: Descriptors = field(default_factory=Descriptors)
     chosen: str | None = None  # the executor's name, as a run's record has it, where an option chose it
     turn: Turn = field(default_factory=threading.Lock)
 
@@ -141,7 +143,11 @@ class Session:
         run_id = new_run_id(shared.clock.wall()) if run_id is None else run_id
         record = Record.create(settings.runs_root, run_id, parameters.recorded(), parameters.recorded_inputs())
         with ExitStack() as hold:
-            hold.enter_context(record.lock())
+            try:
+                hold.enter_context(record.lock())
+            except (RunStopped, OSError):
+                record.discard()
+                raise
             return cls(shared, compiled, record, parameters, options, choice, State(compiled.graph), hold.pop_all())
         raise AssertionError  # the stack swallows nothing
 
@@ -236,7 +242,9 @@ class Session:
                 executor = shared.executor
                 if self.own_executor is not None:
                     executor = await stack.enter_async_context(self.own_executor)
-                log = await stack.enter_async_context(FileLog(self.record.events, shared.settings.EVENT_SYNC))
+                log = await patiently(
+                    lambda: stack.enter_async_context(FileLog(self.record.events, shared.settings.EVENT_SYNC))
+                )
                 engine = Engine(
                     run=self.run,
                     state=self.state,

@@ -335,18 +335,19 @@ async def test_a_failed_flush_that_nobody_was_told_of_is_told_at_the_end(path: P
             log.append(lines(1)[0])  # and it fails while the log is closed
 
 
-async def test_no_descriptor_for_the_flusher_breaks_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_that_has_no_descriptor_for_the_flusher_is_not_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(file: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "dup", refuse)
-    async with FileLog(path) as log:
+    before = set(os.listdir("/proc/self/fd"))
+    for sync in ("batch", "commit"):
         with pytest.raises(LogBroken, match="Too many open files"):
-            log.append(lines(1)[0])
-    async with FileLog(path, "commit") as log:
-        log.append(lines(1)[0])
-        with pytest.raises(LogBroken, match="Too many open files"):
-            await log.durable()
+            async with FileLog(path, sync):
+                pass
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_closed_log_leaves_no_thread_and_no_descriptor(path: Path) -> None:
