@@ -33,12 +33,12 @@ gluepy.cli.running gluepy.cli.story
 gluepy.clock gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler gluepy.core.state
-gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.engine gluepy.exec.executors
+gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.deadlines gluepy.exec.engine gluepy.exec.executors
 gluepy.exec.executors.capture gluepy.exec.executors.lines gluepy.exec.executors.local gluepy.exec.executors.threads
 gluepy.exec.forks gluepy.exec.journal
 gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.exec.values
 gluepy.loop gluepy.redact gluepy.runs gluepy.runs.durations gluepy.runs.log gluepy.runs.reading gluepy.runs.record
-gluepy.runtime gluepy.runtime.checks gluepy.runtime.options gluepy.runtime.results
+gluepy.runtime gluepy.runtime.checks gluepy.runtime.descriptors gluepy.runtime.options gluepy.runtime.results
 gluepy.runtime.session gluepy.sinks gluepy.sinks.consume gluepy.sinks.feed gluepy.sinks.jsonlines
 """
 TYPER = {"typer", "click", "typing_extensions", "annotated_doc", "shellingham"}  # what it is made of varies
