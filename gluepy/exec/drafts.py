@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,15 +29,23 @@ class _Home(NamedTuple):
     above: str
 
 
+_Homes = tuple[_Home | None, _Home | None, _Home | None]
+
+
 class Room:
     """An empty folder of an attempt's own; `path` is where. Raises `OSError` if `home` cannot have one."""
 
     def __init__(self, home: str, attempt: Attempt) -> None:
-        self._home, self._attempt, self._pid = home, f"{attempt.slug}.{attempt.number}", os.getpid()
-        self.path = Path(home, self._attempt, os.urandom(4).hex())
-        while not self.path.is_dir():
-            with suppress(FileNotFoundError):  # another room was closed meanwhile, and took the folders above with it
-                os.makedirs(self.path, mode=0o700)
+        self._home, self._pid = home, os.getpid()
+        self.path = Path(home, f"{attempt.slug}.{attempt.number}.{os.urandom(4).hex()}")
+        while True:
+            try:
+                os.mkdir(self.path, mode=0o700)
+            except FileNotFoundError:  # there is no home yet; or another room was closed, and took the home with it
+                with suppress(FileNotFoundError):
+                    os.makedirs(home, exist_ok=True)
+            else:
+                break
 
     @property
     def is_ours(self) -> bool:
@@ -47,22 +56,24 @@ class Room:
         """Remove it, with all that is in it."""
         if not self.is_ours:
             return
-        shutil.rmtree(self.path, ignore_errors=True)
-        _remove_empty(self.path.parent)
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            shutil.rmtree(self.path, ignore_errors=True)
+        _remove_empty(self._home)
 
     def keep(self) -> Path:
         """Put it where no sweep comes, in place of what earlier attempts at the task have kept. Returns its path."""
-        kept = Path(self._home, _UNPUBLISHED, f"{self._attempt}.{self.path.name}")
+        kept = Path(self._home, _UNPUBLISHED, self.path.name)
         try:
             kept.parent.mkdir(exist_ok=True)
             os.rename(self.path, kept)
         except OSError:
             return self.path
-        slug = self._attempt.rpartition(".")[0]
+        slug, number, _ = kept.name.split(".")
         for other in kept.parent.iterdir():
-            if other.name.startswith(f"{slug}.") and not other.name.startswith(f"{self._attempt}."):
+            if other.name.startswith(f"{slug}.") and not other.name.startswith(f"{slug}.{number}."):
                 shutil.rmtree(other, ignore_errors=True)
-        _remove_empty(self.path.parent)
         return kept
 
 
@@ -106,7 +117,7 @@ def discard(run: RunInfo) -> None:
     for home in _homes(run)[1:]:
         if home is not None:
             shutil.rmtree(home.path, ignore_errors=True)
-            _remove_empty(Path(home.path).parent)
+            _remove_empty(home.path)
 
 
 def publish(draft: Path, final: Path, attempt: Attempt) -> None:
@@ -127,23 +138,35 @@ def publish(draft: Path, final: Path, attempt: Attempt) -> None:
         _copy(draft, final, attempt)
 
 
-def _homes(run: RunInfo) -> tuple[_Home | None, _Home | None, _Home | None]:
+def _homes(run: RunInfo) -> _Homes:
     """The homes that `run` may have: in its record, beside the storage, among temporary files. None lies in a folder
     that its tasks may list."""
-    storage, temporary = local_path(run.storage), tempfile.gettempdir()
-    listed = [os.path.realpath(folder) for folder in (storage, local_path(run.path)) if folder]
+    record = run.record if run.record and os.path.isdir(run.record) else None
+    return _homes_of(run.run_id, record, local_path(run.storage), local_path(run.path), _temporary())
+
+
+@lru_cache(maxsize=64)
+def _homes_of(run_id: str, record: str | None, storage: str | None, path: str | None, temporary: str | None) -> _Homes:
+    listed = [os.path.realpath(folder) for folder in (storage, path) if folder]
 
     def home(above: str, *parts: str) -> _Home | None:
         path = os.path.join(os.path.realpath(above), *parts)
         return None if any(_lies_in(path, folder) for folder in listed) else _Home(path, above)
 
     return (
-        home(run.record, "drafts") if run.record and os.path.isdir(run.record) else None,
-        home(os.path.dirname(os.path.realpath(storage)), _FOLDER, run.run_id) if storage else None,
-        home(temporary, f"gluepy-{_user()}", run.run_id)
-        if _is_ours(os.path.join(temporary, f"gluepy-{_user()}"))
-        else None,
+        home(record, "drafts") if record is not None else None,
+        home(os.path.dirname(os.path.realpath(storage)), _FOLDER, run_id) if storage is not None else None,
+        home(temporary, f"gluepy-{_user()}", run_id) if temporary is not None else None,
     )
+
+
+def _temporary() -> str | None:
+    """The folder for temporary files, if there is one and nobody else has taken our name in it."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:
+        return None
+    return folder if _is_ours(os.path.join(folder, f"gluepy-{_user()}")) else None
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -172,25 +195,20 @@ def _room_at(folder: Path, attempt: Attempt) -> Room:
 
 def _sweep(home: str, before: Attempt | None) -> None:
     try:
-        entries = os.listdir(home)
+        rooms = [entry.split(".") for entry in os.listdir(home)]
     except OSError:
         return
-    slug = before.slug if before is not None else ""
-    for entry in entries:
-        name, _, number = entry.rpartition(".")
-        if entry == _UNPUBLISHED or not number.isdecimal():
-            continue
-        if before is not None and (name != slug or int(number) >= before.number):
-            continue
-        shutil.rmtree(os.path.join(home, entry), ignore_errors=True)
-    _remove_empty(Path(home))
+    for slug, number, name in (room for room in rooms if len(room) == 3 and room[1].isdecimal()):
+        if before is None or (slug == before.slug and int(number) < before.number):
+            shutil.rmtree(os.path.join(home, f"{slug}.{number}.{name}"), ignore_errors=True)
+    _remove_empty(home)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder, and the two above it, as far as they are empty."""
+def _remove_empty(home: str) -> None:
+    """Remove the home, and the folder above that has those of other runs, if they are empty."""
     with suppress(OSError):
-        for each in (folder, folder.parent, folder.parent.parent):
-            os.rmdir(each)
+        os.rmdir(home)
+        os.rmdir(os.path.dirname(home))  # a record never is
 
 
 def _can_rename(one: str, other: Path) -> bool:

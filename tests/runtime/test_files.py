@@ -100,10 +100,10 @@ async def test_nothing_is_left_of_an_attempt_that_was_stopped(task: type[Task], 
 async def test_drafts_of_a_driver_that_died_are_swept_by_the_resume(folder: Path, go: Go) -> None:
     async with go.runtime() as runtime:
         result = await runtime.run_dag(DiesDAG, check=False)
-    left = result.path / "drafts/diesforgood.1/0a1b2c3d/part-1.csv"  # as if nobody had been there to sweep
+    left = result.path / "drafts/diesforgood.1.0a1b2c3d/part-1.csv"  # as if nobody had been there to sweep
     left.parent.mkdir(parents=True)
     left.write_text("1")
-    beside = folder / ".gluepy-drafts" / result.run_id / "diesforgood.1"
+    beside = folder / ".gluepy-drafts" / result.run_id / "diesforgood.1.0a1b2c3d"
     beside.mkdir(parents=True)
     async with go.runtime() as runtime:
         await runtime.resume_run(result.run_id)
