@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -189,6 +190,20 @@ class AwaitsInATaskOfItsOwn(Task):
                 break
         assert child, "a child must not come here"
         self.metric("status", status_of(child))
+
+
+class Handlers(Task):
+    """Tells what its child does at SIGINT: what Python does."""
+
+    def run(self) -> None:
+        child = os.fork()
+        if not child:
+            os._exit(0 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 1)
+        self.metric("status", status_of(child))
+
+
+class ProcessHandlers(Handlers):
+    pool = "process"
 
 
 class Late(Task):

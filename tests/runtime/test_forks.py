@@ -22,12 +22,14 @@ from forking_tasks import (
     Floods,
     Fork,
     FromAThread,
+    Handlers,
     Late,
     LoopFork,
     LoopReturns,
     Methods,
     ProcessAnew,
     ProcessFork,
+    ProcessHandlers,
     ProcessMethods,
     ProcessReturns,
     Returns,
@@ -138,6 +140,12 @@ async def test_a_forked_copy_does_not_come_back_to_the_event_loop(
     result, events = await ran(go, kind)
     assert result.status == "finished", result.tasks
     assert metrics_of(events) == {"status": 1, "after": 1}
+
+
+@pytest.mark.parametrize("kind", [Handlers, ProcessHandlers])
+async def test_a_forked_copy_has_pythons_own_handler_of_an_interrupt(go: Go, kind: type[Task]) -> None:
+    _, events = await ran(go, kind)
+    assert metrics_of(events) == {"status": 0, "after": 1}
 
 
 async def test_what_comes_after_the_end_of_the_attempt_is_refused(go: Go) -> None:
