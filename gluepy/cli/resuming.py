@@ -151,8 +151,8 @@ def explanation(plan: ResumePlan, *, whole: bool = False) -> Iterator[str]:
         yield f"and {len(plan.params_changed) - _SHOWN:,} more parameters have changed"
     if plan.stale:
         names = ", ".join(map(printable, plan.stale[:_SHOWN])) + (", …" if len(plan.stale) > _SHOWN else "")
-        were, them = ("was", "it") if len(plan.stale) == 1 else ("were", "them")
-        yield f"{count(len(plan.stale), 'task')} finished with other parameters and {were} kept: {names}"
+        does, them = ("does", "it") if len(plan.stale) == 1 else ("do", "them")
+        yield f"{count(len(plan.stale), 'task')} finished with other parameters and {does} not run again: {names}"
         yield f"  to run {them} again: --force TASK, or --from-task TASK"
     rows = [(printable(task), printable(cause)) for task, cause in plan.again.items()]
     if whole:
