@@ -245,6 +245,19 @@ async def test_context_variables_are_each_calls_own() -> None:
             assert (await call(pool, dedent(source).strip(), entry="process_calls:prepared")).body == b"unset 28"
 
 
+@pytest.mark.parametrize("module", ["random", "numpy.random"])
+async def test_numbers_are_not_drawn_by_the_seed_of_an_earlier_call(module: str) -> None:
+    pytest.importorskip(module)
+    draw = f"import {module} as generator\nresult = repr([generator.random() for _ in range(3)]).encode()\n"
+    seeded = draw.replace("\n", "\ngenerator.seed(7)\n", 1)
+    async with WorkerPool() as pool:
+        first, then = await call(pool, seeded), await call(pool, draw)
+        again, now = await call(pool, seeded), await call(pool, draw)
+    assert first.body == again.body
+    assert len({first.body, then.body, now.body}) == 3
+    assert first.pid == now.pid
+
+
 async def test_a_warning_that_is_shown_once_is_shown_to_every_call() -> None:
     async with WorkerPool() as pool:
         for _ in range(2):

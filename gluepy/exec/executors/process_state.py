@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Read = Callable[[], Any]
+    SeedOf = Callable[[Any], Any]
     Write = Callable[[Any], object]
 
 # Not those of `signal`: they make enums of arguments and results, which takes ten times as long.
@@ -63,6 +64,7 @@ class ProcessState:
         self._reads = [read for read, _ in self._aspects]
         self._before: list[Any] = []
         self._filters: list[Any] = []
+        self._seeds: dict[str, Any] = {}
         self._modules = -1
         self._threads: list[threading.Thread] = []
 
@@ -76,6 +78,7 @@ class ProcessState:
         self._logging.remember()
         self._before = [value.copy() if type(value) in (list, dict) else value for value in self._read()]
         self._filters = list(warnings.filters)
+        self._seeds = {name: seed(sys.modules[name]) for name, seed in _GENERATORS if name in sys.modules}
         self._modules = len(sys.modules)
         self._threads = threading.enumerate()
 
@@ -88,6 +91,7 @@ class ProcessState:
         warnings.resetwarnings()  # so that a warning that is shown once is shown once to every call
         warnings.filters[:] = self._filters  # type: ignore[index]
         now, before = self._read(), self._before
+        self._seed()
         as_it_was = now == before
         if not as_it_was:
             for (_, write), new, old in zip(self._aspects, now, before, strict=True):
@@ -114,9 +118,30 @@ class ProcessState:
     def _read(self) -> list[Any]:
         return [read() for read in self._reads]
 
+    def _seed(self) -> None:
+        """Seed anew the generators that a call has seeded: else what the next call draws would be no chance."""
+        for name, seed_of in _GENERATORS:
+            module: Any = sys.modules.get(name)
+            if module is not None and (seed := seed_of(module)) != self._seeds.get(name):
+                if seed is not None:
+                    module.seed()
+                self._seeds[name] = seed_of(module)
+
     def _write_path(self, path: list[str]) -> None:
         if len(sys.modules) == self._modules:  # else what was imported by the other path would stay
             sys.path[:] = path
+
+
+def _seed_of_random(random: Any) -> Any:
+    return random.getstate()[1][:-1]  # all but how many numbers were drawn
+
+
+def _seed_of_numpy(random: Any) -> Any:
+    state = random.get_state(legacy=False)
+    return state["state"]["key"].tobytes() if state["bit_generator"] == "MT19937" else None
+
+
+_GENERATORS: tuple[tuple[str, SeedOf], ...] = (("random", _seed_of_random), ("numpy.random", _seed_of_numpy))
 
 
 def apart(work: Callable[[], Any]) -> Any:

@@ -491,18 +491,19 @@ class _Server:
         except BaseException as error:  # every way out of a call is a reply: the driver must never have to guess
             self._put_right()  # again: this error may be that of a signal handler which broke off the first time
             kind, body = FAILED, _described(phase, error)
-        peak_mb = self._tidy_up(_megabytes(below.ru_maxrss))
+        own_after, below_after = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
+        largest_child_mb = _megabytes(below_after.ru_maxrss)
+        peak_mb = self._tidy_up(_megabytes(own_after.ru_maxrss), largest_child_mb, _megabytes(below.ru_maxrss))
         self._flush()
         if os.getpid() != self.pid:  # a child that the call forked, and that came back from it
             os._exit(0 if kind == RETURNED else 1)
         with self.control.lock:
             running = False
-        own_after, below_after = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
         cpu_s = _seconds(own_after) + _seconds(below_after)
         left = phase == "prepare" or self._left_something()
         before = _seconds(own) + _seconds(below)
         facts = REPLY.pack(
-            *(cpu_s - before, peak_mb, left, self._is_unread(), cpu_s, _megabytes(below_after.ru_maxrss)),
+            *(cpu_s - before, peak_mb, left, self._is_unread(), cpu_s, largest_child_mb),
             *(self.rest_mb - self.clean_mb, self.files_mb),
         )
         self.control.send(kind, facts + body)
@@ -536,15 +537,15 @@ class _Server:
         _, resident, shared, *_ = os.pread(self.pages, 128, 0).split()
         return (int(resident) - int(shared)) * self.page_mb, int(shared) * self.page_mb
 
-    def _tidy_up(self, largest_child_mb: float) -> float:
-        """The most memory that the call had, in MB, without what others had left. Then free what can be freed."""
+    def _tidy_up(self, most_mb: float, child_mb: float, earlier_child_mb: float) -> float:
+        """The most memory that the call had, in MB, without what others had left: of `most_mb` that the worker had,
+        mapped files among it, and of its largest child. Then free what can be freed."""
         earlier_mb, files_mb = self.rest_mb - self.clean_mb, self.files_mb
         self.rest_mb, self.files_mb = self._resident()
-        peak_mb = most_mb = _megabytes(self.getrusage(self.SELF).ru_maxrss)
+        peak_mb = most_mb
         if self.pages >= 0:
             peak_mb = max(self.rest_mb, most_mb - max(files_mb, self.files_mb))
-        child_mb = _megabytes(self.getrusage(self.CHILDREN).ru_maxrss)
-        if child_mb > max(largest_child_mb, most_mb):  # a child begins with what the worker had
+        if child_mb > max(earlier_child_mb, most_mb):  # a child begins with what the worker had
             peak_mb = max(peak_mb, child_mb)
         if self.rest_mb > earlier_mb + self.clean_mb + SMALL_MB:
             gc.collect()
