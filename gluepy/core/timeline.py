@@ -13,7 +13,7 @@ from gluepy.core import events as e
 from gluepy.core.forecast import Forecast, forecast
 from gluepy.core.state import FINISHED, PENDING, RUNNING, State
 
-_LOOK_BACK = 1000  # ends of other attempts
+_LOOK_BACK = 50  # ends of attempts that used the limit: the one that made room is among the last
 _LONGEST_S = 1e9  # a damaged log can hold any number
 _JUMP_S = 60.0  # so far an event may be from where it belongs before it is the clock that was wrong
 
