@@ -411,7 +411,7 @@ def ending_of(event: e.Event, metrics: dict[str, list[str]]) -> tuple[str, str] 
         case e.TaskBlocked():
             return "blocked", f"{_told(event.task)}  by {', '.join(map(_told, event.blocked_by))}"
         case e.TaskCancelled():
-            left = "  (its thread could not be stopped)" if event.abandoned else ""
+            left = "  (it could not be stopped)" if event.abandoned else ""
             return "cancelled", f"{_told(event.task)}{left}"
     return None
 
@@ -456,7 +456,8 @@ def _when(event: e.TaskRetrying) -> str:
     if not event.abandoned or event.delay_s >= GRACE_S:
         return f"in {duration(event.delay_s)}"
     least = f"after {duration(event.delay_s)} and " if event.delay_s else ""
-    return f"{least}when its thread has ended, in {GRACE_S:g} s at the latest"
+    what = "it" if event.pool == "loop" else "its thread"
+    return f"{least}when {what} has ended, in {GRACE_S:g} s at the latest"
 
 
 def _keep_metric(metrics: dict[str, list[str]], event: e.TaskMetric) -> None:

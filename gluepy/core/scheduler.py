@@ -42,7 +42,7 @@ _AFTERMATH: Final = 4  # a failure lies somewhere before
 _TOP: Final = 1 << 40
 _NODE: Final = (1 << 32) - 1  # the part of a heap's key that is the node
 _CAUSES: Final = 8  # blocked_by names at most so many
-GRACE_S: Final = 10.0  # how long a retry, or the rest of a run, waits for a thread that cannot be stopped
+GRACE_S: Final = 10.0  # how long a retry, or the rest of a run, waits for what cannot be stopped
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):

@@ -112,6 +112,7 @@ class Engine:
         self._busy: dict[int, Slot] = {}
         self._coming = False  # whether a slot was called that has not looked for work yet
         self._deadlines = Deadlines()
+        self._patience = Deadlines()  # for loop tasks that were cancelled, to end
         self._alarm_at = math.inf
         self._alarm: anyio.CancelScope | None = None
         self._look_again = False
@@ -173,6 +174,8 @@ class Engine:
                     raise
                 finally:
                     self._close()
+                    self._journal.hand_on()
+                    self._feed.close()  # now: a task that swallows its cancellation may keep the group waiting
         finally:
             if hasattr(self, "_scheduler"):
                 with self._turn:
@@ -302,6 +305,10 @@ class Engine:
 
     def _interrupt(self, slot: Slot) -> None:
         """Stop the slot's attempt: no thread goes on from it any more, and its call is cancelled."""
+        if slot.attempt is not None and slot.attempt.pool == "loop" and not slot.stopped:
+            given_up = self._clock.now() + s.GRACE_S
+            self._patience.add(slot.node, given_up)
+            self._set_alarm(given_up)
         slot.stopped = True
         self._on_loop(slot.scope.cancel)
 
@@ -368,6 +375,11 @@ class Engine:
                 with anyio.CancelScope(shield=True) as slot.scope:
                     await self._work_on(slot)
                 self._be_the_driver()
+                if slot.lingering is not None:
+                    with self._turn:
+                        lingering, slot.lingering = slot.lingering, None
+                        self._scheduler.release(slot.node, lingering.number)
+                    self.look_again()
                 if slot.attempt is not None and self._broken is None:
                     with self._turn:
                         events = self._interrupted(slot, slot.attempt)
@@ -502,6 +514,7 @@ class Engine:
         del self._busy[slot.node]
         if attempt.spec.timeout_s is not None:
             self._deadlines.forget(slot.node)
+        self._patience.forget(slot.node)
         return self._journal.tick() - slot.began
 
     def _events(
@@ -708,7 +721,23 @@ class Engine:
                 if self._timeout_s is not None and now >= self._began + self._timeout_s:
                     self._timeout_s = None
                     self._scheduler.stop(s.EndRun("failed", "timeout"))
+                given_up = [self._abandon(self._busy[node]) for node in self._patience.due(now)]
+                if not self._commits:
+                    for slot, events in given_up:
+                        self._conclude(slot, events)
                 self._advance()
+            for slot, events in given_up:
+                if self._commits:
+                    await self._conclude_durably(slot, events)
+                _warn(self.run.run_id, events[-1])
+
+    def _abandon(self, slot: Slot) -> tuple[Slot, Sequence[e.TaskEvent]]:
+        """Go on without the slot's attempt, which was cancelled and does not end: its task must be swallowing the
+        cancellation. Its call goes on, and holds the slot until it returns."""
+        attempt = slot.attempt
+        assert attempt is not None
+        slot.abandoned, slot.lingering = True, attempt
+        return slot, self._interrupted(slot, attempt)
 
     async def _listen(self, stop_asked: Callable[[], bool]) -> None:
         # Not by the run's clock: whoever asks is outside.
@@ -721,7 +750,7 @@ class Engine:
     def _next_alarm(self) -> float:
         if self._look_again:
             return -math.inf
-        at = min(self._scheduler.next_wake(), self._deadlines.next())
+        at = min(self._scheduler.next_wake(), self._deadlines.next(), self._patience.next())
         if self._timeout_s is not None:
             at = min(at, self._began + self._timeout_s)
         return at
@@ -822,6 +851,19 @@ class Engine:
         return RunStopped(self.run.run_id, f"{self._executor.name} raised {type(error).__name__}: {error}")
 
 
+def _warn(run_id: str, event: e.TaskEvent) -> None:
+    import structlog  # brings rich; most runs never warn
+
+    contextvars.Context().run(
+        structlog.get_logger("gluepy.exec").warning,
+        "a task was cancelled and goes on: its code swallows the cancellation; the call that runs its DAG cannot return"
+        " before it does",
+        run_id=run_id,
+        task=event.task,
+        attempt=event.attempt,
+    )
+
+
 def _rounded(seconds: float) -> float:
     return int(seconds * 1e6) / 1e6  # microseconds; a quarter of what round() takes
 
@@ -829,7 +871,9 @@ def _rounded(seconds: float) -> float:
 def _timed_out(attempt: Attempt, told: Outcome | Stopped | None, abandoned: bool = False) -> Outcome:
     where = {name: getattr(told, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if told else {}
     message = f"it took longer than its timeout_s of {attempt.spec.timeout_s:g} s"
-    if abandoned:
+    if abandoned and attempt.pool == "loop":
+        message += "; it swallows its cancellation, so it goes on (let CancelledError pass)"
+    elif abandoned:
         message += "; a thread cannot be stopped, so it goes on (pool = 'process' can be)"
     return Outcome(
         status="failed",

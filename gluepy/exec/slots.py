@@ -43,6 +43,7 @@ class Slot:
         "ending",
         "executor",
         "late",
+        "lingering",
         "node",
         "released",
         "scope",
@@ -55,6 +56,7 @@ class Slot:
     def __init__(self, awake: Signal) -> None:
         self.attempt: Attempt | None = None
         self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
+        self.lingering: Attempt | None = None  # the run has gone on without it, and its call has not returned
         self.node = -1
         self.began = 0.0
         self.late = self.abandoned = self.released = False
