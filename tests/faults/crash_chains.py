@@ -215,8 +215,8 @@ def to_the_end(chain: Chain, luck: random.Random, at_most: int) -> list[tuple[Cr
             chain.check_end(ended.answer)
             return deaths
         else:  # there is nothing to go on from
-            assert ended.answer["error"] == "OptionError", ended.answer
-            assert "begin with run.started" in ended.answer["message"], ended.answer
+            assert ended.answer["error"] == "UnreadableLog", ended.answer
+            assert "no events of a run yet" in ended.answer["message"], ended.answer
             assert not resumes, "what was recorded could not be resumed"
             chain.begin()
 

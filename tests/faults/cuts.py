@@ -86,7 +86,7 @@ class Scene:
             ended = self.session(first=False)
         else:
             refused = self.session(first=False).answer
-            assert refused["error"] == "OptionError", refused
+            assert refused["error"] == "UnreadableLog", refused
             assert not self.evidence.notes(), "something ran, and nothing is recorded"
             shutil.rmtree(self.place.record)
             ended = self.session()
