@@ -98,7 +98,7 @@ OF_AN_INSTANCE: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "run"), OF_AN_INSTANCE, ids=str)
+@pytest.mark.parametrize(("options", "run"), OF_AN_INSTANCE, ids=lambda each: str(sorted(each)))
 async def test_instance_of_an_each_is_selected_whether_its_values_are_known_or_asked_for(
     go: Go, options: Any, run: set[str]
 ) -> None:
