@@ -22,6 +22,7 @@ class RunScope:
     def __init__(self, run: RunInfo, context: Callable[[], Any], settings: Callable[[], Any]) -> None:
         self.run = run
         self._context, self._settings = context, settings
+        _redactor_of_run(run)  # takes milliseconds the first time: a signal handler that reports could interrupt itself
 
     @cached_property
     def context(self) -> Any:
@@ -47,18 +48,21 @@ class RunScope:
 _redactors: dict[int, tuple[RunInfo, Redactor | None]] = {}  # by the identity of the run
 
 
-def redactor_of(attempt: Attempt) -> Redactor | None:
-    """What masks the texts of `attempt` before anybody sees them; None where there is nothing to mask."""
-    run = attempt.run
+def _redactor_of_run(run: RunInfo) -> Redactor | None:
     known = _redactors.get(id(run))
     if known is None or known[0] is not run:
         while len(_redactors) >= _KNOWN_RUNS:
             _redactors.pop(next(iter(_redactors)), None)
         known = run, Redactor(run.redact, run.masked) if run.redact or run.masked else None
         _redactors[id(run)] = known
-    redactor = known[1]
+    return known[1]
+
+
+def redactor_of(attempt: Attempt) -> Redactor | None:
+    """What masks the texts of `attempt` before anybody sees them; None if there is nothing to mask."""
+    redactor = _redactor_of_run(attempt.run)
     if attempt.params and redactor is not None:
-        own = list(secrets_in("", attempt.params, run.redact))
+        own = list(secrets_in("", attempt.params, attempt.run.redact))
         if own:
             return redactor.plus(own)
     return redactor
@@ -78,7 +82,19 @@ class Scope:
     `forked`: this is a copy, in a process that the task has forked (see `gluepy.exec.forks`); `fork_key` names the
     attempt between such processes, 0 as long as there is none."""
 
-    __slots__ = ("_log", "_log_configured", "attempt", "emit", "fork_key", "forked", "output", "rooms", "run", "task")
+    __slots__ = (
+        "_log",
+        "_log_configured",
+        "_redactor",
+        "attempt",
+        "emit",
+        "fork_key",
+        "forked",
+        "output",
+        "rooms",
+        "run",
+        "task",
+    )
 
     def __init__(
         self,
@@ -88,6 +104,7 @@ class Scope:
         output: LineWriter | None,
         log: Any = None,
     ) -> None:
+        self._redactor: Redactor | None
         self.run, self.attempt, self.emit, self.output = run, attempt, emit, output
         self.task: Any = None
         self.forked, self.fork_key = False, 0
@@ -99,6 +116,14 @@ class Scope:
         """The attempt has ended."""
         while self.rooms:
             self.rooms.pop().close()
+
+    def masked(self, text: str) -> str:
+        """`text` without the secrets of the attempt."""
+        try:
+            redactor = self._redactor
+        except AttributeError:  # few attempts need one
+            redactor = self._redactor = redactor_of(self.attempt)
+        return text if redactor is None else redactor(text)
 
     @property
     def context(self) -> Any:

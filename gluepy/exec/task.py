@@ -15,7 +15,7 @@ from gluepy.core.policy import NO_RETRY, Retry, Trigger
 from gluepy.errors import DagError, NoRunContext
 from gluepy.exec.parameters import Parametrized, parameters_of
 from gluepy.exec.port import Metric, Progress
-from gluepy.exec.scope import Scope, current_scope, redactor_of
+from gluepy.exec.scope import Scope, current_scope
 
 if TYPE_CHECKING:
     from dataclasses import field
@@ -144,9 +144,8 @@ class Task(Parametrized):
         Raises `TypeError` for what is no number.
         """
         number = _number(value, f"metric {name!r}")
-        scope, told = self._here("self.metric"), recordable(name)
-        redact = redactor_of(scope.attempt)
-        told = told if redact is None else redact(told)
+        scope = self._here("self.metric")
+        told = scope.masked(recordable(name))
         is_finite = math.isfinite(number)
         if not is_finite:
             scope.log.warning("a metric that is not finite is recorded as null", metric=told, value=str(number))
