@@ -225,8 +225,10 @@ async def test_what_could_not_be_published_outlives_the_run_and_its_resume(folde
 
 @other_file_system
 @pytest.mark.parametrize("storage", ["", "data"])
-def test_another_file_system_makes_no_difference(storage: str, tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as there, task_run(tmp_path) as run:
+def test_another_file_system_makes_no_difference(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as there, task_run(tmp_path / "data") as run:
         target = Path(there, storage)
         for number in range(2):
             with Task().atomic(target / "rows.csv") as file, Task().atomic(target / "model") as folder:
