@@ -18,6 +18,7 @@ from console_calls import Console, Terminal, until
 PIPE = """
     import os, subprocess, sys, time
     from pathlib import Path
+from typing import Any
     from gluepy import DAG, Task, each
 
     class Load(Task):
@@ -369,7 +370,11 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
 
 def test_run_of_which_the_files_cannot_be_deleted_stays_known(pipe: Console) -> None:
     pipe("run", "pipe", "--run-id", "a", "-q", "--task", "load")
-    away = {"GLUEPY_STORAGE_ROOT": "s3://bucket/data", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none"}
+    away: dict[str, Any] = {
+        "GLUEPY_STORAGE_ROOT": "s3://bucket/data",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "none",
+    }
     done = pipe("prune", "--keep", "0", "--files", **away)
     assert done.returncode == 1
     assert done.stderr == "cannot delete a: s3://bucket/data/runs/a: Unable to locate credentials\n"

@@ -65,7 +65,7 @@ async def ran(go: Go, *tasks: Any) -> tuple[RunResult, Sequence[Event]]:
     return result, events
 
 
-def metrics_of(events: Sequence[Event]) -> dict[str, float]:
+def metrics_of(events: Sequence[Event]) -> dict[str, float | None]:
     return {event.name: event.value for event in events if isinstance(event, TaskMetric)}
 
 

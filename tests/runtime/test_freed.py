@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import anyio.lowlevel
 import pytest
@@ -37,12 +37,12 @@ def _nothing_is_collected() -> Iterator[None]:
     HELD.clear()
 
 
-def left(result: RunResult) -> list[float]:
+def left(result: RunResult) -> list[float | None]:
     """How many blocks of earlier attempts each attempt has found."""
     return [event.value for event in events_of(result) if isinstance(event, TaskMetric) and event.name == "left"]
 
 
-def pids(result: RunResult) -> set[float]:
+def pids(result: RunResult) -> set[float | None]:
     return {event.value for event in events_of(result) if isinstance(event, TaskMetric) and event.name == "pid"}
 
 
@@ -66,6 +66,7 @@ async def test_what_a_failed_attempt_holds_is_gone_when_the_next_begins_while_it
     with pytest.raises(RunError) as caught:
         await go(parallel(*failing), concurrency=1, on_failure="continue", check=True)
     result = caught.value.result
+    assert isinstance(result, RunResult)
     assert result.tasks["fails"].attempts == 2
     assert left(result) == [0] * 2 * len(FAILURES)
     assert still_there() == []
@@ -82,7 +83,7 @@ async def test_a_coroutine_that_goes_on_is_left_alone_by_whoever_fails_with_the_
     ended = []
 
     class Ready:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             yield
 
     async def reader() -> None:

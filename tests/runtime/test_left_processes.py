@@ -17,6 +17,7 @@ from steps import Go, dag_of
 from structlog.testing import capture_logs
 
 from gluepy import Task
+from gluepy.core.events import TaskMetric
 from gluepy.testing.wait import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they are found on Linux only")
@@ -69,7 +70,7 @@ async def pid_of(go: Go, kind: type[Task], **settings: Any) -> tuple[int, list[A
     go.settings = go.settings.replaced(**settings)
     with capture_logs() as logs:
         async with go.runtime() as runtime, runtime.stream_dag(dag_of(kind), check=False) as run:
-            pids = [int(event.value) async for event in run if hasattr(event, "value")]
+            pids = [int(event.value or 0) async for event in run if isinstance(event, TaskMetric)]
             await run.result()
             if kind is Overruns and not settings:  # its thread waits
                 assert is_alive(pids[0])

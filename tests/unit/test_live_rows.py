@@ -116,14 +116,15 @@ def test_what_an_each_will_find_is_beyond_what_is_known(tmp_path: Path) -> None:
     run = Written(tmp_path, Tree(SPECS, Seq((Leaf(0), Each(Leaf(1), ("n",), None, 2)))))
     ahead = Ahead(run.record, "dag", 8, {"one": 1})
     ahead.look(0.0)
-    assert (ahead.at_least, ahead.left_s) == (True, pytest.approx(11))
+    assert ahead.at_least
+    assert ahead.left_s == pytest.approx(11)
     run.start("load")
     run.finish("load", 10.0)
     run.start("each-use")
     run.write(e.TaskExpanded, "each-use", 1, [[1], [2]])
     run.finish("each-use", 1.0)
     ahead.look(2.0)
-    assert (ahead.at_least, ahead.left_s) == (False, pytest.approx(40, rel=0.05))
+    assert (ahead.at_least, round(ahead.left_s or 0)) in {(False, seconds) for seconds in range(38, 43)}
 
 
 def test_a_log_that_cannot_be_read_disturbs_no_display(tmp_path: Path) -> None:
