@@ -108,7 +108,8 @@ class State:
 
         Raises `KeyError` for a task that the graph does not have.
         """
-        self.seq = max(self.seq, event.seq)  # in a damaged log one may be out of its place
+        if event.seq > self.seq:  # in a damaged log one may be out of its place
+            self.seq = event.seq
         before, self.last_at = self.last_at, event.timestamp
         match event:
             case e.TaskStarted():

@@ -220,7 +220,9 @@ class _Compiler:
         spec, defaults = self._known.get(task) or self.learn(task)
         takes = parameters_of(task)
         try:
-            id, own = (None, {}) if isinstance(item, type) else (takes.id_of(item), takes.given(item))
+            is_bare = isinstance(item, type) or takes.is_bare(item)
+            id = None if isinstance(item, type) else takes.id_of(item)
+            own = {} if is_bare else takes.given(item)
             fixed = {}
             for name in takes.names:
                 if name in own:
@@ -238,7 +240,7 @@ class _Compiler:
                         f"{task.__qualname__} needs a value for its parameter {name!r}{around}",
                         f"write {task.__qualname__}({name}=…) or each({task.__qualname__}, {name}=[…])",
                     )
-            if not isinstance(item, type):
+            if not is_bare:
                 takes.check(item, fixed)
         except WrongValue as error:
             raise self.fail(error.problem, error.mend) from None

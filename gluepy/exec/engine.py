@@ -414,7 +414,8 @@ class Engine:
                         outcome = await running
                 else:
                     outcome = await running
-                self._be_the_driver()
+                if forks.process is not self._process:
+                    forks.refuse_to_go_on()
             with self._turn:
                 if slot.attempt is None:
                     continue  # it has been settled where it ran
@@ -514,7 +515,8 @@ class Engine:
         del self._busy[slot.node]
         if attempt.spec.timeout_s is not None:
             self._deadlines.forget(slot.node)
-        self._patience.forget(slot.node)
+        if slot.stopped:
+            self._patience.forget(slot.node)
         return self._journal.tick() - slot.began
 
     def _events(

@@ -23,6 +23,7 @@ from gluepy.exec.scope import Scope, current_scope
 from gluepy.exec.values import Codec, WrongValue, same, short
 
 _MISSING: Final[Any] = object()
+_BARE: Final = frozenset(("_scope", "_id", "_given"))  # what every instance has
 _MUTABLE = (list, dict, set)
 _BUILTIN = (tuple, list, dict, set, frozenset, str, bytes, int, float)
 _NAMED = {"str": str, "int": int, "float": float, "bool": bool}  # annotations that need no evaluation
@@ -211,6 +212,10 @@ class Parameters:
             default = self._class_default(name) if self._signature is None else self._init_default(name)
             if default is not _MISSING:
                 yield name, default
+
+    def is_bare(self, task: Any) -> bool:
+        """Whether the class takes nothing, and the instance `task` has nothing but perhaps an id: as most have."""
+        return not self.names and self._signature is None and vars(task).keys() <= _BARE
 
     def id_of(self, task: Any) -> Any:
         """The id that the instance `task` was given, or None."""

@@ -120,8 +120,10 @@ def meant(graph: Graph, dag: str, name: str, coming: Mapping[int, set[str]]) -> 
 
 def awaited(graph: Graph, names: Iterable[str]) -> dict[str, frozenset[int]]:
     """Those of `names` that mean a task of an `each` whose values are not known yet, with what will ask for them."""
-    coming = {node: labels for node, labels in asking(graph).items() if graph.expandable(node)}
     instances = {name: name.partition("[")[0] for name in names if _is_instance(name) and not graph.names(name)}
+    if not instances:
+        return {}
+    coming = {node: labels for node, labels in asking(graph).items() if graph.expandable(node)}
     return {
         name: frozenset(node for node, labels in coming.items() if label in labels) for name, label in instances.items()
     }
