@@ -62,6 +62,9 @@ def _dismiss(guard: int, line: socket.socket, tell: Callable[[str], object]) -> 
     """Have the guard clean up, and end."""
     try:
         if _has_started_something(guard):
+            from gluepy.exec.executors import leftovers
+
+            leftovers.end_pools()
             line.settimeout(_CLEAN_S)
             with suppress(OSError):
                 line.send(b"end")
@@ -145,7 +148,9 @@ class _Guard:
                 poller.unregister(self._line)
                 if self._line.recv(16):
                     with suppress(OSError):
-                        self._line.send(", ".join(map(str, self._clean(_CLEAN_S / 2)))[: 1 << 15].encode())
+                        self._line.send(
+                            ", ".join(map(str, self._clean(_CLEAN_S / 2, driver_lives=True)))[: 1 << 15].encode()
+                        )
                     return
             self._look()
         self._clean(_PATIENCE_S)
@@ -165,7 +170,7 @@ class _Guard:
             if pid != own and pid not in self._seen and (process := find.process_of(pid)) is not None:
                 self._seen[pid] = process
 
-    def _clean(self, within_s: float) -> list[Process]:
+    def _clean(self, within_s: float, driver_lives: bool = False) -> list[Process]:
         """Kill what the driver has left, until there is nothing. Returns what that was."""
         find, killed = self._find(), dict[int, "Process"]()
         end = time.monotonic() + within_s
@@ -173,8 +178,14 @@ class _Guard:
             self._look()
             left = self._left()
             workers = {pid for pid in left if find.is_worker(pid)}
-            if workers and time.monotonic() < end - within_s / 2:
-                left = {pid: process for pid, process in left.items() if pid not in {*workers, *find.below(workers)}}
+            servers = {pid for pid in left if find.is_server(pid)}  # they clean up when whom they serve is gone
+            if driver_lives:
+                own = servers.intersection(find.children(self._driver))
+                servers -= own
+                left = {pid: process for pid, process in left.items() if pid not in own}
+            if (workers or servers) and time.monotonic() < end - within_s / 2:
+                spared = {*workers, *find.below(workers), *servers}
+                left = {pid: process for pid, process in left.items() if pid not in spared}
             elif not left:
                 break
             find.kill(left.values())

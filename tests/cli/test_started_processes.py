@@ -102,6 +102,36 @@ POOL = """
     class PoolDAG(DAG):
         tasks = (Pool, Waits)
 """
+KEPT = """
+    import multiprocessing, os
+    from pathlib import Path
+
+    from gluepy import DAG, Task, each
+
+    def who(_=None):
+        return os.getppid()
+
+    def squares(pool):
+        from joblib import Parallel, delayed
+        Path(f"{pool}.pid").write_text(str(Parallel(2)(delayed(os.getpid)() for _ in range(4))[0]))
+
+    class Joblib(Task):
+        n: int
+        def run(self):
+            squares("joblib")
+
+    class Loop(Task):
+        async def run(self):
+            squares("loop")
+
+    class Server(Task):
+        def run(self):
+            with multiprocessing.get_context("forkserver").Pool(1) as pool:
+                Path("server.pid").write_text(str(pool.apply(who)))
+
+    class KeptDAG(DAG):
+        tasks = (each(Joblib, n=[1, 2]), Loop, Server)
+"""
 ABANDONED = """
     import asyncio, atexit, os, subprocess, sys, threading, time
     from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +236,21 @@ def test_a_pool_of_processes_works_and_signals_are_the_drivers_alone(gluepy: Con
     resumed = gluepy("resume")
     assert resumed.returncode == 0
     assert "cancelling" not in resumed.stderr
+
+
+def test_pools_and_servers_that_libraries_keep_end_in_order_and_without_a_word(gluepy: Console) -> None:
+    pytest.importorskip("joblib")
+    gluepy.write("flow.py", KEPT)
+    done = gluepy("run", "flow.py")
+    assert done.returncode == 0, done.stderr
+    assert "killed" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "resource_tracker" not in done.stderr
+    logs = "".join(log.read_text() for log in (gluepy.runs[0] / "logs").iterdir())
+    assert "resource_tracker" not in logs
+    family = family_of(gluepy.folder)
+    assert len(family) == 3
+    until(lambda: not any(map(alive, family.values())), f"the end of {family}")
 
 
 @pytest.mark.parametrize("dag", ["Executor", "Chatters", "Joins", "Child", "ToThread"])

@@ -15,6 +15,9 @@ from typing import NamedTuple
 _LINUX = sys.platform == "linux"
 _TICKS_S = 1 / os.sysconf("SC_CLK_TCK") if _LINUX else 0.01
 _WORKER = os.fsencode(os.path.join(os.path.dirname(__file__), "worker.py"))
+_SERVERS = (b"resource_tracker import main", b"multiprocessing.forkserver import main")
+_POOLS = ("joblib.externals.loky.reusable_executor", "loky.reusable_executor")
+_POOL_ENDS_S = 1.0
 
 
 class Process(NamedTuple):
@@ -49,7 +52,11 @@ def children_of(thread: int, since_s: float = 0.0) -> list[Process]:
             pids = list(map(int, file.read().split()))
     except OSError:
         return []
-    found = [process for pid in pids if (process := process_of(pid)) is not None and not is_worker(pid)]
+    found = [
+        process
+        for pid in pids
+        if (process := process_of(pid)) is not None and not is_worker(pid) and not is_server(pid)
+    ]
     if since_s and found:
         began_s = since_s + time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
         found = [process for process in found if process.began * _TICKS_S > began_s - _TICKS_S]
@@ -73,13 +80,43 @@ def is_worker(pid: int) -> bool:
         return False
 
 
-def below(pids: Iterable[int]) -> Iterator[int]:
-    """The descendants of `pids`."""
+def is_server(pid: int) -> bool:
+    """Whether it is a resource tracker or a fork server, multiprocessing's or joblib's. Whichever task was the first to
+    need it has started it, but it serves all; it ends, and cleans up, as soon as the process that it serves is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            line = file.read(4096)
+    except OSError:
+        return False
+    return any(server in line for server in _SERVERS)
+
+
+def end_pools() -> None:
+    """End the pool that joblib keeps for its next call, and wait for its processes. One that is at work is not waited
+    for longer than `_POOL_ENDS_S`."""
+    for name in _POOLS:
+        executor = getattr(sys.modules.get(name), "_executor", None)
+        if executor is None:
+            continue
+        pids = list(executor._processes or ())
+        executor.shutdown(wait=False)
+        end = time.monotonic() + _POOL_ENDS_S
+        while any(process_of(pid) is not None for pid in pids) and time.monotonic() < end:
+            time.sleep(0.005)
+
+
+def children(pid: int) -> list[int]:
+    """The processes whose parent is `pid`."""
     from gluepy.exec.executors.worker import _children
 
+    return _children(pid)
+
+
+def below(pids: Iterable[int]) -> Iterator[int]:
+    """The descendants of `pids`."""
     tree = list(pids)
     for pid in tree:
-        found = _children(pid)
+        found = children(pid)
         tree.extend(found)
         yield from found
 
@@ -124,7 +161,7 @@ def kill_with_descendants(processes: Collection[Process]) -> list[Process]:
     """Kill them and all below them. Returns whom."""
     family = {process.pid: process for process in processes}
     for pid in below(list(family)):
-        if (process := process_of(pid)) is not None:
+        if not is_server(pid) and (process := process_of(pid)) is not None:
             family[pid] = process
     kill(family.values())
     return list(family.values())

@@ -228,6 +228,8 @@ class _Left:
         for thread in filter(_has_children, threads):
             from gluepy.exec.executors import leftovers
 
+            if self.kills:
+                leftovers.end_pools()
             self._tell(leftovers.children_of(thread), None, self.kills)
 
     def _tell(self, found: Sequence[Process], attempt: Attempt | None, kill: bool) -> None:
