@@ -195,6 +195,18 @@ class ProcessBreaks(Task):
         raise ValueError("broken")
 
 
+class Misspells(Task):
+    """A log call with too few arguments, which the library tells of and lets pass."""
+
+    def run(self) -> None:
+        logging.getLogger("plain").warning("%s of %s", *[1])
+        logging.getLogger("plain").warning("afterwards")
+
+
+class ProcessMisspells(Misspells):
+    pool = "process"
+
+
 class ConfiguresInRun(Task):
     """Sets logging up inside `run`, as scripts do."""
 

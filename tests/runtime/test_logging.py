@@ -22,8 +22,10 @@ from pools import (
     Draws,
     LoopConfiguresInRun,
     LoopDraws,
+    Misspells,
     ProcessConfiguresInRun,
     ProcessDraws,
+    ProcessMisspells,
     ProcessStructured,
     Structured,
     ThreadsOfItsOwn,
@@ -193,6 +195,21 @@ async def test_self_log_goes_through_the_processors_of_the_program(go: Go, kind:
 class FailsInJson(Task):
     def run(self) -> None:
         raise ValueError("no\nluck")
+
+
+@pytest.mark.parametrize("kind", [Misspells, ProcessMisspells])
+@pytest.mark.parametrize("handlers", [[], [logging.NullHandler()]], ids=["none", "elsewhere"])
+async def test_mistake_in_a_log_call_is_told_in_the_log_and_fails_no_task(
+    go: Go, kind: type[Task], handlers: list[logging.Handler]
+) -> None:
+    with logging_of_a_fresh_program() as root:
+        root.handlers.extend(handlers)
+        result, _ = await lines_of(go, kind)
+        root.handlers.clear()
+    lines = log_of(result, kind.label)
+    assert "--- Logging error ---" in lines
+    assert "TypeError: not enough arguments for format string" in lines
+    assert any("afterwards" in line for line in lines)
 
 
 async def test_failure_is_told_as_json_when_the_settings_say_so(go: Go) -> None:

@@ -388,7 +388,12 @@ class _Unhandled(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         scope = current_scope()
         if scope is not None and scope.output is not None:
-            scope.output.write("log", f"{_rendered(record, scope)}\n")
+            try:
+                text = _rendered(record, scope)
+            except Exception:
+                self.handleError(record)  # as the library's handlers do: a mistake in a log call is told, and no more
+            else:
+                scope.output.write("log", f"{text}\n")
         elif self.original is not None and record.levelno >= self.original.level:
             self.original.handle(record)
 
@@ -404,8 +409,12 @@ class _Unprinted(logging.Handler):
             return
         formatters = (handler.formatter for handler in logging.getLogger().handlers if handler is not self)
         formatter = next((each for each in formatters if each is not None), None)
-        text = _rendered(record, scope) if formatter is None else formatter.format(record)
-        scope.output.write("log", f"{text}\n")
+        try:
+            text = _rendered(record, scope) if formatter is None else formatter.format(record)
+        except Exception:
+            self.handleError(record)
+        else:
+            scope.output.write("log", f"{text}\n")
 
 
 def _queues_that_are_printed() -> Iterator[Any]:
