@@ -9,6 +9,7 @@ recorded. A copy whose `run()` returns or raises ends there.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import select
@@ -30,6 +31,12 @@ PIECE = 16_384  # characters: encoded, less than what a message may have
 _AT_MOST = 4096  # messages: as many as the socket may hold, but not what is sent for ever
 _LATE = 64  # ended attempts whose processes may still print into the log file
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_OF_TASKS = (
+    "structlog",
+    "upath",
+    "gluepy.exec.files",
+    "gluepy.traces",
+)  # what a copy's code imports by use of its task
 _LOOPS = ("asyncio", "uvloop", "trio", "anyio")
 
 
@@ -237,6 +244,9 @@ def _before() -> None:
             stream.flush()
         except Exception:  # noqa: S110 - closed, or put in place by the task
             pass
+    # A thread that imports one of these at the fork is not in the copy, where the module would stay locked for ever.
+    for module in _OF_TASKS:
+        importlib.import_module(module)
     with _creating:
         if _channel is None:
             try:
@@ -314,6 +324,7 @@ def _in_child() -> None:
                 if scope.output is not None:
                     scope.output = line
             _leave_signals_alone()
+            _release_structlog()
         for call in _calls:
             call()
     finally:
@@ -328,3 +339,10 @@ def _leave_signals_alone() -> None:
         handler = signal.getsignal(number)
         if callable(handler) and getattr(handler, "__module__", "").partition(".")[0] in _LOOPS:
             signal.signal(number, default)
+
+
+def _release_structlog() -> None:
+    """Free the locks of structlog's loggers: a thread that wrote a line at the fork has them, and is not in the copy."""
+    locks = getattr(sys.modules.get("structlog._output"), "WRITE_LOCKS", None)
+    for lock in list(locks.values()) if locks is not None else ():
+        lock._at_fork_reinit()  # as logging does with its own

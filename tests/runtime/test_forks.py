@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -187,3 +188,91 @@ async def test_forked_processes_do_not_hold_the_signal_handlers_of_the_event_loo
         with anyio.open_signal_receiver(signal.SIGTERM):
             _, events = await ran(go, Dies)
         assert metrics_of(events)["status"] == -signal.SIGTERM
+
+
+IMPORTING = """
+import os, signal, sys, threading
+from gluepy import DAG, Task, parallel, run_dag_sync
+
+midway, asked, forked = threading.Event(), threading.Event(), threading.Event()
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "structlog.dev":
+            midway.set()
+            asked.wait(60)
+            forked.wait(1)  # if the fork does not wait for the import, it is there at once
+
+class Logs(Task):
+    def run(self):
+        self.log.info("imported")
+
+class Forks(Task):
+    def run(self):
+        midway.wait(60)
+        os.register_at_fork(before=asked.set, after_in_parent=forked.set)
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            self.log.info("said by the copy")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+class D(DAG):
+    tasks = parallel(Logs, Forks)
+
+assert "structlog" not in sys.modules
+sys.meta_path.insert(0, Slow())
+run_dag_sync(D, concurrency=2)
+"""
+
+
+def test_a_process_that_is_forked_while_another_thread_imports_what_it_needs_does_not_hang(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", IMPORTING], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "said by the copy" in run.stdout
+
+
+WRITING = """
+import io, os, signal, sys, threading
+import structlog
+from gluepy import DAG, Task, parallel, run_dag_sync
+
+writing, forked = threading.Event(), threading.Event()
+
+class Slow(io.StringIO):
+    def write(self, text):
+        if "slow" in text:
+            writing.set()
+            forked.wait(60)
+        return sys.stdout.write(text)
+
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(Slow()), cache_logger_on_first_use=False)
+
+class Logs(Task):
+    def run(self):
+        self.log.info("slow")
+
+class Forks(Task):
+    def run(self):
+        writing.wait(60)
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            self.log.info("said by the copy")
+            sys.stdout.flush()
+            os._exit(0)
+        forked.set()
+        assert os.waitpid(child, 0)[1] == 0
+
+class D(DAG):
+    tasks = parallel(Logs, Forks)
+
+run_dag_sync(D, concurrency=2)
+"""
+
+
+def test_a_process_that_is_forked_while_another_thread_writes_a_line_does_not_hang(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", WRITING], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "said by the copy" in run.stdout
