@@ -342,7 +342,7 @@ def _leave_signals_alone() -> None:
 
 
 def _release_structlog() -> None:
-    """Free the locks of structlog's loggers: a thread that wrote a line at the fork has them, and is not in the copy."""
+    """Free the locks of structlog's loggers: what wrote a line at the fork holds one, and is not in the copy."""
     locks = getattr(sys.modules.get("structlog._output"), "WRITE_LOCKS", None)
     for lock in list(locks.values()) if locks is not None else ():
         lock._at_fork_reinit()  # as logging does with its own
