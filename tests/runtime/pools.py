@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -205,6 +206,30 @@ class Misspells(Task):
 
 class ProcessMisspells(Misspells):
     pool = "process"
+
+
+def halves(word: str, turns: Any) -> None:
+    """Print a line in two pieces, between which the other one prints its first."""
+    print(f"{word} ", end="")
+    turns.wait(30)
+    print("whole")
+
+
+class PrintsInPieces(Task):
+    """Prints a line in pieces, as do the two processes that it forks meanwhile."""
+
+    pool = "process"
+
+    def run(self) -> None:
+        fork = multiprocessing.get_context("fork")
+        print("before the fork ", end="")
+        turns = fork.Barrier(2)
+        children = [fork.Process(target=halves, args=(word, turns)) for word in ("first", "second")]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        print("and after it")
 
 
 class ConfiguresInRun(Task):

@@ -397,8 +397,10 @@ class _Server:
         faulthandler.enable()
         for stream in (sys.stdout, sys.stderr):
             assert isinstance(stream, io.TextIOWrapper)
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+            # line by line, or what a call and the processes that it forks print at the same time would mix within lines
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=False)
         self.streams = (sys.stdout, sys.stderr)
+        os.register_at_fork(before=self._flush_streams)  # a part of a line is printed once, by this process
         self.targets = self._where_streams_go()
         self.state: ProcessState = process_state.ProcessState(self.streams, resource)
         self.fflush, self.stdio = libc.fflush, _stdout_of(libc)
@@ -557,13 +559,16 @@ class _Server:
 
     def _flush(self) -> None:
         """Bring into the pipes what was printed, so that the driver finds it there when it has read the reply."""
+        self._flush_streams()
+        if self.stdio is not None:
+            self.fflush(self.stdio)  # what C libraries printed
+
+    def _flush_streams(self) -> None:
         for stream in (*self.streams, sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except Exception:  # noqa: S110 - a closed stream, or anything that the call put in its place
                 pass
-        if self.stdio is not None:
-            self.fflush(self.stdio)  # what C libraries printed
 
     def _is_unread(self) -> bool:
         """Whether there is output that the driver has not read; asking here spares it two system calls."""
