@@ -186,11 +186,15 @@ def _structlog_is_configured() -> bool:
     return structlog.get_config() != _as_it_was  # `capture_logs` of a test leaves behind that it was configured
 
 
+class _Number(int):
+    """The number of an attempt, which is not mistaken for an equal one that a task logs as `attempt`."""
+
+
 def _logger(scope: Scope) -> Any:
     import structlog
 
     attempt = scope.attempt
-    bound = {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": attempt.number}
+    bound = {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": _Number(attempt.number)}
     if scope.output is None or _structlog_is_configured():
         # by the name that the logger of the task's module has
         return structlog.get_logger(attempt.spec.cls.partition(":")[0], **bound)
@@ -198,7 +202,9 @@ def _logger(scope: Scope) -> Any:
     render: list[Any] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=repr)]
     if not json:  # the file is the attempt's own: repeating its names on every line would hide the message
         render = [
-            lambda logger, name, event: {key: value for key, value in event.items() if key not in bound},
+            lambda logger, name, event: {
+                key: value for key, value in event.items() if value is not bound.get(key, ...)
+            },
             structlog.dev.ConsoleRenderer(
                 colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
             ),

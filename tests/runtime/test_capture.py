@@ -16,6 +16,7 @@ from pools import (
     Chatters,
     LoopChatters,
     LoopSpeaks,
+    PrintsInPieces,
     ProcessBreaks,
     ProcessChatters,
     ProcessSpeaks,
@@ -92,6 +93,27 @@ async def test_log_lines_do_not_repeat_what_the_file_is_named_after(go: Go) -> N
     (line,) = (line.line for line in lines if "structlog" in line.line)
     assert "run_id" not in line
     assert line.rstrip().endswith("structlog word=x")
+
+
+class LogsAnAttempt(Task):
+    """Logs values by names that its logger has bound, one of them equal."""
+
+    def run(self) -> None:
+        self.log.warning("structlog", attempt=1, task="another")
+
+
+async def test_what_a_task_logs_by_the_names_that_its_logger_binds_is_in_its_log(go: Go) -> None:
+    _, lines = await lines_of(go, LogsAnAttempt)
+    (line,) = (line.line for line in lines if "structlog" in line.line)
+    assert line.rstrip().endswith("structlog attempt=1 task=another")
+
+
+async def test_processes_that_a_process_task_forks_do_not_mix_their_lines(go: Go) -> None:
+    _, lines = await lines_of(go, PrintsInPieces)
+    text = "\n".join(line.line for line in lines)
+    assert text.count("before the fork") == 1
+    assert "first whole" in text
+    assert "second whole" in text
 
 
 async def test_log_lines_are_json_when_the_settings_say_so(go: Go) -> None:
