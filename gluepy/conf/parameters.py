@@ -174,6 +174,8 @@ def _made(
         secrets |= _places_with(values, texts)
         hidden |= _places_with(given, texts)
     else:
+        texts = [text for text in (_at_place(given, place) for place in hidden) if isinstance(text, str)]
+        hidden |= _places_with(given, [text for text in texts if len(text) >= _LONG])
         values, secrets = given, hidden
     hidden = {place for place in hidden if _at_place(given, place) is not None}
     sources = {place: known.get(place, "") for place in hidden}

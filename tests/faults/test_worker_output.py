@@ -138,7 +138,9 @@ async def test_an_endless_line_takes_no_memory_and_does_not_hold_up_the_loop() -
             while worker.lines["stdout"].length < 50_000_000:
                 ticks += 1
                 await anyio.lowlevel.checkpoint()
-            assert sys.getsizeof(pickle.dumps(worker.lines["stdout"]._row)) < 3 * LINE_LENGTH + 1000  # and what describes it
+            assert (
+                sys.getsizeof(pickle.dumps(worker.lines["stdout"]._row)) < 3 * LINE_LENGTH + 1000
+            )  # and what describes it
         assert ticks > 50
     assert len(heard.stdout) == 2
     assert "left out" in heard.stdout[1]

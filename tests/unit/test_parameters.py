@@ -242,6 +242,21 @@ max_tokens: 5
     assert isinstance(resume().context().api_key, SecretText)
 
 
+def test_what_has_a_secret_in_it_is_one(project: Path, begin: Begin, resume: Resume) -> None:
+    made = begin(
+        "token: hush-1\nurls: ['https://host/hush-1/x', y]\nmail: {header: key hush-1}\npassword: eu\nregion: eu"
+    )
+    assert "hush" not in written(project)
+    assert json.loads((project / "runs/run/context.yaml").read_text()) == {
+        "token": "***",
+        "urls": ["***", "y"],
+        "mail": {"header": "***"},
+        "password": "***",
+        "region": "eu",  # so short a secret is a part of ordinary text
+    }
+    assert resume().values == made.values
+
+
 def test_redact_says_which_names_are_secret(project: Path, begin: Begin) -> None:
     begin("iban: hush\ntoken: plain", changes={"REDACT": ["*iban*"]})
     assert json.loads((project / "runs/run/context.yaml").read_text()) == {"iban": "***", "token": "plain"}
