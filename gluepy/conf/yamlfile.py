@@ -89,7 +89,10 @@ def parse(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
-        raise ContextError(place, error.problem or error.context or "it is not YAML") from None
+        problem = error.problem or error.context or "it is not YAML"
+        if error.context and problem.startswith("but "):  # the end of a sentence
+            problem = f"{error.context}, {problem}"
+        raise ContextError(place, problem) from None
     except yaml.YAMLError as error:
         raise ContextError(source, "it is not YAML: " + " ".join(str(error).split())) from None
     except RecursionError:
