@@ -20,7 +20,7 @@ _TASK = {  # what other tools, and habit, call the attributes of a task
     "timeout_s": "timeout time_out timeouts timeout_seconds timeout_secs timeout_sec timeout_ms task_timeout "
     "execution_timeout run_timeout worker_timeout time_limit max_runtime",
     "memory_mb": "memory mem mem_mb memory_gb memory_limit memory_limit_mb max_memory max_memory_mb ram ram_mb",
-    "uses": "use resources resource",
+    "uses": "use resources resource limits limit",
     "pool": "pools pool_name",
     "trigger": "triggers trigger_rule",
     "label": "name task_id task_name",
@@ -32,8 +32,15 @@ _DAG = {
     "label": "name dag_id dag_name id",
     "tasks": "task steps nodes jobs",
 }
+_RUN = {  # options of a run, and how they are given on the command line
+    "concurrency": ("--concurrency", "max_concurrency max_parallel parallelism max_workers max_active_tasks workers"),
+    "on_failure": ("--keep-going or --fail-fast", "on_error on_fail fail_fast keep_going"),
+    "executor": ("--executor", "executor_backend"),
+    "params": ("--param", "parameters default_params"),
+}
 _NAMES = {name: ours for ours, names in _TASK.items() for name in names.split()}
 _DAG_NAMES = {name: ours for ours, names in _DAG.items() for name in names.split()}
+_RUN_NAMES = {name: ours for ours, (_, names) in _RUN.items() for name in (ours, *names.split())}
 
 
 def near_miss_of_task(task: type, root: type) -> tuple[str, str] | None:
@@ -51,7 +58,7 @@ def near_miss_of_task(task: type, root: type) -> tuple[str, str] | None:
 
 
 def near_miss_of_dag(dag: type, root: type, of_tasks: Iterable[str]) -> tuple[str, str] | None:
-    """The same for a DAG, which has none of the attributes `of_tasks` either."""
+    """The same for a DAG, which has none of the attributes `of_tasks` either, and no options of a run."""
     for name, value in _own(dag, root):
         if _is_used(name, dag):
             continue
@@ -62,6 +69,14 @@ def near_miss_of_dag(dag: type, root: type, of_tasks: Iterable[str]) -> tuple[st
         if ours is not None:
             mend = f"did you mean {ours}? ({_own_business(name, value)})"
             return f"{name} = {_short(value)} means nothing to gluepy", mend
+        ours = _ours(name, value, _NAMES, _TASK)
+        if ours is not None and ours not in ("label", _ORDER):
+            mend = f"did you mean {ours}, in the classes of its tasks? ({_own_business(name, value)})"
+            return f"{name} = {_short(value)} means nothing in a DAG", mend
+        ours = _RUN_NAMES.get(name)
+        if ours is not None and _KINDS[ours](value):
+            mend = f"give it to the run: {_RUN[ours][0]}, or run_dag(…, {ours}=…) ({_own_business(name, value)})"
+            return f"{name} = {_short(value)} means nothing in a DAG", mend
     return None
 
 
@@ -116,6 +131,10 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "inputs": _is_names,
     "tasks": _is_tasks,
     _ORDER: _is_tasks,
+    "concurrency": _is_number,
+    "on_failure": lambda value: _is_text(value) or value is True,
+    "executor": lambda value: _is_text(value) or isinstance(value, type),
+    "params": lambda value: isinstance(value, Mapping),
 }
 
 

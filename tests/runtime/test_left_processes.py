@@ -101,6 +101,13 @@ async def test_they_are_killed_if_that_is_wanted(go: Go, kind: type[Task]) -> No
     await until(lambda: not is_alive(pid))
 
 
+async def test_those_that_may_be_anybodys_are_told_though_what_is_known_is_killed(go: Go) -> None:
+    pid, (told,) = await pid_of(go, LoopOverruns, LEFTOVER_PROCESSES="kill")
+    assert (told["event"], told["processes"]) == ("a task has left processes running", f"sleep (pid {pid})")
+    assert "hint" not in told
+    assert is_alive(pid)
+
+
 async def test_a_program_that_leaves_nothing_hears_nothing(go: Go) -> None:
     class Tidy(Task):
         def run(self) -> None:

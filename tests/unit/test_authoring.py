@@ -739,6 +739,7 @@ def test_a_policy_of_what_is_no_number_says_what_it_was_given(wrong: dict[str, A
         ({"retires": 2}, "did you mean retries?"),
         ({"output": ("a.csv",)}, "did you mean outputs?"),
         ({"use": {"gpu": 1}}, "did you mean uses?"),
+        ({"limits": {"gpu": 1}}, "did you mean uses?"),
         ({"name": "train"}, "did you mean label?"),
         ({"triger": "all_done"}, "did you mean trigger?"),
         ({"retry_delay": 3}, "did you mean retries = Retry(attempts=…, wait_s=…)?"),
@@ -786,6 +787,11 @@ def test_an_attribute_of_somebodys_own_is_his_business(kind: type[Task]) -> None
         ({"taks": (Load,), "tasks": None}, "did you mean tasks?"),
         ({"retries": 3}, "retries = 3 means nothing in a DAG; write it in the classes of its tasks"),
         ({"timeout_s": 3}, "timeout_s = 3 means nothing in a DAG"),
+        ({"timeout": 3}, "timeout = 3 means nothing in a DAG; did you mean timeout_s, in the classes of its tasks?"),
+        ({"max_retries": 3}, "did you mean retries, in the classes of its tasks?"),
+        ({"on_failure": "continue"}, "give it to the run: --keep-going or --fail-fast, or run_dag(…, on_failure=…)"),
+        ({"max_workers": 4}, "means nothing in a DAG; give it to the run: --concurrency, or run_dag(…, concurrency=…)"),
+        ({"params": {"depth": 3}}, "give it to the run: --param, or run_dag(…, params=…)"),
     ],
 )
 def test_an_attribute_that_looks_like_one_of_a_dag_is_refused(attributes: dict[str, Any], told: str) -> None:

@@ -216,12 +216,11 @@ class _Left:
 
     def by_loop(self, attempt: Attempt, since_s: float, others: Collection[int]) -> None:
         """The attempt was stopped, which runs among others: what this process has started meanwhile, but for the
-        threads of other tasks, may be what it left. So that is not killed here; the command line does at its end."""
-        if not self.kills:
-            from gluepy.exec.executors import leftovers
+        threads of other tasks, may be what it left. So that is never killed here; the command line does at its end."""
+        from gluepy.exec.executors import leftovers
 
-            found = [leftovers.children_of(thread, since_s) for thread in leftovers.threads() if thread not in others]
-            self._tell([process for some in found for process in some], attempt, kill=False)
+        found = [leftovers.children_of(thread, since_s) for thread in leftovers.threads() if thread not in others]
+        self._tell([process for some in found for process in some], attempt, kill=False)
 
     def at_the_end(self, threads: Collection[int]) -> None:
         """No more tasks run here: what is still there of what they have started in `threads`."""
@@ -247,7 +246,7 @@ class _Left:
         facts: dict[str, object] = {"processes": ", ".join(map(str, found))}
         if attempt is not None:
             facts |= {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": attempt.number}
-        if not kill:
+        if not self.kills:
             facts["hint"] = "LEFTOVER_PROCESSES = 'kill' has them killed"
         contextvars.Context().run(partial(structlog.get_logger("gluepy.exec").warning, event, **facts))
 
