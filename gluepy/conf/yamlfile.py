@@ -84,7 +84,8 @@ def parse(text: str, source: str) -> Any:
             if isinstance(event, yaml.AliasEvent):
                 aliases = True
             elif (tag := getattr(event, "tag", None)) is not None:
-                raise _mistake(f"tags are not wanted here ({tag}); leave it out", event.start_mark)
+                instead = "put the text in quotes" if tag == "tag:yaml.org,2002:str" else "leave it out"
+                raise _mistake(f"tags are not wanted here ({tag}); {instead}", event.start_mark)
         data = yaml.load(text, _Loader)  # noqa: S506  # a safe loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -56,10 +56,12 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
     forks.attach(scope)
     token = enter_scope(scope)
     target: Any = None
+    made: dict[str, Any] | None = None
     try:
         target = resolve(attempt, scope)
         if isinstance(target, Expander):
             return Outcome(status="finished", value=target.rows())
+        made = target.__dict__.copy()
         if target.inputs:
             check_inputs(target)
         value = target.run()
@@ -76,7 +78,7 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
     finally:
         if scope.forked:
             forks.leave(None)
-        scope.task = None  # each holds the other, and what the task holds would wait for the garbage collector
+        _release(scope, made)
         if scope.rooms:
             scope.close()
         leave_scope(token)
@@ -88,10 +90,12 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
     forks.attach(scope)
     enter_scope(scope)
     target: Any = None
+    made: dict[str, Any] | None = None
     try:
         target = resolve(attempt, scope)
         if isinstance(target, Expander):
             return Outcome(status="finished", value=await target.rows_async())
+        made = target.__dict__.copy()
         if target.inputs:
             await _off_the_loop(check_inputs, target)
         value = await target.run()
@@ -116,10 +120,21 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
     finally:
         if scope.forked:
             forks.leave(None)
-        scope.task = None
+        _release(scope, made)
         if scope.rooms:
             scope.close()
         forks.detach(scope)
+
+
+def _release(scope: Scope, made: dict[str, Any] | None) -> None:
+    """Break the cycles through the task, or what it holds would wait for the garbage collector: that with its scope, and
+    those through what `run()` has set on it (`self.model.callback = self.report`). What it was `made` with
+    stays, for code that still has it."""
+    task, scope.task = scope.task, None
+    if made is not None and task is not None:
+        held = task.__dict__
+        held.clear()
+        held.update(made)
 
 
 def _skipped(attempt: Attempt, skip: Skip) -> Outcome:

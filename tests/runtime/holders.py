@@ -15,7 +15,10 @@ HELD: list[weakref.ref[Any]] = []  # by earlier attempts, in this process
 
 
 class Block:
-    """What a task holds."""
+    """What a task holds. It knows its task, as a model does that calls back."""
+
+    def __init__(self, task: Any = None) -> None:
+        self.task = task
 
 
 def still_there() -> list[Any]:
@@ -27,7 +30,7 @@ def hold(task: Holds) -> None:
     gc.disable()
     current_task().metric("left", len(still_there()))
     current_task().metric("pid", os.getpid())
-    block = Block()
+    block = Block(task)
     task.__dict__["block"] = block
     HELD.append(weakref.ref(block))
 

@@ -230,6 +230,7 @@ def test_anchors_and_merge_keys_work(load: Load) -> None:
         ("a: .nan", "1.yaml, line 1, column 4: .nan is not a number that JSON has"),
         ("m: {xs: [1, -.inf]}", "1.yaml, line 1, column 13: -.inf is not a number that JSON has"),
         ("a: !!binary aGk=", "1.yaml, line 1, column 4: tags are not wanted here"),
+        ("a: !!str 01234", "(tag:yaml.org,2002:str); put the text in quotes"),
         ("a: !!set {x, y}", "1.yaml, line 1, column 4: tags are not wanted here"),
         ("a: !!python/object/apply:os.getcwd []", "1.yaml, line 1, column 4: tags are not wanted here"),
         ("a: 123456789012345678901234567890", "1.yaml, line 1, column 4: 123456789012345678901234567890 is beyond"),
