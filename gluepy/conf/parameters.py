@@ -598,11 +598,19 @@ def _path(each: Any) -> Place:
     return tuple(each) if isinstance(each, (list, tuple)) else (each,)
 
 
+def _spelled(each: Any) -> str:
+    return ".".join(map(str, _path(each)))
+
+
 def _misfit(error: Any, layers: list[_Layer], model: Any) -> str:
     place = tuple(error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden" and len(place) == 1:
-        message += did_you_mean(str(place[0]), model.model_fields)
+        names = {name: _inputs_of(name, field)[0] for name, field in model.model_fields.items()}
+        if place[0] in names:  # it has an alias
+            message += f"; it is given as {_spelled(names[place[0]])!r}"
+        else:
+            message += did_you_mean(str(place[0]), map(_spelled, names.values()))
     where = _origin(place, layers)
     name = ".".join(map(str, place)) or "the whole"
     return f"{name}: {message}" + (f" ({where})" if where else "")

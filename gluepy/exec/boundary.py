@@ -128,7 +128,8 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
 
 def _release(scope: Scope, made: dict[str, Any] | None) -> None:
     """Break the cycles through the task, or what it holds would wait for the garbage collector: the one with its scope,
-    and those through what `run()` has set on it (`self.model.callback = self.report`). What it was `made` with stays."""
+    and those through what `run()` has set on it (`self.model.callback = self.report`). What it was `made` with
+    stays."""
     task, scope.task = scope.task, None
     if made is not None and task is not None:
         held = task.__dict__

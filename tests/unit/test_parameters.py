@@ -161,6 +161,8 @@ def test_a_changed_parameter_must_fit_the_model(begin: Begin, resume: Resume) ->
         resume("Percent", depth="deep")
     with pytest.raises(ContextError, match="dept: Extra inputs are not permitted; did you mean 'depth'"):
         resume("Percent", dept=4)
+    with pytest.raises(ContextError, match="rate: Extra inputs are not permitted; it is given as 'Rate'"):
+        resume("Percent", rate=4)
 
 
 def test_parameters_that_a_lost_session_had_not_recorded_yet_are_taken(begin: Begin, resume: Resume) -> None:
