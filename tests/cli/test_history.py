@@ -19,7 +19,6 @@ from console_calls import Console, Terminal, until
 PIPE = """
     import os, subprocess, sys, time
     from pathlib import Path
-from typing import Any
     from gluepy import DAG, Task, each
 
     class Load(Task):
