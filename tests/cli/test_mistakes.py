@@ -225,7 +225,7 @@ def test_label_that_cannot_be_told_from_something_else_is_refused(label: str, sh
         done = shop(*words)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
-        assert f"error: DAG Daily (flows.dags): label is {label!r}; leave ':'" in line
+        assert f"error: DAG Daily (flows.dags): label is {label!r}; remove ':'" in line
 
 
 def test_run_id_is_used_once(shop: Console) -> None:

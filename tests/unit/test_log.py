@@ -560,7 +560,7 @@ def test_an_authoring_error_in_a_log_is_an_unreadable_log(path: Path) -> None:
     twice = {"type": "sequence", "items": [{"type": "task", "spec": 0}] * 2}
     graph = {"specs": [{"cls": "flows:Load", "label": "load"}], "root": twice}
     path.write_bytes(e.encode(structs.replace(e.decode(opening(e.RunStarted, 1)), graph=graph)))
-    with pytest.raises(UnreadableLog, match="stands twice") as caught:
+    with pytest.raises(UnreadableLog, match="appears twice") as caught:
         read_run(recorded(path))
     assert caught.value.path == str(path)
 
