@@ -38,6 +38,11 @@ def leave(code: int) -> NoReturn:
     if not others_at_work():
         until_the_end.close()
         raise SystemExit(code)
+    leave_all_behind(code)
+
+
+def leave_all_behind(code: int) -> NoReturn:
+    """Exit with `code` as `leave` does while others are at work, from wherever this is called."""
     threading.Thread(target=_end, args=(_BOUND_S, code), daemon=True).start()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):

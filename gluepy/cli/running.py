@@ -26,7 +26,17 @@ from gluepy.cli.text import json_text, let_go, printable, say, tell, wants_colou
 from gluepy.conf.context import load_context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.schema import Settings
-from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished, TaskSkipped
+from gluepy.core.events import (
+    JSON,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    TaskCancelled,
+    TaskFailed,
+    TaskRetrying,
+    TaskSkipped,
+    TaskStarted,
+)
 from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
 from gluepy.exec.dag import compile_dag
 from gluepy.exec.executors.capture import capturing, following_threads
@@ -42,6 +52,7 @@ from gluepy.sinks.consume import Sink
 from gluepy.sinks.jsonlines import JsonLines
 
 _POOLS = ("thread", "process")
+_STUCK_S = 1.0  # how long the result may take once the run has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,17 +155,30 @@ def carry_out(
 
         interrupts = stack.enter_context(Interrupts(view, killed))
         sinks = [] if events is None else [events]
+
+        def write(ending: Ending) -> None:
+            if events is not None:
+                for event in LogReader(ending.path / "events.jsonl").events():
+                    if event.session == ending.session:
+                        events(event)  # what a slow reader has not got yet
+            if call.as_json and own is not None:
+                story = Story(Record(ending.path.parent, ending.run_id)).record_of()
+                own.write(f"{json_text({**story, 'files': ending.files})}\n".encode())
+
+        def leave_tasks_behind(ending: Ending) -> None:
+            view.close()
+            write(ending)
+            code = conclude(invocation, call, ending, own)
+            if own is not None:
+                own.flush()
+            leaving.leave_all_behind(code)
+
+        leave_behind = leave_tasks_behind if leaving.process_ends else None
         try:
-            ending = run_loop(_drive, settings, sinks, start, explain, view, interrupts)
+            ending = run_loop(_drive, settings, sinks, start, explain, view, interrupts, leave_behind)
         except KeyboardInterrupt:  # nothing had begun; or a task raised it
             return interrupts.exit_code or 130
-        if events is not None:
-            for event in LogReader(ending.path / "events.jsonl").events():
-                if event.session == ending.session:
-                    events(event)  # what a slow reader has not got yet
-        if call.as_json and own is not None:
-            story = Story(Record(ending.path.parent, ending.run_id)).record_of()
-            own.write(f"{json_text({**story, 'files': ending.files})}\n".encode())
+        write(ending)
         return ending
 
 
@@ -183,7 +207,10 @@ async def _drive(
     explain: Callable[[ResumePlan], Sequence[str]],
     view: View,
     interrupts: Interrupts,
+    leave_behind: Callable[[Ending], None] | None,
 ) -> Ending:
+    """Drive the run to its end. `leave_behind`, if given, ends the process: it is called once the end is recorded while
+    a task of the event loop goes on that swallows its cancellation, since the loop cannot end before the task does."""
     doorbell = Doorbell()
     async with Runtime(settings) as runtime, start(runtime, sinks) as run:
         interrupts.cancels(run.id, lambda: doorbell.ring(run.cancel))
@@ -192,7 +219,26 @@ async def _drive(
             session, kept = run.plan.session, len(run.plan.kept)
             total = kept + len(run.plan.again) + len(run.plan.waiting) + len(run.plan.retrying)
             view.say(explain(run.plan), {"finished": kept}, total)
-        counts = await _watch(run, view)
+
+        def stuck(counts: dict[str, int]) -> None:
+            record = Record(run.path.parent, run.id)
+            if leave_behind is not None and _has_left_a_task(record):
+                story = Story(record)
+                ending = Ending(
+                    run_id=run.id,
+                    dag=story.state.dag,
+                    status=story.state.run,
+                    path=run.path,
+                    session=session,
+                    interrupted=interrupts.exit_code,
+                    files=settings.run_files(run.id),
+                    duration_s=story.duration_s,
+                    counts=counts,
+                    failures=story.failures(),
+                )
+                leave_behind(ending)
+
+        counts = await _watch(run, view, stuck)
         failures: list[Failure] = []
         error: Exception | None = None
         try:
@@ -243,8 +289,21 @@ def _let_go_of_threads() -> None:
         loop.set_default_executor(ThreadPoolExecutor(1))
 
 
-async def _watch(run: Run, view: View) -> dict[str, int]:
-    """Show the run's events, in batches, until there are no more; returns the number of tasks by how they ended."""
+def _has_left_a_task(record: Record) -> bool:
+    """Whether an attempt on the event loop was given up."""
+    on_the_loop: set[str] = set()
+    left: set[str] = set()
+    for event in LogReader(record.events).events():
+        if isinstance(event, TaskStarted) and event.pool == "loop":
+            on_the_loop.add(event.task)
+        elif isinstance(event, (TaskFailed, TaskRetrying, TaskCancelled)) and event.abandoned:
+            left.add(event.task)
+    return not left.isdisjoint(on_the_loop)
+
+
+async def _watch(run: Run, view: View, stuck: Callable[[dict[str, int]], None]) -> dict[str, int]:
+    """Show the run's events, in batches, until there are no more; returns the number of tasks by how they ended. Calls
+    `stuck` with that if the run's end has been shown and its result does not come."""
     over = anyio.Event()
     counts: dict[str, int] = {}
     left_out = run.plan.left_out if run.plan is not None else 0
@@ -269,8 +328,12 @@ async def _watch(run: Run, view: View) -> dict[str, int]:
                 view = Silent()
             with anyio.move_on_after(view.pause_s):
                 await over.wait()
-    if left_out:
-        return {**counts, "skipped": counts.get("skipped", 0) - left_out, "not selected": left_out}
+        if left_out:
+            counts = {**counts, "skipped": counts.get("skipped", 0) - left_out, "not selected": left_out}
+        with anyio.move_on_after(_STUCK_S):
+            await over.wait()
+        if counts and not over.is_set():
+            stuck(counts)
     return counts
 
 
