@@ -103,7 +103,7 @@ class Engine:
         self._stop_asked = stop_asked
         self._listening = anyio.CancelScope()
         self._patient = patient
-        self._pid, self._process = os.getpid(), forks.process
+        self._pid = os.getpid()
         self._journal = Journal(run, state.session + 1, state.seq, log, feed, clock, self._publish)
         self._began = 0.0
         self._kinds: list[tuple[Spec, Any, Executor, str]] = []  # of each spec: what it runs, where, and its pool
@@ -315,7 +315,7 @@ class Engine:
     def _be_the_driver(self) -> None:
         """End the process if it is a forked copy of the driver: it must not write, and the turn may be held for ever by
         a thread that it does not have."""
-        if forks.process is not self._process:
+        if os.getpid() != self._pid:
             forks.refuse_to_go_on()
 
     def _end_in_turn(self, end: s.EndRun) -> None:
@@ -414,7 +414,7 @@ class Engine:
                         outcome = await running
                 else:
                     outcome = await running
-                if forks.process is not self._process:
+                if os.getpid() != self._pid:
                     forks.refuse_to_go_on()
             with self._turn:
                 if slot.attempt is None:
@@ -650,9 +650,9 @@ class Engine:
             if self._feed.live and slot.attempt is attempt:
                 self._journal.tell(attempt.task, attempt.number, emission.stream, emission.line)
             return
-        if forks.process is not self._process:
+        if os.getpid() != self._pid:
             raise forks.ForkedCopy(
-                f"{type(emission).__name__.lower()} was told", "its attempt had ended before the fork"
+                f"{type(emission).__name__.lower()} was told", "fork by os.fork or multiprocessing, while the task runs"
             )
         self._told.append((slot, attempt, emission))
         if self._turn.acquire(blocking=False):

@@ -52,7 +52,6 @@ class ForkedCopy(GluepyError):
         return f"{text}; {self.mend}" if self.mend else text
 
 
-process = object()  # stands for this process, and is another one in a forked copy: cheaper than to ask for the id
 _installed = False
 _active: set[Scope] = set()  # the attempts that are under way here
 _channel: _Channel | None = None
@@ -308,8 +307,8 @@ class _Line:
 
 
 def _in_child() -> None:
-    global process, _channel, _creating
-    process, _creating = object(), threading.RLock()
+    global _channel, _creating
+    _creating = threading.RLock()
     inherited, channel = list(_active), _channel
     _active.clear()
     _channel = None

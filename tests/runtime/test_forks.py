@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -276,3 +277,23 @@ def test_a_process_that_is_forked_while_another_thread_writes_a_line_does_not_ha
     run = subprocess.run([sys.executable, "-c", WRITING], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert "said by the copy" in run.stdout
+
+
+class ForksInC(Task):
+    """Python does not notice the fork, so none of its hooks run."""
+
+    def run(self) -> None:
+        child = ctypes.PyDLL(None).fork()
+        if not child:
+            try:
+                self.metric("told", 1)
+            except Exception as error:
+                os._exit(7 if "forked process" in str(error) else 8)
+            os._exit(9)
+        self.metric("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+async def test_a_process_forked_behind_pythons_back_is_refused(go: Go) -> None:
+    result, events = await ran(go, ForksInC)
+    assert result.status == "finished"
+    assert metrics_of(events) == {"status": 7, "after": 1}
