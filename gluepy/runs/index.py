@@ -142,7 +142,7 @@ class Index:
                         size = os.stat(f"{entry.path}/events.jsonl").st_size
                     except OSError:
                         continue
-                    if size:  # else it is just being made
+                    if size or not Record(self.root, entry.name).is_held():  # else it is just being made
                         yield entry.name, size
         except FileNotFoundError:
             return

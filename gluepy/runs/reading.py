@@ -82,7 +82,9 @@ class RunReader:
 
     def _error(self, why: str) -> UnreadableLog:
         found = (("damaged", self.bad), ("missing", self.gaps), ("numbered twice", self.doubled))
-        damage = ", ".join(f"{number} lines are {what}" for what, number in found if number)
+        damage = ", ".join(
+            f"{number} {'line is' if number == 1 else 'lines are'} {what}" for what, number in found if number
+        )
         return UnreadableLog(str(self.path), f"{why} ({damage})" if damage else why)
 
 

@@ -137,7 +137,11 @@ def test_index_is_thrown_away_at_will(pipe: Console) -> None:
     log = pipe.folder / ".gluepy/runs/broken/events.jsonl"
     log.parent.mkdir()
     log.write_text("nothing\n")
+    empty = pipe.folder / ".gluepy/runs/empty/events.jsonl"
+    empty.parent.mkdir()
+    empty.touch()
     done = pipe("runs")
+    assert re.search("empty +unreadable ", done.stdout)
     assert done.returncode == 0
     assert re.search("broken +unreadable ", done.stdout) and f"{log}: it has no events of a run yet" in done.stdout
 

@@ -544,7 +544,7 @@ def test_a_log_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     [
         (b"", "it has no events of a run yet"),
         (lines(1)[0], r"its events make no run: a run's events begin with run\.started"),
-        (b"garbage\n" + lines(1, 4)[0], r"\(1 lines are damaged, 3 lines are missing\)"),
+        (b"garbage\n" + lines(1, 4)[0], r"\(1 line is damaged, 3 lines are missing\)"),
         (opening(e.RunStarted, 1) + lines(1, 2)[0], "unknown task 'a'"),
         (opening(e.RunStarted, 1).replace(b"sequence", b"sequel"), "Invalid"),
     ],
