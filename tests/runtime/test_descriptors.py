@@ -159,7 +159,7 @@ async def test_a_run_waits_for_descriptors_that_somebody_else_has(
     assert results[0].status == "finished"
     records = [{file.name for file in log.parent.iterdir()} for log in (folder / "runs").glob("*/events.jsonl")]
     assert records[0] == records[1]
-    assert left > 2 or len(tried) > 3, "it was not for want of a descriptor"
+    assert left or len(tried) > 3, "it was not for want of a descriptor"
 
 
 async def test_a_run_does_not_wait_for_ever_for_descriptors_of_others(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
