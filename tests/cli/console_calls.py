@@ -93,10 +93,10 @@ class Terminal:
         self.text = ""
         self.code: int | None = None
         self.pid, self._fd = pty.fork()
-        if not self.pid:
+        if not self.pid:  # it sets the size itself: it may look at it before the parent goes on
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             os.chdir(cwd)
             os.execvpe(words[0], list(words), env)
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def read(self, wait_s: float = 0.05) -> bool:
         """Take in what is there; False at the end."""
