@@ -74,6 +74,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
         command = [sys.executable, "-m", "gluepy", *words]
         clean = environment(**env)
         del clean["COLUMNS"]
+        clean.pop("LINES", None)  # readline exports it to the workers of pytest-xdist
         opened.append(Terminal(command, tmp_path, rows, columns, clean))
         return opened[-1]
 
