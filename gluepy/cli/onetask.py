@@ -38,8 +38,8 @@ class OneTask:
             "uses": spec.uses,
             "inputs": list(spec.inputs),
             "outputs": list(spec.outputs),
-            "after": self._before(),
-            "before": self._after(),
+            "after": self._in_order(self._story.state.graph.tasks_before(self._node)),
+            "before": self._in_order(self._story.state.graph.tasks_after(self._node)),
             "history": list(self._attempts()),
         }
 
@@ -63,8 +63,8 @@ class OneTask:
             ("class", printable(spec.cls)),
             ("parameters", ", ".join(f"{printable(name)} = {value_text(value)}" for name, value in params.items())),
             ("declared", _listed(declared)),
-            ("after", _listed(self._before())),
-            ("before", _listed(self._after())),
+            ("after", _listed(self._in_order(self._story.state.graph.tasks_before(self._node)))),
+            ("before", _listed(self._in_order(self._story.state.graph.tasks_after(self._node)))),
             ("inputs", _listed(spec.inputs)),
             ("outputs", _listed(spec.outputs)),
             ("metrics", ", ".join(f"{printable(name)} = {amount(value)}" for name, value in metrics.items())),
@@ -81,24 +81,6 @@ class OneTask:
             yield from failure_text([Failure.of(error, story.record.path)], colour)
         elif logs:
             yield f"log: {printable(logs[-1])}"
-
-    def _before(self) -> list[str]:
-        graph = self._story.state.graph
-        return self._in_order(graph.tasks_before(self._node))
-
-    def _after(self) -> list[str]:
-        graph = self._story.state.graph
-        found, seen, todo = list[int](), set[int](), list(graph.before[self._node])
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if graph.ids[node] is None:
-                todo.extend(graph.before[node])
-            else:
-                found.append(node)
-        return self._in_order(found)
 
     def _in_order(self, nodes: Sequence[int]) -> list[str]:
         wanted = set(nodes)

@@ -250,14 +250,21 @@ class Graph:
 
     def tasks_before(self, node: int) -> list[int]:
         """The tasks that `node` directly depends on, seen through joins."""
-        found, seen, todo = [], set(), list(self.after[node])
+        return self._through_joins(node, self.after)
+
+    def tasks_after(self, node: int) -> list[int]:
+        """The tasks that directly depend on `node`, seen through joins."""
+        return self._through_joins(node, self.before)
+
+    def _through_joins(self, node: int, edges: Sequence[Sequence[int]]) -> list[int]:
+        found, seen, todo = [], set(), list(edges[node])
         while todo:
             other = todo.pop()
             if other in seen:
                 continue
             seen.add(other)
             if self.ids[other] is None:
-                todo.extend(self.after[other])
+                todo.extend(edges[other])
             else:
                 found.append(other)
         return found
