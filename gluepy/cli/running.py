@@ -23,8 +23,8 @@ from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
 from gluepy.cli.story import Failure, Story, failure_text, summary
 from gluepy.cli.text import json_text, let_go, printable, say, tell, wants_colour
-from gluepy.conf.context import load_context
 from gluepy.conf.dags import find_dag
+from gluepy.conf.parameters import load_context
 from gluepy.conf.schema import Settings
 from gluepy.core.events import (
     JSON,
@@ -442,7 +442,7 @@ def _value(name: str, text: str) -> JSON:
 
 
 def _params_file(name: str) -> dict[str, JSON]:
-    from gluepy.conf.parameters import values_of
+    from gluepy.conf.contextfiles import values_of
 
     try:
         return values_of(Path(name).read_bytes(), f"--params {name}")

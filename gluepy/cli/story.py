@@ -30,6 +30,7 @@ from gluepy.cli.text import (
     waited_thing,
 )
 from gluepy.clock import seconds_of
+from gluepy.conf.places import flat
 from gluepy.core import events as e
 from gluepy.core.events import JSON
 from gluepy.core.graph import compact
@@ -136,8 +137,8 @@ class Story:
             values = msgspec.json.decode(self.record.context.read_bytes())
         except (OSError, msgspec.DecodeError, UnicodeError, RecursionError):
             return {}
-        flat = _flat(values) if isinstance(values, dict) else {}
-        return {name: mask(name.rpartition(".")[2], value) for name, value in flat.items()}
+        named = flat(values) if isinstance(values, dict) else {}
+        return {name: mask(name.rpartition(".")[2], value) for name, value in named.items()}
 
     def record_of(self, held_back: Mapping[int, str] = _NONE) -> dict[str, JSON]:
         """The run as one JSON object. `held_back` are the ready tasks that do not run, by node, with the limit that
@@ -386,16 +387,6 @@ def summary(dag: str, run_id: str, status: str, counts: dict[str, int], duration
 def value_text(value: JSON) -> str:
     """A value on one line: text as it is, unless it would read as something else."""
     return printable(compact(value))
-
-
-def _flat(values: Mapping[str, JSON], prefix: str = "") -> dict[str, JSON]:
-    flat: dict[str, JSON] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _options(options: dict[str, JSON]) -> str:

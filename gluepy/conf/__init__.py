@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from gluepy.conf.context import Context, load_context
+from gluepy.conf.context import Context
 from gluepy.conf.project import DEFAULT_MODULE, SETTINGS_VARIABLE, find_project, module_file
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class _Discovered:
         stamps = _stamps(settings.context_files)
         known = self._context
         if known is None or known[0] is not settings or known[1] != stamps:
+            from gluepy.conf.parameters import load_context  # finding a project does without
+
             known = self._context = (settings, stamps, load_context(settings))
         return known[2]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from gluepy.conf.places import changed
 from gluepy.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from gluepy.conf.schema import Settings
     from gluepy.core.events import JSON
 
 
@@ -130,15 +130,6 @@ def _shown(value: JSON) -> JSON:
 
 def _with_secrets(values: Mapping[str, JSON], places: Sequence[Sequence[str | int]]) -> Mapping[str, JSON]:
     """`values`, with the text at `places` as `SecretText`; what leads there is copied."""
-    from gluepy.conf.parameters import changed
-
     for place in places:
         values = changed(values, place, lambda value: SecretText(value) if isinstance(value, str) else value)
     return values
-
-
-def load_context(settings: Settings, params: Mapping[str, JSON] = MappingProxyType({})) -> Context:
-    """The context of a new run, as `gluepy.conf.parameters.load_parameters` makes it."""
-    from gluepy.conf.parameters import load_parameters  # finding a project does without
-
-    return load_parameters(settings, params).context()

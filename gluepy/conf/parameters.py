@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gluepy.conf.context import Context, SecretText
-from gluepy.conf.project import import_object
-from gluepy.errors import ContextError, did_you_mean
+from gluepy.conf.contextfiles import Layer, as_plain, read_files, values_of
+from gluepy.conf.places import Place, at_place, changed, copied, dotted, flat, holds, placed
+from gluepy.errors import ContextError
 from gluepy.redact import MASK, looks_secret, masked_text
-from gluepy.traces import user_stack
 
 if TYPE_CHECKING:
     from gluepy.conf.schema import Settings
     from gluepy.core.events import JSON
 
-Place = tuple[str | int, ...]  # keys and indices that lead to a value
-
-_SHOWN = 15  # problems listed when a context does not fit its model: one screen
 _PARAMETER = "parameter"  # where a value came from that no file has
 _LONG = 6  # characters of a secret that are not in other text by chance
 
@@ -71,11 +66,6 @@ class Parameters:
         return shown
 
 
-class _Layer(NamedTuple):
-    source: str
-    values: dict[str, JSON]
-
-
 def load_parameters(settings: Settings, params: Mapping[str, JSON] = MappingProxyType({})) -> Parameters:
     """The parameters of a new run: CONTEXT_FILES in order, then `params`, checked against CONTEXT_MODEL.
 
@@ -86,7 +76,12 @@ def load_parameters(settings: Settings, params: Mapping[str, JSON] = MappingProx
     connection string, and every text that has a secret in it. Raises `ContextError`, naming the file or parameter and
     the place in it.
     """
-    return _made(_files(settings), params, settings)
+    return _made(read_files(settings), params, settings)
+
+
+def load_context(settings: Settings, params: Mapping[str, JSON] = MappingProxyType({})) -> Context:
+    """The context of a new run, as `load_parameters` makes it."""
+    return load_parameters(settings, params).context()
 
 
 def resumed_parameters(
@@ -114,10 +109,10 @@ def resumed_parameters(
     if not params and not secrets:
         return before
     known = _found_again(before, settings, run_id, params)
-    layers = [_Layer(f"the record of run {run_id}", known)]
+    layers = [Layer(f"the record of run {run_id}", known)]
     if not params:
         again = _made(layers, {}, settings, hidden).values
-        missing = [(place, "") for place in secrets if _at_place(again, place) is None]
+        missing = [(place, "") for place in secrets if at_place(again, place) is None]
         if missing:
             raise _not_found(missing, run_id)
         return Parameters(_with(values, secrets, again), secrets, known, hidden)
@@ -131,7 +126,7 @@ def resumed_parameters(
         else:
             now = _with(_kept(values, first, second, now), made.secrets, now)
     made = Parameters(now, made.secrets, made.given, made.hidden)
-    shown = (_flat(values), _flat(made.recorded()))
+    shown = (flat(values), flat(made.recorded()))
     names = [name for name in dict.fromkeys((*shown[0], *shown[1])) if shown[0].get(name) != shown[1].get(name)]
     changes = {name: (shown[0].get(name), shown[1].get(name)) for name in names}
     return Parameters(now, made.secrets, made.given, made.hidden, changes)
@@ -147,7 +142,7 @@ def asked_again(inputs: Path) -> list[str]:
 
 
 def _made(
-    layers: list[_Layer],
+    layers: list[Layer],
     params: Mapping[str, JSON],
     settings: Settings,
     known: Mapping[Place, str] = MappingProxyType({}),
@@ -161,48 +156,50 @@ def _made(
         source = f"parameter {name!r}"
         if not isinstance(name, str):
             raise ContextError(source, "its name is not text")
-        nested = _nested(given, name, _json(value, source, name), source)
-        layers.append(_Layer(source, nested))
+        nested = _nested(given, name, as_plain(value, source, name), source)
+        layers.append(Layer(source, nested))
         _merge(given, nested)
     hidden = {*known, *_secret_places(given, settings.REDACT)}
-    given = _copy(given)
+    given = copied(given)
     if settings.CONTEXT_MODEL:
-        values, secrets, declared = _fitted(settings.CONTEXT_MODEL, given, layers)
+        from gluepy.conf.fitting import fitted  # brings pydantic
+
+        values, secrets, declared = fitted(settings.CONTEXT_MODEL, given, layers)
         secrets = {*secrets, *_secret_places(values, settings.REDACT)}
         hidden |= declared
-        texts = [text for text in (_at_place(values, place) for place in secrets) if isinstance(text, str) and text]
+        texts = [text for text in (at_place(values, place) for place in secrets) if isinstance(text, str) and text]
         secrets |= _places_with(values, texts)
         hidden |= _places_with(given, texts)
     else:
-        texts = [text for text in (_at_place(given, place) for place in hidden) if isinstance(text, str)]
+        texts = [text for text in (at_place(given, place) for place in hidden) if isinstance(text, str)]
         hidden |= _places_with(given, [text for text in texts if len(text) >= _LONG])
         values, secrets = given, hidden
-    hidden = {place for place in hidden if _at_place(given, place) is not None}
+    hidden = {place for place in hidden if at_place(given, place) is not None}
     sources = {place: known.get(place, "") for place in hidden}
     for layer in layers:
         for place in hidden:
-            if (layer.source.startswith("parameter ") or not sources[place]) and _holds(layer.values, place):
+            if (layer.source.startswith("parameter ") or not sources[place]) and holds(layer.values, place):
                 sources[place] = _PARAMETER if layer.source.startswith("parameter ") else layer.source
     return Parameters(values, tuple(sorted(secrets, key=str)), given, dict(sorted(sources.items(), key=str)))
 
 
 def _found_again(before: Parameters, settings: Settings, run_id: str, params: Mapping[str, JSON]) -> dict[str, JSON]:
     """What the run was given, with the secrets in it read again from where they came from: files, or `params`."""
-    given: dict[str, JSON] = _copy(before.given)
+    given: dict[str, JSON] = copied(before.given)
     if not before.hidden:
         return given
     anew: dict[str, JSON] = {}
     for name, value in params.items():
-        _merge(anew, _nested(before.given, name, _json(value, f"parameter {name!r}", name), f"parameter {name!r}"))
+        _merge(anew, _nested(before.given, name, as_plain(value, f"parameter {name!r}", name), f"parameter {name!r}"))
     files: dict[str, JSON] = {}
     if any(source != _PARAMETER for source in before.hidden.values()):
-        for layer in _files(settings):
+        for layer in read_files(settings):
             _merge(files, layer.values)
     missing = []
     for place, source in before.hidden.items():
-        value = next((found for each in (anew, files) if (found := _at_place(each, place)) is not None), None)
+        value = next((found for each in (anew, files) if (found := at_place(each, place)) is not None), None)
         if source == _PARAMETER:
-            value = _at_place(anew, place)
+            value = at_place(anew, place)
         if value is None:
             missing.append((place, source))
         else:
@@ -213,7 +210,7 @@ def _found_again(before: Parameters, settings: Settings, run_id: str, params: Ma
 
 
 def _not_found(missing: Sequence[tuple[Place, str]], run_id: str) -> ContextError:
-    names = ", ".join(_dotted(place) for place, _ in missing)
+    names = ", ".join(dotted(place) for place, _ in missing)
     options = " ".join(f"--param {name}=…" for name in dict.fromkeys(_parameter(place) for place, _ in missing))
     sources = dict.fromkeys(source for _, source in missing if source and source != _PARAMETER)
     was = f" where it was, in {', '.join(sources)}, or" if sources else ""
@@ -224,7 +221,7 @@ def _not_found(missing: Sequence[tuple[Place, str]], run_id: str) -> ContextErro
 def _with(values: dict[str, JSON], places: Iterable[Place], others: dict[str, JSON]) -> dict[str, JSON]:
     """`values`, with those of `others` at `places`."""
     for place in places:
-        values = placed(values, place, _at_place(others, place))
+        values = placed(values, place, at_place(others, place))
     return values
 
 
@@ -251,38 +248,6 @@ def _recorded(file: Path) -> dict[str, JSON]:
         return values_of(data, str(file))  # somebody wrote it by hand
     if not isinstance(values, dict):
         raise ContextError(str(file), "it does not hold a run's parameters")
-    return values
-
-
-# --- places
-
-
-def changed(values: Any, place: Sequence[str | int], change: Callable[[Any], Any]) -> Any:
-    """A copy of `values` with another value at `place`; what leads there is made where it is missing."""
-    if not place:
-        return change(values)
-    key, rest = place[0], place[1:]
-    if isinstance(values, list):
-        copy: Any = list(values)
-        if isinstance(key, int) and key < len(copy):
-            copy[key] = changed(copy[key], rest, change)
-        return copy
-    copy = dict(values) if isinstance(values, Mapping) else {}
-    copy[key] = changed(copy.get(key), rest, change)
-    return copy
-
-
-def placed(values: Any, place: Sequence[str | int], value: Any) -> Any:
-    """A copy of `values` with `value` at `place`."""
-    return changed(values, place, lambda _: value)
-
-
-def _at_place(values: Any, place: Place) -> Any:
-    for part in place:
-        if isinstance(values, list):
-            values = values[part] if isinstance(part, int) and part < len(values) else None
-        else:
-            values = values.get(part) if isinstance(values, dict) else None
     return values
 
 
@@ -361,134 +326,10 @@ def _places_with(values: JSON, secrets: Sequence[str]) -> set[Place]:
     return found
 
 
-def _dotted(place: Place) -> str:
-    return ".".join(map(str, place))
-
-
 def _parameter(place: Sequence[str | int]) -> str:
     """The name of the parameter that sets what is at `place`: an item of a list is set with the list."""
     index = next((number for number, part in enumerate(place) if isinstance(part, int)), len(place))
-    return _dotted(tuple(place[:index]))
-
-
-def _flat(values: Mapping[str, JSON], prefix: str = "") -> dict[str, JSON]:
-    flat: dict[str, JSON] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _copy(value: JSON) -> Any:
-    match value:
-        case dict():
-            return {key: _copy(each) for key, each in value.items()}
-        case list():
-            return [_copy(each) for each in value]
-        case SecretText():
-            return str(value)
-        case _:
-            return value
-
-
-def without_secrecy(value: Any) -> Any:
-    """`value`, with the secrets of pydantic's in it as what they are."""
-    match value:
-        case Mapping():
-            return {key: without_secrecy(each) for key, each in value.items()}
-        case list() | tuple():
-            return [without_secrecy(each) for each in value]
-    if not hasattr(value, "get_secret_value"):
-        return value
-    secret = value.get_secret_value()
-    return secret.decode() if isinstance(secret, bytes) else secret
-
-
-# --- reading
-
-
-def _files(settings: Settings) -> list[_Layer]:
-    return [_Layer(str(_relative(file, settings)), _read(file, settings)) for file in settings.context_files]
-
-
-def _relative(file: Path, settings: Settings) -> Path:
-    return file.relative_to(settings.folder) if file.is_relative_to(settings.folder) else file
-
-
-def _read(file: Path, settings: Settings) -> dict[str, JSON]:
-    source = str(_relative(file, settings))
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        named_by = settings.sources.get("CONTEXT_FILES", "")
-        mend = f"CONTEXT_FILES ({named_by}) names it" if named_by else "CONTEXT_FILES names it"
-        raise ContextError(source, f"there is no such file in {settings.folder}", mend) from None
-    except OSError as error:
-        raise ContextError(source, f"cannot be read: {error.strerror}") from None
-    return values_of(data, source)
-
-
-def values_of(data: bytes, source: str) -> dict[str, JSON]:
-    """The parameters in a context file. Raises `ContextError`, naming `source` and the place in it."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ContextError(source, f"it is not UTF-8 text (byte {error.start})") from None
-    from gluepy.conf.yamlfile import parse  # a run without context files does without yaml
-
-    values = parse(text, source)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        kind = "a list" if isinstance(values, list) else f"a {type(values).__name__}"
-        raise ContextError(source, f"it holds {kind} where a mapping of names to values is wanted", "write name: value")
-    checked: dict[str, JSON] = _json(values, source, "")
-    return checked
-
-
-def _json(value: object, source: str, place: str, above: tuple[int, ...] = ()) -> Any:
-    """`value` as plain JSON data, but for `SecretText`, which stands for pydantic's secrets. Raises `ContextError` for
-    what is not, naming `source` and `place`."""
-    if hasattr(value, "get_secret_value"):
-        secret = _json(without_secrecy(value), source, place)
-        return SecretText(secret) if isinstance(secret, str) else secret
-    match value:
-        case None | bool():
-            return value
-        case str():
-            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-                raise ContextError(source, _at(place, "text with half a surrogate pair is not Unicode"))
-            return str.__str__(value)
-        case int():
-            if not -(2**63) <= value < 2**64:
-                raise ContextError(source, _at(place, "the number is beyond 64 bits"), "write it as text, in quotes")
-            return int(value)
-        case float():
-            if not math.isfinite(value):
-                raise ContextError(source, _at(place, f"{value} is not a JSON value"), "use null, or text")
-            return float(value)
-        case dt.date() | dt.time():  # a datetime is a date
-            return value.isoformat()
-    if id(value) in above:
-        raise ContextError(source, _at(place, "it contains itself"))
-    above = (*above, id(value))
-    match value:
-        case list() | tuple():
-            return [_json(each, source, f"{place}[{number}]", above) for number, each in enumerate(value)]
-        case Mapping():
-            plain: dict[str, Any] = {}
-            for key, each in value.items():
-                if not isinstance(key, str):
-                    raise ContextError(source, _at(place, f"the key {key!r} is not text"), "put it in quotes")
-                plain[str.__str__(key)] = _json(each, source, f"{place}.{key}" if place else key, above)
-            return plain
-    raise ContextError(source, _at(place, f"a {type(value).__name__} is not a JSON value"))
-
-
-def _at(place: str, problem: str) -> str:
-    return f"at {place}: {problem}" if place else problem
+    return dotted(tuple(place[:index]))
 
 
 def _merge(values: dict[str, JSON], more: Mapping[str, JSON]) -> None:
@@ -525,112 +366,3 @@ def _nested(values: Mapping[str, JSON], name: str, value: JSON, source: str) -> 
 def _place_of(values: Mapping[str, JSON], name: str) -> Place:
     """The place that the parameter `name` sets."""
     return (name,) if name in values or "." not in name else tuple(name.split("."))
-
-
-def _fitted(path: str, values: dict[str, JSON], layers: list[_Layer]) -> tuple[dict[str, JSON], set[Place], set[Place]]:
-    """`values` as the pydantic model at the dotted `path` has them; the places of what it declares as secret there, and
-    in `values`."""
-    from pydantic import BaseModel, ValidationError
-
-    model = import_object(path, named_by="CONTEXT_MODEL")
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise ContextError("CONTEXT_MODEL", f"{path} is not a pydantic model")
-    try:
-        made = model.model_validate(_copy(values))
-        dump = made.model_dump(mode="json", by_alias=False)
-        found = list(_declared_secrets(made, dump, values, (), ()))
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        lines = [_misfit(each, layers, model) for each in errors[:_SHOWN]]
-        if len(errors) > _SHOWN:
-            lines.append(f"… and {len(errors) - _SHOWN} more")
-        problem = f"the context does not fit {path}:" + "".join(f"\n  {line}" for line in lines)
-        raise ContextError("CONTEXT_MODEL", problem) from None
-    except Exception as error:
-        problem = f"{path} failed with {type(error).__name__}: {error}\n{user_stack(error)}"
-        raise ContextError("CONTEXT_MODEL", problem) from error
-    for place, _, secret in found:
-        dump = placed(dump, place, secret)
-    fitted: dict[str, JSON] = _json(dump, f"CONTEXT_MODEL {path}", "")
-    return fitted, {place for place, _, _ in found}, {origin for _, origin, _ in found if origin is not None}
-
-
-def _declared_secrets(
-    value: Any, dump: Any, given: Any, place: Place, origin: Place | None
-) -> Iterator[tuple[Place, Place | None, Any]]:
-    """Each secret in `value`, which the model made of what is `given` at `origin` and dumped as `dump` at `place`: its
-    place, where it was given (None: somewhere else), and what it is."""
-    from pydantic import BaseModel
-
-    if hasattr(value, "get_secret_value"):
-        yield place, origin, without_secrecy(value)
-        return
-    pairs: list[
-        tuple[Any, Any, tuple[Any, ...]]
-    ] = []  # what is below: the value, its key in the dump, in what was given
-    match value:
-        case BaseModel():
-            names = [*type(value).model_fields, *type(value).model_computed_fields, *(value.model_extra or ())]
-            fields = type(value).model_fields
-            pairs = [(getattr(value, name), name, _inputs_of(name, fields.get(name))) for name in names]
-        case Mapping():
-            keys = list(dump) if isinstance(dump, dict) else []
-            pairs = [(each, key, (key,)) for key, each in zip(keys, value.values(), strict=False)]
-        case list() | tuple() | set() | frozenset():
-            pairs = [(each, number, (number,)) for number, each in enumerate(value)]
-    for each, key, inputs in pairs:
-        here = _at_place(dump, (key,))
-        if here is None:
-            continue
-        where = next((path for path in map(_path, inputs) if _at_place(given, path) is not None), None)
-        below = None if where is None or origin is None else (*origin, *where)
-        yield from _declared_secrets(each, here, _at_place(given, where or ()), (*place, key), below)
-
-
-def _inputs_of(name: str, field: Any) -> tuple[Any, ...]:
-    """By what a model's field may be given: names, or paths of them."""
-    alias = getattr(field, "validation_alias", None)
-    choices = getattr(alias, "choices", [alias])
-    return (*(getattr(each, "path", each) for each in choices if each is not None), name)
-
-
-def _path(each: Any) -> Place:
-    return tuple(each) if isinstance(each, (list, tuple)) else (each,)
-
-
-def _spelled(each: Any) -> str:
-    return ".".join(map(str, _path(each)))
-
-
-def _misfit(error: Any, layers: list[_Layer], model: Any) -> str:
-    place = tuple(error["loc"])
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden" and len(place) == 1:
-        names = {name: _inputs_of(name, field)[0] for name, field in model.model_fields.items()}
-        if place[0] in names:  # it has an alias
-            message += f"; it is given as {_spelled(names[place[0]])!r}"
-        else:
-            message += did_you_mean(str(place[0]), map(_spelled, names.values()))
-    where = _origin(place, layers)
-    name = ".".join(map(str, place)) or "the whole"
-    return f"{name}: {message}" + (f" ({where})" if where else "")
-
-
-def _origin(place: tuple[int | str, ...], layers: list[_Layer]) -> str:
-    """The source that set what is at `place`, or else the nearest mapping around it."""
-    for length in range(len(place), 0, -1):
-        for layer in reversed(layers):
-            if _holds(layer.values, place[:length]):
-                return layer.source
-    return ""
-
-
-def _holds(values: JSON, place: tuple[int | str, ...]) -> bool:
-    for part in place:
-        if isinstance(values, dict) and part in values:
-            values = values[str(part)]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
-            values = values[part]
-        else:
-            return False
-    return True

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from gluepy.conf.parameters import without_secrecy
+from gluepy.conf.contextfiles import without_secrecy
 from gluepy.conf.project import import_object
 from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON

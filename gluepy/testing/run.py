@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gluepy.conf import discovered_project
-from gluepy.conf.context import Context, load_context
+from gluepy.conf.context import Context
+from gluepy.conf.parameters import load_context
 from gluepy.core.events import JSON
 from gluepy.core.graph import Spec
 from gluepy.exec import forks

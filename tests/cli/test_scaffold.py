@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gluepy.cli.scaffold import install_module, start_module, start_project
-from gluepy.conf.context import load_context
+from gluepy.conf.parameters import load_context
 from gluepy.conf.project import find_project, import_modules
 from gluepy.conf.sources import load_settings
 from gluepy.errors import OptionError, UsageError

@@ -25,12 +25,13 @@ class One(DAG):
 HELP = """
 gluepy gluepy.cli gluepy.cli.app gluepy.cli.console gluepy.cli.group gluepy.cli.invocation gluepy.cli.leaving
 gluepy.cli.text gluepy.conf
-gluepy.conf.context gluepy.conf.project gluepy.errors gluepy.traces gluepy.version
+gluepy.conf.context gluepy.conf.places gluepy.conf.project gluepy.errors gluepy.traces gluepy.version
 """
 RUN = f"""{HELP}
 gluepy.cli.guard gluepy.cli.interrupts gluepy.cli.outlook gluepy.cli.plan gluepy.cli.progress
 gluepy.cli.running gluepy.cli.story
-gluepy.clock gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema gluepy.conf.sources gluepy.core
+gluepy.clock gluepy.conf.contextfiles gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema
+gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler gluepy.core.state
 gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.deadlines gluepy.exec.engine gluepy.exec.executors

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from gluepy.conf import default_context
-from gluepy.conf.context import Context, load_context
+from gluepy.conf.context import Context
+from gluepy.conf.parameters import load_context
 from gluepy.conf.scalars import Doubtful, typed
 from gluepy.conf.schema import Settings
 from gluepy.errors import ContextError, ImportFailed
