@@ -25,7 +25,7 @@ _LONG = 6  # characters of a secret that are not in other text by chance
 
 
 @dataclass(frozen=True)
-class Parameters:
+class RunParameters:
     """What a run's tasks read as their context, and how it came about.
 
     `values` are the context, with its secrets at the places `secrets`. `given` is what the files and parameters said
@@ -66,7 +66,7 @@ class Parameters:
         return shown
 
 
-def load_parameters(settings: Settings, params: Mapping[str, JSON] = MappingProxyType({})) -> Parameters:
+def load_parameters(settings: Settings, params: Mapping[str, JSON] = MappingProxyType({})) -> RunParameters:
     """The parameters of a new run: CONTEXT_FILES in order, then `params`, checked against CONTEXT_MODEL.
 
     Mappings merge, whatever else comes later replaces what came before. A dotted parameter reaches into mappings:
@@ -91,7 +91,7 @@ def resumed_parameters(
     inputs: Path,
     params: Mapping[str, JSON],
     earlier: Mapping[str, JSON],
-) -> Parameters:
+) -> RunParameters:
     """The parameters of a run that goes on: those that it recorded in the files `context` and `inputs`, as they are.
 
     Only secrets are asked for anew, of where they came from. `params` change what they name, and what CONTEXT_MODEL
@@ -103,7 +103,7 @@ def resumed_parameters(
     given: dict[str, JSON] = said.get("given", values)
     hidden = {tuple(place): source for place, source in said.get("hidden", ())}
     secrets = tuple(tuple(place) for place in said.get("secrets", ()))
-    before = Parameters(values, secrets, given, hidden)
+    before = RunParameters(values, secrets, given, hidden)
     again = {name: value for name, value in earlier.items() if name not in params and not _has_mask(value)}
     params = {**again, **params}
     if not params and not secrets:
@@ -115,7 +115,7 @@ def resumed_parameters(
         missing = [(place, "") for place in secrets if at_place(again, place) is None]
         if missing:
             raise _not_found(missing, run_id)
-        return Parameters(_with(values, secrets, again), secrets, known, hidden)
+        return RunParameters(_with(values, secrets, again), secrets, known, hidden)
     made = _made(layers, params, settings, hidden)
     now = made.values
     if settings.CONTEXT_MODEL:
@@ -125,11 +125,11 @@ def resumed_parameters(
             pass  # without the parameters it does not fit the model any more
         else:
             now = _with(_kept(values, first, second, now), made.secrets, now)
-    made = Parameters(now, made.secrets, made.given, made.hidden)
+    made = RunParameters(now, made.secrets, made.given, made.hidden)
     shown = (flat(values), flat(made.recorded()))
     names = [name for name in dict.fromkeys((*shown[0], *shown[1])) if shown[0].get(name) != shown[1].get(name)]
     changes = {name: (shown[0].get(name), shown[1].get(name)) for name in names}
-    return Parameters(now, made.secrets, made.given, made.hidden, changes)
+    return RunParameters(now, made.secrets, made.given, made.hidden, changes)
 
 
 def asked_again(inputs: Path) -> list[str]:
@@ -146,7 +146,7 @@ def _made(
     params: Mapping[str, JSON],
     settings: Settings,
     known: Mapping[Place, str] = MappingProxyType({}),
-) -> Parameters:
+) -> RunParameters:
     """What `layers` and `params` make. `known` are places of secrets, with their sources."""
     given: dict[str, JSON] = {}
     layers = list(layers)
@@ -180,10 +180,10 @@ def _made(
         for place in hidden:
             if (layer.source.startswith("parameter ") or not sources[place]) and holds(layer.values, place):
                 sources[place] = _PARAMETER if layer.source.startswith("parameter ") else layer.source
-    return Parameters(values, tuple(sorted(secrets, key=str)), given, dict(sorted(sources.items(), key=str)))
+    return RunParameters(values, tuple(sorted(secrets, key=str)), given, dict(sorted(sources.items(), key=str)))
 
 
-def _found_again(before: Parameters, settings: Settings, run_id: str, params: Mapping[str, JSON]) -> dict[str, JSON]:
+def _found_again(before: RunParameters, settings: Settings, run_id: str, params: Mapping[str, JSON]) -> dict[str, JSON]:
     """What the run was given, with the secrets in it read again from where they came from: files, or `params`."""
     given: dict[str, JSON] = copied(before.given)
     if not before.hidden:

@@ -89,7 +89,7 @@ class Parametrized:
         return f"{type(self).__qualname__}({given})"
 
 
-class Parameters:
+class TaskParameters:
     """What the class `task` takes: `names`, in the order of their declaration.
 
     `declared` are its annotated attributes. `has_init`: its __init__ is its own; `takes_id`: an instance can be given
@@ -416,11 +416,11 @@ class Parameters:
                 self._annotations[parameter.name] = annotation, inspect.unwrap(self.task.__init__)
 
 
-def parameters_of(task: type[Parametrized]) -> Parameters:
+def parameters_of(task: type[Parametrized]) -> TaskParameters:
     """What the class takes. It is looked at when this is first asked, since decorators change classes."""
-    known: Parameters | None = task.__dict__.get("_takes")
+    known: TaskParameters | None = task.__dict__.get("_takes")
     if known is None or known.task is not task:
-        known = Parameters(task)
+        known = TaskParameters(task)
         type.__setattr__(task, "_takes", known)
     return known
 

@@ -18,7 +18,7 @@ import msgspec
 from gluepy.clock import Clock
 from gluepy.conf.context import Context
 from gluepy.conf.dags import find_dag
-from gluepy.conf.parameters import Parameters, load_parameters, resumed_parameters
+from gluepy.conf.parameters import RunParameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.events import SCHEMA_VERSION
@@ -97,7 +97,7 @@ class Session:
     shared: Shared
     compiled: Compiled
     record: Record
-    parameters: Parameters
+    parameters: RunParameters
     options: Mapping[str, Any]
     choice: Choice
     state: State
@@ -487,7 +487,7 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
     return forced, none_of
 
 
-def _secrets(settings: Settings, parameters: Parameters) -> Iterator[str]:
+def _secrets(settings: Settings, parameters: RunParameters) -> Iterator[str]:
     """What is secret among the parameters, the user's own settings, those of groups and the environment: by REDACT, and
     what CONTEXT_MODEL says."""
     patterns = settings.REDACT

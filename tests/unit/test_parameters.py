@@ -1,4 +1,4 @@
-"""Parameters, recorded and read again: what the model made stays as it was, and no secret is written down."""
+"""RunParameters, recorded and read again: what the model made stays as it was, and no secret is written down."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from pydantic import SecretBytes, SecretStr
 
 from gluepy.conf.context import Context, SecretText
-from gluepy.conf.parameters import Parameters, load_parameters, resumed_parameters
+from gluepy.conf.parameters import RunParameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
 from gluepy.errors import ContextError
 from gluepy.runs.record import Record
 from gluepy.runtime.options import RunOptions, check_options
 
-Begin = Callable[..., Parameters]
-Resume = Callable[..., Parameters]
+Begin = Callable[..., RunParameters]
+Resume = Callable[..., RunParameters]
 
 MODELS = """
 import itertools, os
@@ -102,7 +102,7 @@ def settings(project: Path) -> Callable[..., Settings]:
 def begin(project: Path, settings: Callable[..., Settings]) -> Begin:
     """Makes the parameters of a new run, and records them."""
 
-    def begin(text: str, model: str | None = None, *, changes: Mapping[str, Any] = {}, **params: Any) -> Parameters:
+    def begin(text: str, model: str | None = None, *, changes: Mapping[str, Any] = {}, **params: Any) -> RunParameters:
         (project / "context.yaml").write_text(text)
         made = load_parameters(settings(model, **changes), params)
         Record.create(project / "runs", "run", made.recorded(), made.recorded_inputs())
@@ -115,7 +115,7 @@ def begin(project: Path, settings: Callable[..., Settings]) -> Begin:
 def resume(project: Path, settings: Callable[..., Settings]) -> Resume:
     """Reads the parameters of that run again, and records them."""
 
-    def resume(model: str | None = None, earlier: Mapping[str, Any] = {}, **params: Any) -> Parameters:
+    def resume(model: str | None = None, earlier: Mapping[str, Any] = {}, **params: Any) -> RunParameters:
         record = Record(project / "runs", "run")
         made = resumed_parameters(settings(model), "run", record.context, record.inputs, params, earlier)
         record.write_context(made.recorded(), made.recorded_inputs())
