@@ -39,7 +39,8 @@ from gluepy.core.events import (
 )
 from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
 from gluepy.exec.dag import compile_dag
-from gluepy.exec.executors.capture import capturing, following_threads
+from gluepy.exec.executors.following import following_threads
+from gluepy.exec.executors.streams import capturing
 from gluepy.loop import Doorbell, run_loop
 from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader

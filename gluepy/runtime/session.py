@@ -29,8 +29,8 @@ from gluepy.core.state import FINISHED, PENDING, RETRYING, SKIPPED, State
 from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
-from gluepy.exec.executors.capture import capturing
 from gluepy.exec.executors.local import LocalExecutor
+from gluepy.exec.executors.streams import capturing
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.slots import Turn
 from gluepy.exec.task import Task, outputs_of

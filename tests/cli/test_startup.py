@@ -35,7 +35,8 @@ gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler gluepy.core.state
 gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.deadlines gluepy.exec.engine gluepy.exec.executors
-gluepy.exec.executors.capture gluepy.exec.executors.lines gluepy.exec.executors.local gluepy.exec.executors.threads
+gluepy.exec.executors.capture gluepy.exec.executors.following gluepy.exec.executors.lines
+gluepy.exec.executors.local gluepy.exec.executors.logs gluepy.exec.executors.streams gluepy.exec.executors.threads
 gluepy.exec.forks gluepy.exec.journal
 gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.exec.values
 gluepy.loop gluepy.redact gluepy.runs gluepy.runs.durations gluepy.runs.log gluepy.runs.reading gluepy.runs.record

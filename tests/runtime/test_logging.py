@@ -36,7 +36,7 @@ from test_capture import lines_of, logging_of_a_fresh_program
 
 from gluepy import Task, each, run_dag_sync
 from gluepy.core.events import TaskOutput
-from gluepy.exec.executors.capture import following_threads
+from gluepy.exec.executors.following import following_threads
 from gluepy.runtime import RunResult
 
 POOLS = pytest.mark.parametrize("kind", [Says, LoopSays, ProcessSays])

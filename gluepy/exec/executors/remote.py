@@ -18,15 +18,10 @@ import msgspec
 from gluepy.conf.project import put_on_path
 from gluepy.core.graph import Spec
 from gluepy.exec.boundary import execute, execute_async, failed, load, run_scope
-from gluepy.exec.executors.capture import (
-    AttemptOutput,
-    capture_logging,
-    capturing,
-    follow_threads,
-    settle_logging,
-    tell_failure,
-    watch_streams,
-)
+from gluepy.exec.executors.capture import AttemptOutput, tell_failure
+from gluepy.exec.executors.following import follow_threads
+from gluepy.exec.executors.logs import capture_logging, settle_logging, watch_streams
+from gluepy.exec.executors.streams import capturing
 from gluepy.exec.port import FINISHED, Attempt, Emission, Outcome, Output, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 from gluepy.loop import run_loop
