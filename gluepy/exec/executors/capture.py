@@ -1,7 +1,7 @@
 """What attempts print and log, as lines: to the attempt's log file and to live subscribers.
 
-`streams.py` finds what is printed in this process, `logs.py` what is logged; by `following.py` the threads that an attempt
-starts belong to it.
+`streams.py` finds what is printed in this process, `logs.py` what is logged; by `following.py` the threads that an
+attempt starts belong to it.
 """
 
 from __future__ import annotations
