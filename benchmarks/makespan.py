@@ -102,7 +102,7 @@ def measured(graph: Graph, slots: int, draw: random.Random, root: Path) -> tuple
     known = read_durations(root, "dag")
 
     def learned(node: int) -> float:
-        median = known.median(graph.id(node), graph.spec(node).label)
+        median = known.median(graph.task_id(node), graph.spec(node).label)
         assert median is not None
         return median
 
@@ -124,7 +124,7 @@ def run(graph: Graph, takes_s: Sequence[float], slots: int, weight: Weight) -> t
     def header(node: int) -> tuple[int, int, str, str, str, str, str, int]:
         nonlocal seq
         seq += 1
-        return seq, 1, "", "info", "", "", graph.id(node), 1
+        return seq, 1, "", "info", "", "", graph.task_id(node), 1
 
     while True:
         while (command := scheduler.next(now)) is not None:
@@ -139,7 +139,7 @@ def run(graph: Graph, takes_s: Sequence[float], slots: int, weight: Weight) -> t
 
 def first_in_first_out(graph: Graph, takes_s: Sequence[float], slots: int) -> float:
     """When all is done if whatever is ready first starts first."""
-    waits = [len(after) for after in graph.after]
+    waits = [len(nodes) for nodes in graph.dependencies]
     ready = deque(node for node, count in enumerate(waits) if not count)
     running: list[tuple[float, int]] = []
     now = 0.0
@@ -148,10 +148,10 @@ def first_in_first_out(graph: Graph, takes_s: Sequence[float], slots: int) -> fl
             node = ready.popleft()
             heapq.heappush(running, (now + takes_s[node], node))
         now, node = heapq.heappop(running)
-        for after in graph.before[node]:
-            waits[after] -= 1
-            if not waits[after]:
-                ready.append(after)
+        for other in graph.dependents[node]:
+            waits[other] -= 1
+            if not waits[other]:
+                ready.append(other)
     return now
 
 
@@ -160,8 +160,8 @@ def compiled(plain: Plain) -> Graph:
     specs = tuple(Spec(cls="benchmarks.makespan:none", label=f"t{node}") for node in plain)
     leaves = tuple(Leaf(spec=place) for place in range(len(plain)))
     places = {node: place for place, node in enumerate(plain)}
-    after = tuple(tuple(places[before] for before in plain[node]) for node in plain)
-    return Graph(Tree(specs, Deps(leaves, after)))
+    dependencies = tuple(tuple(places[other] for other in plain[node]) for node in plain)
+    return Graph(Tree(specs, Deps(leaves, dependencies)))
 
 
 def _chains(lengths: Sequence[int]) -> Plain:

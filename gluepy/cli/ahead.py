@@ -64,7 +64,7 @@ class Ahead:
         graph = state.graph
         self.waiting = {}
         for node, name in held_back(state, self._slots, self._limits).items():
-            self.waiting.setdefault(name, []).append(graph.id(node))
+            self.waiting.setdefault(name, []).append(graph.task_id(node))
         here: dict[str, list[float]] = {}
         for node in graph.tasks():
             if state.status[node] == FINISHED:
@@ -72,12 +72,12 @@ class Ahead:
         usual: dict[int, float] = {}
         for node in graph.tasks():
             label = graph.spec(node).label
-            seconds = self._known.median(graph.id(node), label)
+            seconds = self._known.median(graph.task_id(node), label)
             if seconds is None and label in here:
                 seconds = typical(here[label])
             if seconds is not None:
                 usual[node] = seconds
-        self.usual_s = {graph.id(node): usual[node] for node in usual if state.status[node] == RUNNING}
+        self.usual_s = {graph.task_id(node): usual[node] for node in usual if state.status[node] == RUNNING}
         todo = [node for node in graph.tasks() if state.status[node] in (PENDING, RUNNING, RETRYING)]
         unknown = sum(node not in usual for node in todo)
         if not todo or unknown > _UNKNOWN * len(todo):
@@ -93,7 +93,7 @@ class Ahead:
         for node in todo:
             left_s = usual.get(node, average)
             if state.status[node] == RUNNING:
-                left_s = max(0.0, left_s - (wall - self._started.get(graph.id(node), wall)))
+                left_s = max(0.0, left_s - (wall - self._started.get(graph.task_id(node), wall)))
             work_s += left_s
             longest_s = max(longest_s, left_s)
         self.left_s = max(work_s / self._at_once, longest_s)

@@ -97,7 +97,7 @@ def _so_far(
     counts = state.counts()
     done = {word: number for word, number in counts.items() if word not in (*_LIVE, "pending")}
     started = {event.task: event for event in past if isinstance(event, e.TaskStarted)}
-    running = [started[state.graph.id(node)] for node in state.graph.tasks() if state.status[node] == RUNNING]
+    running = [started[state.graph.task_id(node)] for node in state.graph.tasks() if state.status[node] == RUNNING]
     total = len(state.graph.index)
     told = ", ".join(f"{number:,} {word}" for word, number in done.items()) or "nothing has ended yet"
     done_of = f"so far: {told}, of {count(total, 'task')}"

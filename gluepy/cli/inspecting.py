@@ -147,13 +147,13 @@ def _show_tasks(story: Story, task: str, events: list[Event], held: Mapping[int,
     nodes = [node for node in story.nodes if node in wanted]
     colour = wants_colour(sys.stdout)
     if as_json:
-        tasks = {graph.id(node): OneTask(story, node, events, held).record() for node in nodes}
+        tasks = {graph.task_id(node): OneTask(story, node, events, held).record() for node in nodes}
         _say_json({"run_id": story.record.run_id, "tasks": tasks})
     elif not nodes:
         tell("it is not known yet: an `each` has still to find its values")
     elif len(nodes) > _WHOLE:
         say(*story.table_of(nodes, held, colour))
-        tell(f"to see all of one: gluepy show {story.record.run_id} {shlex.quote(graph.id(nodes[0]))}")
+        tell(f"to see all of one: gluepy show {story.record.run_id} {shlex.quote(graph.task_id(nodes[0]))}")
     else:
         for number, node in enumerate(nodes):
             say(*([""] if number else ()), *OneTask(story, node, events, held).text(colour))
@@ -188,9 +188,9 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
     files = []
     for node in nodes:
         for attempt in range(1, state.attempt[node] + 1):
-            file = story.record.logs / f"{slug_of(graph.id(node))}.{attempt}.log"
+            file = story.record.logs / f"{slug_of(graph.task_id(node))}.{attempt}.log"
             if file.is_file():
-                files.append((f"{printable(graph.id(node))}, attempt {attempt}", file))
+                files.append((f"{printable(graph.task_id(node))}, attempt {attempt}", file))
     if not files:
         tell("no output was kept" if any(state.attempt[node] for node in nodes) else "it has not begun")
     out = sys.stdout.buffer

@@ -19,7 +19,7 @@ class OneTask:
 
     def __init__(self, story: Story, node: int, events: Sequence[e.Event], held_back: Mapping[int, str]) -> None:
         self._story, self._node, self._held_back = story, node, held_back
-        self.id = story.state.graph.id(node)
+        self.id = story.state.graph.task_id(node)
         self._events = [event for event in events if getattr(event, "task", None) == self.id]
 
     def record(self) -> dict[str, JSON]:
@@ -38,8 +38,8 @@ class OneTask:
             "uses": spec.uses,
             "inputs": list(spec.inputs),
             "outputs": list(spec.outputs),
-            "after": self._in_order(self._story.state.graph.tasks_before(self._node)),
-            "before": self._in_order(self._story.state.graph.tasks_after(self._node)),
+            "after": self._in_order(self._story.state.graph.task_dependencies(self._node)),
+            "before": self._in_order(self._story.state.graph.task_dependents(self._node)),
             "history": list(self._attempts()),
         }
 
@@ -63,8 +63,8 @@ class OneTask:
             ("class", printable(spec.cls)),
             ("parameters", ", ".join(f"{printable(name)} = {value_text(value)}" for name, value in params.items())),
             ("declared", _listed(declared)),
-            ("after", _listed(self._in_order(self._story.state.graph.tasks_before(self._node)))),
-            ("before", _listed(self._in_order(self._story.state.graph.tasks_after(self._node)))),
+            ("after", _listed(self._in_order(self._story.state.graph.task_dependencies(self._node)))),
+            ("before", _listed(self._in_order(self._story.state.graph.task_dependents(self._node)))),
             ("inputs", _listed(spec.inputs)),
             ("outputs", _listed(spec.outputs)),
             ("metrics", ", ".join(f"{printable(name)} = {amount(value)}" for name, value in metrics.items())),
@@ -84,7 +84,7 @@ class OneTask:
 
     def _in_order(self, nodes: Sequence[int]) -> list[str]:
         wanted = set(nodes)
-        return [self._story.state.graph.id(node) for node in self._story.nodes if node in wanted]
+        return [self._story.state.graph.task_id(node) for node in self._story.nodes if node in wanted]
 
     def _attempts(self) -> Iterator[dict[str, JSON]]:
         attempts: dict[int, dict[str, JSON]] = {}

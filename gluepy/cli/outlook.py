@@ -39,10 +39,10 @@ class Outlook:
     ) -> Outlook:
         """The outlook on a run of `graph`, from what is `known` of earlier runs."""
         chosen = [node for node in graph.tasks() if selection is None or node in selection.nodes]
-        names = {node: (graph.id(node), graph.spec(node).label) for node in chosen}
+        names = {node: (graph.task_id(node), graph.spec(node).label) for node in chosen}
         medians = {node: known.median(*names[node]) for node in chosen}
         seen = [seconds for seconds in medians.values() if seconds is not None]
-        finders = [graph.id(node) for node in chosen if graph.expandable(node)]
+        finders = [graph.task_id(node) for node in chosen if graph.expandable(node)]
         new = len(chosen) - len(seen)
         if not seen:
             return cls(runs=0, tasks=len(chosen), new=new, finders=finders)

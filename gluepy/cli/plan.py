@@ -29,7 +29,7 @@ class Plan:
         self.waves: list[list[int]] = []
         depth = [0] * len(graph)
         for node in range(len(graph)):  # in topological order
-            depth[node] = max((depth[before] for before in graph.after[node]), default=0)
+            depth[node] = max((depth[other] for other in graph.dependencies[node]), default=0)
             if node in self.chosen:
                 if depth[node] == len(self.waves):
                     self.waves.append([])
@@ -58,13 +58,13 @@ class Plan:
         for number, wave in enumerate(self.waves, start=1):
             yield ""
             yield f"wave {number}: {count(len(wave), 'task')}"
-            rows = [(printable(graph.id(node)), self._facts(node)) for node in wave]
+            rows = [(printable(graph.task_id(node)), self._facts(node)) for node in wave]
             if len(wave) > _SHOWN:  # by label: what they are is alike
                 sizes = Counter(graph.spec(node).label for node in wave)
                 first = {graph.spec(node).label: node for node in reversed(wave)}
                 rows = [
                     (
-                        f"{printable(label)} × {size:,}" if size > 1 else printable(graph.id(first[label])),
+                        f"{printable(label)} × {size:,}" if size > 1 else printable(graph.task_id(first[label])),
                         self._facts(first[label]),
                     )
                     for label, size in sizes.items()
@@ -77,7 +77,7 @@ class Plan:
     def _task(self, node: int) -> dict[str, JSON]:
         graph = self.compiled.graph
         spec = graph.spec(node)
-        task: dict[str, JSON] = {"task": graph.id(node), "pool": spec.pool or self.pool}
+        task: dict[str, JSON] = {"task": graph.task_id(node), "pool": spec.pool or self.pool}
         if spec.uses:
             task["uses"] = spec.uses
         if graph.expandable(node):
@@ -130,20 +130,20 @@ def as_dot(graph: Graph, name: str) -> Iterator[str]:
     yield "    node [shape=box];"
     for node, id in enumerate(graph.ids):
         yield f"    t{node} [shape=point];" if id is None else f"    t{node} [label={quoted(_label(graph, node))}];"
-    for before, node in _edges(graph):
-        yield f"    t{before} -> t{node};"
+    for other, node in _edges(graph):
+        yield f"    t{other} -> t{node};"
     yield "}"
 
 
 def _label(graph: Graph, node: int) -> str:
     adds = f" → {', '.join(sorted(graph.labels_of(node)))}" if graph.expandable(node) else ""
-    return printable(graph.id(node)) + adds
+    return printable(graph.task_id(node)) + adds
 
 
 def _edges(graph: Graph) -> Iterator[tuple[int, int]]:
-    for node, after in enumerate(graph.after):
-        for before in after:
-            yield before, node
+    for node, dependencies in enumerate(graph.dependencies):
+        for other in dependencies:
+            yield other, node
 
 
 def _items(element: Element) -> Sequence[Element]:
@@ -168,7 +168,7 @@ def _branch(items: Sequence[Element], tree: Tree, indent: str, notes: Sequence[s
                 yield from _branch(_items(item.item), tree, indent + below)
             case Deps():
                 ids = [_leaf(leaf, tree) for leaf in item.items]
-                after = [f"  after {', '.join(ids[dep] for dep in deps)}" if deps else "" for deps in item.after]
+                after = [f"  after {', '.join(ids[dep] for dep in deps)}" if deps else "" for deps in item.dependencies]
                 yield from _branch(item.items, tree, indent, after)
 
 

@@ -156,7 +156,7 @@ class Story:
             "first_code_version": state.first_code_version,
             "options": masked("", state.options),  # drivers of earlier versions recorded parameters as they were
             "counts": self.counts(status),
-            "tasks": {state.graph.id(node): self.task(node, held_back) for node in self.nodes},
+            "tasks": {state.graph.task_id(node): self.task(node, held_back) for node in self.nodes},
         }
 
     def counts(self, status: str) -> dict[str, int]:
@@ -255,7 +255,7 @@ class Story:
         word = STATUS[state.status[node]]
         took = duration(state.duration_s[node]) if state.attempt[node] and state.status[node] != RUNNING else ""
         what = self.what(node, held_back)
-        return word, (printable(state.graph.id(node)), self._word(word), self.tries(node), took, what)
+        return word, (printable(state.graph.task_id(node)), self._word(word), self.tries(node), took, what)
 
     def _metrics(self) -> Iterator[tuple[str, str, str]]:
         state = self.state
@@ -263,7 +263,7 @@ class Story:
         if sum(len(state.metrics[node]) for node in having) <= _ROWS:
             for node in having:
                 for name, value in state.metrics[node].items():
-                    yield printable(state.graph.id(node)), printable(name), amount(value)
+                    yield printable(state.graph.task_id(node)), printable(name), amount(value)
             return
         groups: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
         for node in having:
@@ -271,7 +271,7 @@ class Story:
                 groups.setdefault((state.graph.spec(node).label, name), []).append((node, value))
         for (label, name), found in groups.items():
             if len(found) == 1:
-                yield printable(state.graph.id(found[0][0])), printable(name), amount(found[0][1])
+                yield printable(state.graph.task_id(found[0][0])), printable(name), amount(found[0][1])
                 continue
             values = [value for _, value in found if value is not None] or [math.nan]
             span = f"{amount(min(values))} to {amount(max(values))}, mostly about {amount(typical(values))}"
@@ -287,7 +287,7 @@ class Story:
         }
         if state.status[node] == SKIPPED:
             task["reason"] = state.why.get(node, "")
-            if (said := self._said.get(state.graph.id(node))) is not None:
+            if (said := self._said.get(state.graph.task_id(node))) is not None:
                 task["why"] = said
         if node in held_back:
             task["waiting_for"] = waited_thing(held_back[node])
@@ -337,7 +337,7 @@ class Story:
             return f"by {', '.join(map(printable, state.blocked_by.get(node, ())))}"
         if state.status[node] == SKIPPED:
             reason = state.why.get(node, "")
-            said = first_line(self._said.get(state.graph.id(node), ""))
+            said = first_line(self._said.get(state.graph.task_id(node), ""))
             return {"upstream": "what it depends on was skipped", "trigger": "its trigger was not met"}.get(
                 reason, said
             )

@@ -54,7 +54,7 @@ def forecast(
     def header(node: int) -> tuple[int, int, str, str, str, str, str, int]:
         nonlocal seq
         seq += 1
-        return seq, 1, "", "info", "", "", graph.id(node), 1
+        return seq, 1, "", "info", "", "", graph.task_id(node), 1
 
     while not ended:
         while (command := scheduler.next(now)) is not None:
@@ -62,7 +62,7 @@ def forecast(
                 case Start():
                     node = command.node
                     scheduler.observe(e.TaskStarted(*header(node), 1, "", "", "", 0, 0.0), now)
-                    starts[graph.id(node)] = now
+                    starts[graph.task_id(node)] = now
                     work_s += duration_s(node)
                     for name, amount in graph.spec(node).uses.items():
                         used_s[name] = used_s.get(name, 0.0) + amount * duration_s(node)

@@ -73,11 +73,11 @@ class Each(msgspec.Struct, frozen=True, tag="each", omit_defaults=True):
     expander: int | None = None
 
 
-class Deps(msgspec.Struct, frozen=True, tag="mapping"):
-    """A dependency graph: `items[n]` depends on the items `after[n]`, all of which stand before it."""
+class Deps(msgspec.Struct, frozen=True, tag="mapping", rename={"dependencies": "after"}):
+    """A dependency graph: `items[n]` depends on the items `dependencies[n]`, all of which come earlier in `items`."""
 
     items: tuple[Leaf, ...]
-    after: tuple[tuple[int, ...], ...]
+    dependencies: tuple[tuple[int, ...], ...]  # `after` in the log
 
 
 Element = Leaf | Seq | Par | Each | Deps
@@ -112,7 +112,7 @@ def compact(value: JSON) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def task_id(label: str, names: Sequence[str], values: Sequence[JSON]) -> str:
+def id_of(label: str, names: Sequence[str], values: Sequence[JSON]) -> str:
     """The id of a task: `trainregion[region=eu,fold=3]`."""
     if not names:
         return label
@@ -134,8 +134,8 @@ class Graph:
     """Tasks and joins as parallel lists, indexed by node.
 
     `ids[n]` is the task's id (None: a join), `spec_of[n]` its spec, `values[n]` its parameters' values in the order of
-    `Spec.params`; `after[n]` what it depends on, `before[n]` what depends on it; `index` maps ids to nodes;
-    `origin` maps the nodes that an `each` added at run time to the node that asked for them.
+    `Spec.params`; `dependencies[n]` are the nodes it depends on, `dependents[n]` those that depend on it; `index` maps
+    ids to nodes; `origin` maps the nodes that an `each` added at run time to the node that asked for them.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -144,8 +144,8 @@ class Graph:
         self.ids: list[str | None] = []
         self.spec_of: list[int] = []
         self.values: list[Sequence[JSON]] = []
-        self.after: list[Sequence[int]] = []
-        self.before: list[Sequence[int]] = []
+        self.dependencies: list[Sequence[int]] = []
+        self.dependents: list[Sequence[int]] = []
         self.index: dict[str, int] = {}
         self.origin: dict[int, int] = {}
         self._open: dict[int, tuple[Each, int, Mapping[str, JSON]]] = {}
@@ -158,7 +158,7 @@ class Graph:
         """The nodes that are tasks, in topological order but for what was added at run time, which comes last."""
         return (node for node, id in enumerate(self.ids) if id is not None)
 
-    def id(self, node: int) -> str:
+    def task_id(self, node: int) -> str:
         """The id of a task node."""
         id = self.ids[node]
         assert id is not None
@@ -184,7 +184,7 @@ class Graph:
             tail for tail in self._rows(each, rows, (node,), bindings) if tail != node
         ]  # it is, of an empty branch
         self._link(tails, join)
-        self.after[join] = (*self.after[join], *tails)
+        self.dependencies[join] = (*self.dependencies[join], *tails)
         for new in range(first, len(self.ids)):
             self.origin[new] = node
         return range(first, len(self.ids))
@@ -209,7 +209,7 @@ class Graph:
 
     def along(self, node: int, *, after: bool) -> set[int]:
         """`node`, which an `each` added at run time, and what that `each` added after it (or before it)."""
-        origin, links = self.origin[node], self.before if after else self.after
+        origin, links = self.origin[node], self.dependents if after else self.dependencies
         seen: set[int] = set()
         todo = [node]
         while todo:
@@ -242,19 +242,19 @@ class Graph:
 
     def ancestors(self, nodes: Iterable[int]) -> set[int]:
         """`nodes` and everything before them, joins included."""
-        return self._closure(nodes, self.after)
+        return self._closure(nodes, self.dependencies)
 
     def descendants(self, nodes: Iterable[int]) -> set[int]:
         """`nodes` and everything after them, joins included."""
-        return self._closure(nodes, self.before)
+        return self._closure(nodes, self.dependents)
 
-    def tasks_before(self, node: int) -> list[int]:
+    def task_dependencies(self, node: int) -> list[int]:
         """The tasks that `node` directly depends on, seen through joins."""
-        return self._through_joins(node, self.after)
+        return self._through_joins(node, self.dependencies)
 
-    def tasks_after(self, node: int) -> list[int]:
+    def task_dependents(self, node: int) -> list[int]:
         """The tasks that directly depend on `node`, seen through joins."""
-        return self._through_joins(node, self.before)
+        return self._through_joins(node, self.dependents)
 
     def _through_joins(self, node: int, edges: Sequence[Sequence[int]]) -> list[int]:
         found, seen, todo = [], set(), list(edges[node])
@@ -270,8 +270,8 @@ class Graph:
         return found
 
     def task_edges(self) -> Iterator[tuple[int, int]]:
-        """Every dependency between two tasks, seen through joins, as (before, after)."""
-        return ((before, node) for node in self.tasks() for before in self.tasks_before(node))
+        """Every dependency between two tasks, seen through joins, as (dependency, dependent)."""
+        return ((other, node) for node in self.tasks() for other in self.task_dependencies(node))
 
     def longest_paths(self, weight: Callable[[int], float], since: int = 0, known: Sequence[float] = ()) -> list[float]:
         """For every node from `since` on, the weight of the heaviest path from it to an end, its own included.
@@ -279,10 +279,10 @@ class Graph:
         `known` are the results for the nodes before `since`. An `each` not yet expanded counts one row.
         """
         paths = [*known, *[0.0] * (len(self.ids) - since)]
-        ids, before, unknown = self.ids, self.before, self._open
+        ids, dependents, unknown = self.ids, self.dependents, self._open
         for node in self._backwards(since):
-            leads = before[node]
-            heaviest = paths[leads[0]] if len(leads) == 1 else max([paths[after] for after in leads], default=0.0)
+            leads = dependents[node]
+            heaviest = paths[leads[0]] if len(leads) == 1 else max([paths[other] for other in leads], default=0.0)
             if ids[node] is not None:
                 heaviest += weight(node)
                 if unknown and node in unknown:
@@ -290,51 +290,53 @@ class Graph:
             paths[node] = heaviest
         return paths
 
-    # Building. Every method takes what comes before (`after`) and returns the tails that the next element follows.
+    # Building. Every method takes an element and its dependencies, and returns the tails that the next one depends on.
 
-    def _add(self, element: Element, after: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
+    def _add(self, element: Element, dependencies: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
         match element:
             case Leaf():
-                return (self._leaf(element, after, bindings),)
+                return (self._leaf(element, dependencies, bindings),)
             case Seq():
                 for item in element.items:
-                    after = self._add(item, after, bindings)
-                return after
+                    dependencies = self._add(item, dependencies, bindings)
+                return dependencies
             case Par():
-                after = self._gather(after, len(element.items))
-                return _once(itertools.chain.from_iterable(self._add(item, after, bindings) for item in element.items))
+                dependencies = self._gather(dependencies, len(element.items))
+                return _once(
+                    itertools.chain.from_iterable(self._add(item, dependencies, bindings) for item in element.items)
+                )
             case Each() if element.rows is not None:
-                after = self._gather(after, len(element.rows))
-                return self._rows(element, element.rows, after, bindings) if element.rows else after
+                dependencies = self._gather(dependencies, len(element.rows))
+                return self._rows(element, element.rows, dependencies, bindings) if element.rows else dependencies
             case Each():
-                return self._expander(element, after, bindings)
+                return self._expander(element, dependencies, bindings)
             case Deps():
                 nodes: list[int] = []
-                for leaf, deps in zip(element.items, element.after, strict=True):
-                    nodes.append(self._leaf(leaf, tuple(nodes[dep] for dep in deps) or after, bindings))
-                needed = {dep for deps in element.after for dep in deps}
+                for leaf, deps in zip(element.items, element.dependencies, strict=True):
+                    nodes.append(self._leaf(leaf, tuple(nodes[dep] for dep in deps) or dependencies, bindings))
+                needed = {dep for deps in element.dependencies for dep in deps}
                 return [node for position, node in enumerate(nodes) if position not in needed]
 
     def _rows(
-        self, each: Each, rows: Sequence[Sequence[JSON]], after: Sequence[int], bindings: Mapping[str, JSON]
+        self, each: Each, rows: Sequence[Sequence[JSON]], dependencies: Sequence[int], bindings: Mapping[str, JSON]
     ) -> list[int]:
         tails: list[int] = []
         item, names = each.item, each.names
         for row in rows:
             bound = {**bindings, **dict(zip(names, row, strict=True))}
             if type(item) is Leaf:
-                tails.append(self._leaf(item, after, bound))
+                tails.append(self._leaf(item, dependencies, bound))
             else:
-                tails.extend(self._add(item, after, bound))
+                tails.extend(self._add(item, dependencies, bound))
         return _once(tails)
 
-    def _leaf(self, leaf: Leaf, after: Sequence[int], bindings: Mapping[str, JSON]) -> int:
+    def _leaf(self, leaf: Leaf, dependencies: Sequence[int], bindings: Mapping[str, JSON]) -> int:
         spec = self.specs[leaf.spec]
         names, fixed = spec.params, leaf.fixed
         values = tuple([fixed[name] if name in fixed else bindings[name] for name in names]) if names else ()
-        return self._node(leaf.id or task_id(spec.label, names, values), leaf.spec, values, after)
+        return self._node(leaf.id or id_of(spec.label, names, values), leaf.spec, values, dependencies)
 
-    def _expander(self, each: Each, after: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
+    def _expander(self, each: Each, dependencies: Sequence[int], bindings: Mapping[str, JSON]) -> Sequence[int]:
         if each.expander is None:
             raise DagError("each", "has neither values nor a task that finds them")
         label = self.specs[each.expander].label
@@ -344,46 +346,46 @@ class Graph:
                 "appears twice in the DAG",
                 "let one callable return all values, or subclass the task",
             )
-        node = self._node(label, each.expander, (), after)
+        node = self._node(label, each.expander, (), dependencies)
         join = self._node(None, -1, (), (node,))
         self._open[node] = (each, join, bindings)
         return (join,)
 
-    def _gather(self, after: Sequence[int], width: int) -> Sequence[int]:
+    def _gather(self, dependencies: Sequence[int], width: int) -> Sequence[int]:
         # One join between two wide groups instead of an edge for each pair of their members.
-        return (self._node(None, -1, (), after),) if len(after) > 1 and width > 1 else after
+        return (self._node(None, -1, (), dependencies),) if len(dependencies) > 1 and width > 1 else dependencies
 
-    def _node(self, id: str | None, spec: int, values: Sequence[JSON], after: Sequence[int]) -> int:
+    def _node(self, id: str | None, spec: int, values: Sequence[JSON], dependencies: Sequence[int]) -> int:
         node = len(self.ids)
         if id is not None and self.index.setdefault(id, node) != node:
             raise DagError(f"task {id!r}", "appears twice in the DAG", "give one an id of its own: Name(id='…')")
         self.ids.append(id)
         self.spec_of.append(spec)
         self.values.append(values)
-        self.after.append(after)
-        self.before.append(())
-        self._link(after, node)
+        self.dependencies.append(dependencies)
+        self.dependents.append(())
+        self._link(dependencies, node)
         return node
 
-    def _link(self, befores: Iterable[int], node: int) -> None:
+    def _link(self, dependencies: Iterable[int], node: int) -> None:
         alone = (node,)  # shared by all that only lead here: a million tails are one tuple
-        before = self.before
-        for other in befores:
-            leads = before[other]
+        dependents = self.dependents
+        for other in dependencies:
+            leads = dependents[other]
             if not leads:
-                before[other] = alone
+                dependents[other] = alone
             elif isinstance(leads, list):
                 leads.append(node)
             else:
-                before[other] = [*leads, node]
+                dependents[other] = [*leads, node]
 
     def _cut(self, first: int, node: int) -> None:
         for id in self.ids[first:]:
             if id is not None and self.index.get(id, -1) >= first:
                 del self.index[id]
-        for column in (self.ids, self.spec_of, self.values, self.after, self.before):
+        for column in (self.ids, self.spec_of, self.values, self.dependencies, self.dependents):
             del column[first:]
-        self.before[node] = tuple(after for after in self.before[node] if after < first)
+        self.dependents[node] = tuple(other for other in self.dependents[node] if other < first)
 
     def _closure(self, nodes: Iterable[int], links: Sequence[Sequence[int]]) -> set[int]:
         seen: set[int] = set()

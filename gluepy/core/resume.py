@@ -32,13 +32,13 @@ def resets(
     causes: dict[int, str] = {}
     again: dict[int, str] = {}  # what runs again, and what is behind it: the task that does
     for node in graph.order():
-        before = next((again[other] for other in graph.after[node] if other in again), "")
-        if before:
-            again[node] = before
+        behind = next((again[other] for other in graph.dependencies[node] if other in again), "")
+        if behind:
+            again[node] = behind
         if graph.ids[node] is None or (status[node] == SKIPPED and state.why.get(node) == "unselected"):
             continue
         if selection is not None and not selection.takes(graph, node):
-            if status[node] in _UNFINISHED or (before and status[node] == FINISHED):
+            if status[node] in _UNFINISHED or (behind and status[node] == FINISHED):
                 causes[node] = "the run's selection leaves it out"
             continue
         cause = forced.get(node) or _UNFINISHED.get(status[node], "")
@@ -47,38 +47,38 @@ def resets(
         if not cause and status[node] == FINISHED and graph.expandable(node):
             cause = "what it found is not known any more"
         if status[node] in (PENDING, RETRYING):
-            again[node] = graph.id(node)
+            again[node] = graph.task_id(node)
             if status[node] == PENDING or node not in forced:
                 continue
-        if not cause and before:
-            cause = f"{before} runs again"
+        if not cause and behind:
+            cause = f"{behind} runs again"
         if cause:
-            again[node] = graph.id(node)
+            again[node] = graph.task_id(node)
             causes[node] = cause
     return causes
 
 
-def changes(before: Graph, after: Graph) -> list[str]:
+def changes(old: Graph, new: Graph) -> list[str]:
     """How the tasks of the DAG differ, in words; empty when they do not."""
     told = []
-    added = [task for task in after.index if task not in before.index]
-    removed = [task for task in before.index if task not in after.index and before.index[task] not in before.origin]
+    added = [task for task in new.index if task not in old.index]
+    removed = [task for task in old.index if task not in new.index and old.index[task] not in old.origin]
     for what, tasks in (("added", added), ("removed", removed)):
         if tasks:
             told.append(
                 f"{what}: {', '.join(tasks[:10])}" + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
             )
-    if _edges(before, set(removed)) != _edges(after, set(added)):
+    if _edges(old, set(removed)) != _edges(new, set(added)):
         told.append("dependencies changed")
     return told
 
 
 def _edges(graph: Graph, without: set[str]) -> set[tuple[str, str]]:
     edges = set()
-    for before, after in graph.task_edges():
-        if before in graph.origin or after in graph.origin:
+    for dependency, dependent in graph.task_edges():
+        if dependency in graph.origin or dependent in graph.origin:
             continue
-        names = graph.id(before), graph.id(after)
+        names = graph.task_id(dependency), graph.task_id(dependent)
         if names[0] not in without and names[1] not in without:
             edges.add(names)
     return edges

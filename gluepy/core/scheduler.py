@@ -208,7 +208,7 @@ class Scheduler:
         self._weight = weight
         self._starved = starved
         self._paths = self.graph.longest_paths(weight)
-        self._waiting = [len(after) for after in self.graph.after]
+        self._waiting = [len(dependencies) for dependencies in self.graph.dependencies]
         self._flags = bytearray(len(self.graph))
         self._ready_at = array("d", bytes(8 * len(self.graph)))
         self._causes: dict[int, tuple[int, ...]] = {}
@@ -378,7 +378,7 @@ class Scheduler:
             if graph.ids[node] is None:
                 continue  # joins follow from what is before them
             if status[node] in (PENDING, RETRYING):
-                if not graph.after[node]:
+                if not graph.dependencies[node]:
                     self._judge(node, now)
                 continue
             if status[node] in (FAILED, CANCELLED):
@@ -396,37 +396,38 @@ class Scheduler:
     def _grow(self) -> None:
         first = len(self._waiting)
         more = len(self.graph) - first
-        self._waiting.extend(len(after) for after in self.graph.after[first:])
+        self._waiting.extend(len(dependencies) for dependencies in self.graph.dependencies[first:])
         self._flags.extend(bytes(more))
         self._ready_at.extend([0.0] * more)
         self._paths = self.graph.longest_paths(self._weight, first, self._paths)
         for join in {
-            after for node in range(first, first + more) for after in self.graph.before[node] if after < first
+            other for node in range(first, first + more) for other in self.graph.dependents[node] if other < first
         }:
-            self._waiting[join] += sum(1 for node in self.graph.after[join] if node >= first)
+            self._waiting[join] += sum(1 for node in self.graph.dependencies[join] if node >= first)
 
     def _resolve(self, node: int, flags: int, now: float) -> None:
         """The node has ended: tell those that wait for it, and through joins those behind, until nothing follows."""
         todo: list[tuple[int, int]] = []
-        ids, before, origin, waiting = self.graph.ids, self.graph.before, self.graph.origin, self._waiting
+        graph, waiting = self.graph, self._waiting
+        ids, dependents, origin = graph.ids, graph.dependents, graph.origin
         while True:
             causes = self._causes.get(node) if flags & _FAILED else None
-            for after in before[node]:
+            for dependent in dependents[node]:
                 if flags:
-                    self._flags[after] |= flags
-                if origin and origin.get(after) == node:
-                    self._see_through(node, after)
+                    self._flags[dependent] |= flags
+                if origin and origin.get(dependent) == node:
+                    self._see_through(node, dependent)
                 if causes:
-                    known = self._causes.get(after, ())
-                    self._causes[after] = tuple(dict.fromkeys((*known, *causes)))[:_CAUSES] if known else causes
-                waiting[after] -= 1
-                if not waiting[after]:
-                    if ids[after] is None:
-                        todo.append((after, self._flags[after]))
-                    elif after in self._passed:
-                        todo.append((after, self._hands_on(after)))
+                    known = self._causes.get(dependent, ())
+                    self._causes[dependent] = tuple(dict.fromkeys((*known, *causes)))[:_CAUSES] if known else causes
+                waiting[dependent] -= 1
+                if not waiting[dependent]:
+                    if ids[dependent] is None:
+                        todo.append((dependent, self._flags[dependent]))
+                    elif dependent in self._passed:
+                        todo.append((dependent, self._hands_on(dependent)))
                     else:
-                        self._judge(after, now)
+                        self._judge(dependent, now)
             if not todo:
                 return
             node, flags = todo.pop()

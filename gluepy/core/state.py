@@ -213,7 +213,7 @@ class State:
         State.__init__(self, graph)
         for name in _OF_THE_RUN:
             setattr(self, name, getattr(old, name))
-        found = {old.graph.id(node): rows for node, rows in old.rows.items()}
+        found = {old.graph.task_id(node): rows for node, rows in old.rows.items()}
         found.update((task, known.rows) for task, known in old.absent.items() if known.rows is not None)
         for task, rows in found.items():
             here = graph.index.get(task, -1)

@@ -144,12 +144,12 @@ def held_back(state: State, slots: int, limits: Mapping[str, int]) -> dict[int, 
         if graph.ids[node] is not None:
             return status[node] >= FINISHED
         if node not in ended:
-            ended[node] = all(map(over, graph.after[node]))
+            ended[node] = all(map(over, graph.dependencies[node]))
         return ended[node]
 
     found: dict[int, str] = {}
     for node in graph.tasks():
-        if status[node] != PENDING or not all(map(over, graph.after[node])):
+        if status[node] != PENDING or not all(map(over, graph.dependencies[node])):
             continue
         uses = graph.spec(node).uses.items()
         short = next((name for name, amount in uses if used.get(name, 0) + amount > limits.get(name, math.inf)), None)
@@ -198,10 +198,10 @@ def _critical_path(state: State, bars: Sequence[Bar]) -> list[str]:
     if not last:
         return []
     node = graph.index[max(last.values(), key=lambda bar: bar.ended_s).task]
-    path = [graph.id(node)]
+    path = [graph.task_id(node)]
     while True:
-        befores = [graph.id(before) for before in graph.tasks_before(node)]
-        ended = [last[task] for task in befores if task in last]
+        dependencies = [graph.task_id(other) for other in graph.task_dependencies(node)]
+        ended = [last[task] for task in dependencies if task in last]
         if not ended:
             return path[::-1]
         latest = max(ended, key=lambda bar: bar.ended_s)

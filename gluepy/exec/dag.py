@@ -353,10 +353,10 @@ class _Compiler:
         if len(positions) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise self.fail(f"{self.name(twice)} appears twice", "give one an id of its own")
-        after_of: list[list[int]] = []
-        for task, after in zip(keys, tasks.values(), strict=True):
+        dependencies_of: list[list[int]] = []
+        for task, dependencies in zip(keys, tasks.values(), strict=True):
             places: dict[int, None] = {}
-            for item in after if isinstance(after, (tuple, list, set, frozenset)) else (after,):
+            for item in dependencies if isinstance(dependencies, (tuple, list, set, frozenset)) else (dependencies,):
                 leaf, key = look(item)
                 if key not in positions:
                     raise self.fail(
@@ -364,14 +364,15 @@ class _Compiler:
                         f"add {self.specs[leaf.spec].cls.rpartition(':')[2]}: ()",
                     )
                 places[positions[key]] = None
-            after_of.append(list(places))
-        if all(not after or max(after) < position for position, after in enumerate(after_of)):
-            return Deps(tuple(leaves), tuple([tuple(sorted(after)) for after in after_of]))  # as most authors write it
-        order = self.topological(after_of, keys)
+            dependencies_of.append(list(places))
+        if all(not deps or max(deps) < position for position, deps in enumerate(dependencies_of)):
+            # the order in which most authors write it
+            return Deps(tuple(leaves), tuple([tuple(sorted(deps)) for deps in dependencies_of]))
+        order = self.topological(dependencies_of, keys)
         place = {old: new for new, old in enumerate(order)}
         return Deps(
             tuple(leaves[old] for old in order),
-            tuple(tuple(sorted(place[dep] for dep in after_of[old])) for old in order),
+            tuple(tuple(sorted(place[dep] for dep in dependencies_of[old])) for old in order),
         )
 
     def key(self, leaf: Leaf) -> tuple[int, str]:
@@ -380,25 +381,25 @@ class _Compiler:
     def name(self, key: tuple[int, str]) -> str:
         return f"{self.specs[key[0]].label!r}" + (f" ({key[1]})" if key[1] != "{}" else "")
 
-    def topological(self, after_of: list[list[int]], keys: list[tuple[int, str]]) -> list[int]:
+    def topological(self, dependencies_of: list[list[int]], keys: list[tuple[int, str]]) -> list[int]:
         # Kahn's algorithm; ties keep the order of the mapping.
-        waiting = [len(after) for after in after_of]
-        before: list[list[int]] = [[] for _ in after_of]
-        for position, after in enumerate(after_of):
-            for dep in after:
-                before[dep].append(position)
+        waiting = [len(deps) for deps in dependencies_of]
+        dependents: list[list[int]] = [[] for _ in dependencies_of]
+        for position, deps in enumerate(dependencies_of):
+            for dep in deps:
+                dependents[dep].append(position)
         order = [position for position, count in enumerate(waiting) if not count]
         for position in order:
-            for dependent in before[position]:
+            for dependent in dependents[position]:
                 waiting[dependent] -= 1
                 if not waiting[dependent]:
                     order.append(dependent)
-        if len(order) < len(after_of):
+        if len(order) < len(dependencies_of):
             step = next(position for position, count in enumerate(waiting) if count)
             trail: dict[int, None] = {}
             while step not in trail:
                 trail[step] = None
-                step = next(dep for dep in after_of[step] if waiting[dep])
+                step = next(dep for dep in dependencies_of[step] if waiting[dep])
             steps = list(trail)
             cycle = [*steps[steps.index(step) :], step]
             raise self.fail(

@@ -248,7 +248,7 @@ class Engine:
                     case s.SkipTask():
                         self._put(e.TaskSkipped(*self._about(command.node), command.reason))
                     case s.BlockTask():
-                        causes = [self._graph.id(cause) for cause in command.causes]
+                        causes = [self._graph.task_id(cause) for cause in command.causes]
                         self._put(e.TaskBlocked(*self._about(command.node, "warning"), causes))
                     case s.CancelTask():
                         self._put(e.TaskCancelled(*self._about(command.node, "warning")))
@@ -273,7 +273,7 @@ class Engine:
     def _start(self, start: s.Start) -> None:
         node, number, graph, journal = start.node, start.attempt, self._graph, self._journal
         spec, target, executor, pool = self._kinds[graph.spec_of[node]]
-        task, limit = graph.id(node), self._scheduler.max_attempts(node)
+        task, limit = graph.task_id(node), self._scheduler.max_attempts(node)
         event = e.TaskStarted(
             journal.seq + 1,
             journal.session,
@@ -334,7 +334,7 @@ class Engine:
             case "finished":
                 self._put(e.RunFinished(*header, duration_s, counts, dropped))
             case "failed":
-                failed = [self._graph.id(node) for node in self.errors]
+                failed = [self._graph.task_id(node) for node in self.errors]
                 self._put(e.RunFailed(*header, duration_s, counts, failed, end.reason, dropped))
             case "cancelled":
                 self._put(e.RunCancelled(*header, duration_s, counts, dropped))
@@ -586,7 +586,7 @@ class Engine:
             target = self._targets[graph.spec_of[node]]
             if isinstance(target, type):
                 for name in outputs_of(target, graph.spec(node), graph.params(node)):
-                    declares.setdefault(os.path.normpath(name), graph.id(node))
+                    declares.setdefault(os.path.normpath(name), graph.task_id(node))
         of = ((name, declares.get(os.path.normpath(name), "no task of this DAG")) for name in missing)
         return f"its declared inputs are missing: {', '.join(f'{name} (an output of {task})' for name, task in of)}"
 
@@ -599,7 +599,7 @@ class Engine:
         if task is None:
             return None
         known = [id for id in ids if id.partition("[")[0] == task.partition("[")[0]]
-        return UnknownInstance(task, self.run.dag, known, self._graph.id(node))
+        return UnknownInstance(task, self.run.dag, known, self._graph.task_id(node))
 
     def _finished(
         self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0
@@ -774,7 +774,7 @@ class Engine:
     # Writing.
 
     def _about(self, node: int, level: str = "info") -> tuple[int, int, str, str, str, str, str, int]:
-        return (*self._journal.header(level), self._graph.id(node), self.state.attempt[node])
+        return (*self._journal.header(level), self._graph.task_id(node), self.state.attempt[node])
 
     def _put(self, event: e.Event) -> None:
         self._journal.store(event)

@@ -68,7 +68,7 @@ def learn_durations(root: Path, dag: str, state: State, since: set[int]) -> None
             duration_s = state.duration_s[node]
             by_spec[graph.spec_of[node]].append(duration_s)
             if duration_s >= _WORTH_S:
-                durations = known.tasks.setdefault(graph.id(node), [])
+                durations = known.tasks.setdefault(graph.task_id(node), [])
                 durations.append(duration_s)
                 del durations[:-_KEPT]
     if not any(by_spec):

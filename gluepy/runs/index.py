@@ -162,7 +162,7 @@ class Index:
             row: Sequence[Any] = (run_id, size, "", "unreadable", started_at, 0.0, 0, 0, "{}", "[]", str(problem), "")
         else:
             graph, status = state.graph, state.status
-            failed = [graph.id(node) for node in graph.tasks() if status[node] == FAILED]
+            failed = [graph.task_id(node) for node in graph.tasks() if status[node] == FAILED]
             row = (
                 run_id,
                 size,

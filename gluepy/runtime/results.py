@@ -58,7 +58,7 @@ class TaskResults(Mapping[str, TaskResult]):
         )
 
     def __iter__(self) -> Iterator[str]:
-        return (self._state.graph.id(node) for node in self._state.graph.tasks())
+        return (self._state.graph.task_id(node) for node in self._state.graph.tasks())
 
     def __len__(self) -> int:
         return len(self._state.graph.index)

@@ -183,17 +183,17 @@ class Session:
                 return chosen is None or chosen.takes(state.graph, node)
 
             if forced and not any(map(is_chosen, forced)):
-                task, selection = state.graph.id(min(forced)), f"the selection of run {record.run_id}"
+                task, selection = state.graph.task_id(min(forced)), f"the selection of run {record.run_id}"
                 raise OptionError(f"task {task!r}", f"{selection} left it out", "start a new run")
             again = {
                 node: f"{cause}; the values that it found are kept" if node in state.rows else cause
                 for node, cause in resets(state, forced, _gone(compiled, state, settings, record), chosen).items()
             }
-            tasks = {state.graph.id(node): cause for node, cause in again.items() if is_chosen(node)}
+            tasks = {state.graph.task_id(node): cause for node, cause in again.items() if is_chosen(node)}
             rest = [node for node in state.graph.tasks() if node not in again]
-            kept = [state.graph.id(node) for node in rest if state.status[node] == FINISHED]
+            kept = [state.graph.task_id(node) for node in rest if state.status[node] == FINISHED]
             waiting, retrying = (
-                [state.graph.id(node) for node in rest if state.status[node] == status and is_chosen(node)]
+                [state.graph.task_id(node) for node in rest if state.status[node] == status and is_chosen(node)]
                 for status in (PENDING, RETRYING)
             )
             left_out = sum(why == "unselected" and state.status[node] == SKIPPED for node, why in state.why.items())
@@ -355,7 +355,7 @@ class Session:
         if not known.tasks:
             return lambda node: by_spec[graph.spec_of[node]]
         tasks = {task: typical(durations) for task, durations in known.tasks.items()}
-        return lambda node: tasks.get(graph.id(node)) or by_spec[graph.spec_of[node]]
+        return lambda node: tasks.get(graph.task_id(node)) or by_spec[graph.spec_of[node]]
 
     def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
         options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}
@@ -479,11 +479,11 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
             continue
         each = next((node for node in adding if node not in state.rows), adding[0])
         if state.why.get(each) == "unselected":
-            none_of[name] = f"{graph.id(each)} is not in the run's selection"
+            none_of[name] = f"{graph.task_id(each)} is not in the run's selection"
         elif each not in state.rows:
-            none_of[name] = f"{graph.id(each)} has not found its values yet"
+            none_of[name] = f"{graph.task_id(each)} has not found its values yet"
         else:
-            none_of[name] = f"{graph.id(each)} found no values"
+            none_of[name] = f"{graph.task_id(each)} found no values"
     return forced, none_of
 
 
@@ -517,6 +517,6 @@ def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) 
             if not all(exists(files, name) for name in outputs):
                 gone.add(node)
         except Exception as error:  # whatever an object store's library raises
-            why = f"cannot look for the outputs of {state.graph.id(node)}: {error}"
+            why = f"cannot look for the outputs of {state.graph.task_id(node)}: {error}"
             raise RunStopped(record.run_id, why, "make the storage reachable, and resume it again") from error
     return gone

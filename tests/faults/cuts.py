@@ -54,7 +54,7 @@ class Scene:
         self.place = Place(folder / "runs", folder / "storage")
         self.evidence = Evidence(self.place.record, self.place.storage)
         graph = compile_dag(shape.dag).graph
-        self.edges = [(graph.id(before), graph.id(after)) for before, after in graph.task_edges()]
+        self.edges = [(graph.task_id(one), graph.task_id(other)) for one, other in graph.task_edges()]
 
     def copy(self, to: Path) -> Scene:
         shutil.copytree(self.folder, to)
@@ -97,9 +97,9 @@ class Scene:
     def check_order(self) -> None:
         """What finished began, for the last time, after the last end of whatever it depends on."""
         when = {(note.what, note.task): number for number, note in enumerate(self.evidence.notes())}
-        for before, after in self.edges:
-            end, begin = when.get(("ends", before)), when.get(("begins", after))
-            assert end is None or begin is None or end < begin, f"{before} ran again, and {after} did not"
+        for dependency, dependent in self.edges:
+            end, begin = when.get(("ends", dependency)), when.get(("begins", dependent))
+            assert end is None or begin is None or end < begin, f"{dependency} ran again, and {dependent} did not"
 
 
 def cut_everywhere(names: list[str], backend: str) -> dict[str, int]:

@@ -73,7 +73,7 @@ BUGS = {
     ),
     "descendants not reset": Bug(
         "core/resume.py",
-        "if not cause and before:",
+        "if not cause and behind:",
         "if False:",
         "tests/faults/test_crash_points.py tests/unit/test_simulation.py",
     ),

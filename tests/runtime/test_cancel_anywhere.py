@@ -242,7 +242,7 @@ def facts(state: State) -> dict[str, Any]:
     return {
         **{name: value for name, value in vars(state).items() if name != "graph"},
         "ids": state.graph.ids,
-        "after": [tuple(after) for after in state.graph.after],
+        "dependencies": [tuple(nodes) for nodes in state.graph.dependencies],
     }
 
 

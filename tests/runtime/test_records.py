@@ -111,7 +111,7 @@ async def test_result_is_the_fold_of_the_log(go: Go) -> None:
     tasks = parallel((Step(id="a"), Step(id="x")), (Step(id="b"), Step(id="y")), Step(id="c"))
     result = await go(tasks, each(Region, region=lambda: ["eu"]), executor=executor, on_failure="continue")
     state = State.of(events_of(result))
-    folded = {state.graph.id(node): STATUS[state.status[node]] for node in state.graph.tasks()}
+    folded = {state.graph.task_id(node): STATUS[state.status[node]] for node in state.graph.tasks()}
     assert folded == {id: task.status for id, task in result.tasks.items()}
     assert (state.run, state.run_duration_s, state.started_at) == (
         result.status,

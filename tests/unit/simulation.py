@@ -216,7 +216,7 @@ class World:
 
     def waiting(self) -> list[str]:
         return [
-            f"{run.run_id}: {STATUS[run.state.status[node]]} {run.graph.id(node)}"
+            f"{run.run_id}: {STATUS[run.state.status[node]]} {run.graph.task_id(node)}"
             for run in self.runs
             for node in run.graph.tasks()
             if run.state.status[node] not in ENDED
@@ -335,7 +335,7 @@ class Run:
         return len(self.lines) + 1, self.session, rfc3339(self.world.now + self.shift), "info", self.run_id, "dag"
 
     def about(self, node: int) -> tuple[int, int, str, str, str, str, str, int]:
-        return (*self.header(), self.graph.id(node), self.state.attempt[node])
+        return (*self.header(), self.graph.task_id(node), self.state.attempt[node])
 
     def put(self, event: e.Event) -> None:
         """Append, then observe."""
@@ -362,7 +362,7 @@ class Run:
                     self.put(e.TaskSkipped(*self.about(node), reason))
                 case s.BlockTask(node, causes):
                     self.check_causes(node, causes)
-                    self.put(e.TaskBlocked(*self.about(node), [self.graph.id(cause) for cause in causes]))
+                    self.put(e.TaskBlocked(*self.about(node), [self.graph.task_id(cause) for cause in causes]))
                 case s.CancelTask(node):
                     assert self.stopping or (self.draining and self.on_failure == "cancel")
                     self.put(e.TaskCancelled(*self.about(node)))
@@ -384,7 +384,7 @@ class Run:
         assert len(self.slots) <= self.concurrency, f"{len(self.slots)} of {self.concurrency} slots are taken"
         spec = self.graph.spec(node)
         facts = (self.scheduler.max_attempts(node), "sim", spec.pool or "thread", "host", 1, start.queued_s)
-        self.put(e.TaskStarted(*self.header(), self.graph.id(node), number, *facts))
+        self.put(e.TaskStarted(*self.header(), self.graph.task_id(node), number, *facts))
         end = self.luck.end()
         self.world.at(self.luck.duration_s(), lambda: self.over(node, number, end))
 
@@ -393,7 +393,7 @@ class Run:
         self.look = True
         if self.flights.get(node) != number:
             return  # it was stopped before
-        task = (self.graph.id(node), number)
+        task = (self.graph.task_id(node), number)
         rng = self.world.rng
         if rng.random() < 0.1:
             self.put(e.TaskMetric(*self.header(), *task, "m", rng.random()))
@@ -420,7 +420,7 @@ class Run:
     def fail(self, node: int, number: int, end: str) -> None:
         abandoned = end == "abandoned"
         reason: Reason = {"final": "exception", "abandoned": "timeout"}.get(end, end)  # type: ignore[assignment]
-        left = self.graph.spec(node).retry.attempts - self.spent[self.graph.id(node), reason == "lost"] - 1
+        left = self.graph.spec(node).retry.attempts - self.spent[self.graph.task_id(node), reason == "lost"] - 1
         delay_s = self.scheduler.retry_delay(node, reason, end != "final", self.run_id)
         given_up = end == "final" or self.stopping or (self.draining and self.on_failure == "cancel")
         assert (delay_s is not None) == (left > 0 and not given_up)
@@ -430,11 +430,11 @@ class Run:
         if delay_s is not None:
             self.due[node] = self.world.now + delay_s
             event: e.Event = e.TaskRetrying(
-                *self.header(), self.graph.id(node), number, *facts, delay_s, reason, "E", "m", abandoned=abandoned
+                *self.header(), self.graph.task_id(node), number, *facts, delay_s, reason, "E", "m", abandoned=abandoned
             )
         else:
             event = e.TaskFailed(
-                *self.header(), self.graph.id(node), number, *facts, reason, "E", "m", abandoned=abandoned
+                *self.header(), self.graph.task_id(node), number, *facts, reason, "E", "m", abandoned=abandoned
             )
         self.put(event)
 
@@ -480,16 +480,16 @@ class Run:
 
     def end(self, end: s.EndRun) -> None:
         assert not self.flights, "the run ended while something ran"
-        failed = [self.graph.id(node) for node in self.graph.tasks() if self.state.status[node] == FAILED]
+        failed = [self.graph.task_id(node) for node in self.graph.tasks() if self.state.status[node] == FAILED]
         if self.stopping:
             assert end == self.stopping
         else:
             bad = {FAILED, CANCELLED, BLOCKED} & set(self.state.status)
             assert end.status == ("failed" if bad else "finished"), (end, failed)
         for node in self.graph.tasks():
-            assert self.state.status[node] in ENDED, f"{self.graph.id(node)} has not ended"
+            assert self.state.status[node] in ENDED, f"{self.graph.task_id(node)} has not ended"
             times = self.terminal[node] + (node in self.settled)
-            assert times == 1, f"{self.graph.id(node)} ended {times} times"
+            assert times == 1, f"{self.graph.task_id(node)} ended {times} times"
         counts = self.state.counts()
         header = self.header()
         match end.status:
@@ -557,7 +557,7 @@ class Run:
     def verdict(self, node: int) -> str:
         """What the model says about a task that has not ended."""
         verdicts = self.judged()
-        assert node in verdicts, f"{self.graph.id(node)} has ended already: {STATUS[self.state.status[node]]}"
+        assert node in verdicts, f"{self.graph.task_id(node)} has ended already: {STATUS[self.state.status[node]]}"
         return verdicts[node]
 
     def judged(self) -> dict[int, str]:
@@ -576,17 +576,17 @@ class Run:
         came = [0] * len(graph)  # what was handed to a node
         verdicts: dict[int, str] = {}
         for node in self.order:
-            befores = graph.after[node]
+            dependencies = graph.dependencies[node]
             got = before = 0
             open_ = False
-            for other in befores:
+            for other in dependencies:
                 handed = hands[other]
                 if handed is None:
                     open_ = True
                 else:
                     got |= handed
                 before |= past[other]
-            if graph.origin.get(node) in befores:  # as if it had always stood where its `each` stands
+            if graph.origin.get(node) in dependencies:  # as if it had always stood where its `each` stands
                 got |= came[graph.origin[node]]
             past[node], came[node] = before, got
             state = status[node]
@@ -647,7 +647,7 @@ class Run:
 
     def check_start(self, node: int, number: int) -> None:
         assert not self.stopping
-        assert self.verdict(node) == "start", f"{self.graph.id(node)} was started: {self.verdict(node)}"
+        assert self.verdict(node) == "start", f"{self.graph.task_id(node)} was started: {self.verdict(node)}"
         assert number == self.state.attempt[node] + 1
         assert node not in self.flights
         assert node not in self.done, "a finished task runs again"
@@ -659,14 +659,14 @@ class Run:
             assert self.world.now >= self.abandoned[node][1] + s.GRACE_S, "the retry did not wait for the thread"
         else:
             ready = self.ready()
-            assert ready, f"{self.graph.id(node)} was started, though slots or limits are used up"
-            assert ready[0] == node, f"{self.graph.id(node)} was started before {self.graph.id(ready[0])}"
+            assert ready, f"{self.graph.task_id(node)} was started, though slots or limits are used up"
+            assert ready[0] == node, f"{self.graph.task_id(node)} was started before {self.graph.task_id(ready[0])}"
 
     def check_nothing_can_start(self) -> None:
         if self.ended or self.stopping:
             return
         ready = self.ready()
-        assert not ready, f"nothing starts, yet {[self.graph.id(node) for node in ready]} could"
+        assert not ready, f"nothing starts, yet {[self.graph.task_id(node) for node in ready]} could"
         for node, (_, since) in self.abandoned.items():
             if self.state.status[node] == RETRYING and self.verdict(node) == "start":
                 assert self.world.now < max(since + s.GRACE_S, self.due[node]), "a retry waits for its thread for ever"
@@ -682,20 +682,20 @@ class Run:
 
     def check_causes(self, node: int, causes: Sequence[int]) -> None:
         status = self.state.status
-        assert causes, f"{self.graph.id(node)} is blocked by nothing"
+        assert causes, f"{self.graph.task_id(node)} is blocked by nothing"
         assert len(causes) == len(set(causes))
         if self.verdict(node) == "block" and not self.closing:
-            before = self.graph.ancestors([node])
+            ancestors = self.graph.ancestors([node])
             for cause in causes:
                 assert status[cause] in (FAILED, CANCELLED), f"{STATUS[status[cause]]} is no root of a failure"
-                assert cause in before, "what blocks a task lies before it"
+                assert cause in ancestors, "what blocks a task lies before it"
             return
         assert not self.flights, "a task was given up while something ran"
         if self.draining:
             self.closing = True
             assert any(status[cause] in (FAILED, CANCELLED) for cause in causes)
             return
-        assert self.abandoned, f"{self.graph.id(node)} was given up: {self.verdict(node)}"
+        assert self.abandoned, f"{self.graph.task_id(node)} was given up: {self.verdict(node)}"
         doomed = all(status[cause] in (FAILED, CANCELLED) and cause in self.graph.ancestors([node]) for cause in causes)
         assert set(causes) & set(self.abandoned) or doomed
         if not self.closing:
@@ -720,28 +720,28 @@ def again(state: State, left_out: set[int]) -> list[int]:
     marked: set[int] = set()
     found = []
     for node in in_order(graph):
-        befores = any(before in marked for before in graph.after[node])
+        behind = any(other in marked for other in graph.dependencies[node])
         if graph.ids[node] is None or node in left_out:
-            if befores:
+            if behind:
                 marked.add(node)
         elif status[node] in (PENDING, RETRYING):
             marked.add(node)
-        elif befores or status[node] != FINISHED or graph.expandable(node):
+        elif behind or status[node] != FINISHED or graph.expandable(node):
             marked.add(node)
             found.append(node)
     return found
 
 
 def in_order(graph: Graph) -> list[int]:
-    """Every node after what it depends on, by looking at nothing but `after`."""
-    waiting = [len(after) for after in graph.after]
-    before: list[list[int]] = [[] for _ in graph.after]
-    for node, befores in enumerate(graph.after):
-        for other in befores:
-            before[other].append(node)
+    """Every node after what it depends on, by looking at nothing but `dependencies`."""
+    waiting = [len(nodes) for nodes in graph.dependencies]
+    dependents: list[list[int]] = [[] for _ in graph.dependencies]
+    for node, nodes in enumerate(graph.dependencies):
+        for other in nodes:
+            dependents[other].append(node)
     order = [node for node, count in enumerate(waiting) if not count]
     for node in order:
-        for other in before[node]:
+        for other in dependents[node]:
             waiting[other] -= 1
             if not waiting[other]:
                 order.append(other)
@@ -756,5 +756,11 @@ def fingerprint(state: State) -> tuple[Any, ...]:
         bytes(state.status), state.attempt.tobytes(), state.duration_s.tobytes(),
     )  # fmt: skip
     graph = state.graph
-    shape = (tuple(graph.ids), graph.values, [tuple(after) for after in graph.after], len(graph.index), graph.origin)
-    return facts, shape, [tuple(before) for before in graph.before]
+    shape = (
+        tuple(graph.ids),
+        graph.values,
+        [tuple(nodes) for nodes in graph.dependencies],
+        len(graph.index),
+        graph.origin,
+    )
+    return facts, shape, [tuple(nodes) for nodes in graph.dependents]

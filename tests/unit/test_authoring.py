@@ -59,11 +59,11 @@ def graph_of(tasks: Any, limits: dict[str, int] | None = None) -> Graph:
 
 
 def edges(graph: Graph) -> set[tuple[str, str]]:
-    return {(graph.id(before), graph.id(after)) for before, after in graph.task_edges()}
+    return {(graph.task_id(one), graph.task_id(other)) for one, other in graph.task_edges()}
 
 
 def ids(graph: Graph) -> list[str]:
-    return [graph.id(node) for node in graph.tasks()]
+    return [graph.task_id(node) for node in graph.tasks()]
 
 
 def error_of(tasks: Any, limits: dict[str, int] | None = None) -> str:
@@ -437,15 +437,15 @@ def test_wide_groups_after_wide_groups_do_not_cost_their_product() -> None:
     left, right = each(Train, region=list(range(count))), each(Train(fold=4), region=list(range(count)))  # type: ignore[call-arg]
     graph = graph_of((left, right, Score))
     assert len(ids(graph)) == 2 * count + 1
-    assert sum(map(len, graph.after)) <= 3 * count + 1
-    assert sum(map(len, graph.before)) == sum(map(len, graph.after))
+    assert sum(map(len, graph.dependencies)) <= 3 * count + 1
+    assert sum(map(len, graph.dependents)) == sum(map(len, graph.dependencies))
 
 
 def test_joins_stand_only_between_groups() -> None:
     narrow = graph_of((Load, parallel(Clean, Fit), Score))
     assert all(id is not None for id in narrow.ids)
     wide = graph_of((parallel(Load, Clean), parallel(Fit, Score)))
-    assert [list(after) for after in wide.after] == [[], [], [0, 1], [2], [2]]
+    assert [list(nodes) for nodes in wide.dependencies] == [[], [], [0, 1], [2], [2]]
 
 
 # ---- mistakes
@@ -669,10 +669,10 @@ def test_the_compiled_tree_is_json_and_builds_the_same_graph() -> None:
         graph = graph_of(shape)
         again = Graph(Tree.of(graph.tree.record()))
         assert again.tree == graph.tree
-        assert (again.ids, again.values, list(map(list, again.after))) == (
+        assert (again.ids, again.values, list(map(list, again.dependencies))) == (
             graph.ids,
             graph.values,
-            list(map(list, graph.after)),
+            list(map(list, graph.dependencies)),
         )
 
 

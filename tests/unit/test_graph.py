@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from simulation import RandomTree, in_order
 
 from gluepy.core.events import JSON
-from gluepy.core.graph import SLUG_LENGTH, Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, slug_of, task_id
+from gluepy.core.graph import SLUG_LENGTH, Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, id_of, slug_of
 from gluepy.errors import DagError
 
 SPECS = (
@@ -42,7 +42,7 @@ def rows(count: int) -> list[list[JSON]]:
 
 def shape(graph: Graph) -> tuple[Any, ...]:
     return (
-        list(graph.ids), list(graph.spec_of), list(map(list, graph.after)), list(map(list, graph.before)),
+        list(graph.ids), list(graph.spec_of), list(map(list, graph.dependencies)), list(map(list, graph.dependents)),
         dict(graph.index), dict(graph.origin), graph.expandable(graph.index.get("each-p", -1)),
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def depths(graph: Graph) -> list[float]:
     def path(node: int) -> float:
         if node not in known:
             known[node] = (graph.ids[node] is not None) + max(
-                (path(after) for after in graph.before[node]), default=0.0
+                (path(other) for other in graph.dependents[node]), default=0.0
             )
         return known[node]
 
@@ -65,8 +65,8 @@ def depths(graph: Graph) -> list[float]:
 
 
 def test_an_id_is_the_label_and_its_parameters() -> None:
-    assert task_id("fit", (), ()) == "fit"
-    assert task_id("fit", ("region", "fold"), ("eu", 3)) == "fit[region=eu,fold=3]"
+    assert id_of("fit", (), ()) == "fit"
+    assert id_of("fit", ("region", "fold"), ("eu", 3)) == "fit[region=eu,fold=3]"
 
 
 @pytest.mark.parametrize("plain", ["load", "a-b_c-9", "x" * 60])
@@ -108,8 +108,8 @@ def test_a_slug_can_name_a_file_and_ids_that_differ_in_case_differ(id: str, othe
 def test_a_join_stands_between_groups_and_nowhere_else() -> None:
     graph = graph_of(Seq((Par((A, B)), Par((C, D)))))
     assert graph.ids == ["a", "b", None, "c", "d"]
-    assert [list(after) for after in graph.after] == [[], [], [0, 1], [2], [2]]
-    assert [list(before) for before in graph.before] == [[2], [2], [3, 4], [], []]
+    assert [list(nodes) for nodes in graph.dependencies] == [[], [], [0, 1], [2], [2]]
+    assert [list(nodes) for nodes in graph.dependents] == [[2], [2], [3, 4], [], []]
     assert list(graph.task_edges()) == [(1, 3), (0, 3), (1, 4), (0, 4)]
     assert None not in graph_of(Seq((A, Par((B, C)), D))).ids
 
@@ -117,16 +117,16 @@ def test_a_join_stands_between_groups_and_nowhere_else() -> None:
 def test_an_empty_branch_hands_on_what_came_before_it_once() -> None:
     empty = Each(P, ("x",), rows=[])
     graph = graph_of(Seq((A, Par((empty, B, empty)), C)))
-    assert list(graph.after[graph.index["c"]]) == [graph.index["a"], graph.index["b"]]
+    assert list(graph.dependencies[graph.index["c"]]) == [graph.index["a"], graph.index["b"]]
     several = Each(Seq(()), ("x",), rows=rows(5))
     graph = graph_of(Seq((A, several, C)))
-    assert list(graph.after[graph.index["c"]]) == [graph.index["a"]]
+    assert list(graph.dependencies[graph.index["c"]]) == [graph.index["a"]]
 
 
 def test_a_mapping_keeps_its_dependencies_and_ends_in_what_nothing_needs() -> None:
     deps = Deps((A, B, C), ((), (0,), (0,)))
     graph = graph_of(Seq((deps, D)))
-    assert [list(after) for after in graph.after] == [[], [0], [0], [1, 2]]
+    assert [list(nodes) for nodes in graph.dependencies] == [[], [0], [0], [1, 2]]
 
 
 def test_an_id_that_stands_twice_is_refused() -> None:
@@ -143,7 +143,7 @@ def test_an_each_without_values_and_without_anything_that_finds_them_is_refused(
 
 def test_a_dependency_through_several_joins_is_one() -> None:
     graph = graph_of(Seq((Par((A, B)), Par((C, D)))))
-    graph.after[graph.index["c"]] = (0, 2, 2)
+    graph.dependencies[graph.index["c"]] = (0, 2, 2)
     found = list(graph.task_edges())
     assert sorted(found) == [(0, 3), (0, 4), (1, 3), (1, 4)]
 
@@ -214,11 +214,11 @@ def test_what_an_empty_branch_adds_waits_for_what_asked_only_once() -> None:
     graph.expand(0, rows(3))
     join = 1
     assert graph.ids[join] is None
-    assert sorted(graph.after[join]) == [0, 3, 4, 5]
-    for node, befores in enumerate(graph.before):
-        assert len(set(befores)) == len(befores), "an edge stands twice"
-        for after in befores:
-            assert node in graph.after[after]
+    assert sorted(graph.dependencies[join]) == [0, 3, 4, 5]
+    for node, dependents in enumerate(graph.dependents):
+        assert len(set(dependents)) == len(dependents), "an edge appears twice"
+        for other in dependents:
+            assert node in graph.dependencies[other]
 
 
 def test_the_labels_that_an_each_will_add_are_known_before() -> None:
@@ -276,7 +276,7 @@ def test_paths_and_order_are_right_before_and_after_every_expansion(seed: int) -
         order = graph.order()
         assert sorted(order) == list(range(len(graph)))
         place = {node: number for number, node in enumerate(order)}
-        assert all(place[other] < place[node] for node in order for other in graph.after[node])
+        assert all(place[other] < place[node] for node in order for other in graph.dependencies[node])
         assert sorted(in_order(graph)) == sorted(order)
 
 
@@ -295,7 +295,7 @@ def guessed(graph: Graph) -> list[float]:
     def path(node: int) -> float:
         if node not in known:
             here = (graph.ids[node] is not None) + extra.get(node, 0.0)
-            known[node] = here + max((path(after) for after in graph.before[node]), default=0.0)
+            known[node] = here + max((path(other) for other in graph.dependents[node]), default=0.0)
         return known[node]
 
     return [path(node) for node in range(len(graph))]
@@ -304,7 +304,7 @@ def guessed(graph: Graph) -> list[float]:
 def test_weights_make_paths() -> None:
     graph = graph_of(Seq((A, Par((B, Seq((C, D)))))))
     weights = {"a": 1.0, "b": 10.0, "c": 2.0, "d": 3.0}
-    assert graph.longest_paths(lambda node: weights[graph.id(node)]) == [11.0, 10.0, 5.0, 3.0]
+    assert graph.longest_paths(lambda node: weights[graph.task_id(node)]) == [11.0, 10.0, 5.0, 3.0]
 
 
 # ---- what it costs
@@ -333,8 +333,8 @@ def test_wide_groups_cost_no_more_than_their_members() -> None:
     left, right = Each(P, ("x",), rows=rows(count)), Each(Q, ("x",), rows=rows(count))
     graph = graph_of(Seq((left, right)))
     assert len(graph) == 2 * count + 1
-    assert sum(map(len, graph.after)) == 2 * count
-    assert sum(map(len, graph.before)) == 2 * count
+    assert sum(map(len, graph.dependencies)) == 2 * count
+    assert sum(map(len, graph.dependents)) == 2 * count
 
 
 def chain(size: int) -> Graph:
@@ -364,7 +364,7 @@ def test_every_edge_is_known_at_both_ends(seed: int) -> None:
     for node in list(graph.tasks()):
         if graph.expandable(node) and graph.clash(node, rows(2)) is None:
             graph.expand(node, rows(2))
-    forth = sorted((before, node) for node, after in enumerate(graph.after) for before in after)
-    back = sorted((node, after) for node, before in enumerate(graph.before) for after in before)
+    forth = sorted((other, node) for node, nodes in enumerate(graph.dependencies) for other in nodes)
+    back = sorted((node, other) for node, nodes in enumerate(graph.dependents) for other in nodes)
     assert forth == back
     assert len(set(forth)) == len(forth)

@@ -61,21 +61,21 @@ class Bench:
         while (command := self.scheduler.next(self.now)) is not None:
             match command:
                 case s.Start(node, attempt, queued_s):
-                    told.append(self.graph.id(node))
+                    told.append(self.graph.task_id(node))
                     facts = (self.scheduler.max_attempts(node), "x", "thread", "host", 1, queued_s)
                     self.see(e.TaskStarted(*self.about(node, attempt), *facts))
                 case s.SkipTask(node, reason):
-                    told.append(f"{self.graph.id(node)}: skipped, {reason}")
+                    told.append(f"{self.graph.task_id(node)}: skipped, {reason}")
                     self.see(e.TaskSkipped(*self.about(node), reason))
                 case s.BlockTask(node, causes):
-                    names = [self.graph.id(cause) for cause in causes]
-                    told.append(f"{self.graph.id(node)}: blocked by {' '.join(names)}")
+                    names = [self.graph.task_id(cause) for cause in causes]
+                    told.append(f"{self.graph.task_id(node)}: blocked by {' '.join(names)}")
                     self.see(e.TaskBlocked(*self.about(node), names))
                 case s.CancelTask(node):
-                    told.append(f"{self.graph.id(node)}: cancelled")
+                    told.append(f"{self.graph.task_id(node)}: cancelled")
                     self.see(e.TaskCancelled(*self.about(node)))
                 case s.StopTask(node):
-                    told.append(f"{self.graph.id(node)}: stop")
+                    told.append(f"{self.graph.task_id(node)}: stop")
                 case s.EndRun(status, reason):
                     told.append(f"run {status}" + (f" ({reason})" if reason else ""))
                     break
@@ -84,7 +84,7 @@ class Bench:
     def about(self, node: int, attempt: int | None = None) -> tuple[int, int, str, str, str, str, str, int]:
         self.seq += 1
         number = self.state.attempt[node] if attempt is None else attempt
-        return self.seq, 1, *HEADER, self.graph.id(node), number
+        return self.seq, 1, *HEADER, self.graph.task_id(node), number
 
     def see(self, event: e.Event) -> None:
         self.scheduler.observe(event, self.now)
@@ -124,7 +124,7 @@ class Bench:
         return self.go()
 
     def status(self) -> dict[str, str]:
-        return {self.graph.id(node): STATUS[self.state.status[node]] for node in self.graph.tasks()}
+        return {self.graph.task_id(node): STATUS[self.state.status[node]] for node in self.graph.tasks()}
 
 
 A, B, C, D = (task(label) for label in "abcd")
@@ -947,7 +947,7 @@ def played(size: int, policy: OnFailure) -> None:
         bench.fail(name)
     while bench.scheduler.running:
         for node in list(bench.scheduler.running):
-            bench.finish(bench.graph.id(node))
+            bench.finish(bench.graph.task_id(node))
 
 
 @pytest.mark.parametrize("policy", ["drain", "continue", "cancel"])

@@ -150,7 +150,7 @@ def failure_that_is_forgotten_behind_a_join(patch: pytest.MonkeyPatch) -> None:
     resolve = Scheduler._resolve
 
     def _resolve(self: Scheduler, node: int, flags: int, now: float) -> None:
-        resolve(self, node, flags & ~1 if len(self.graph.before[node]) > 1 else flags, now)
+        resolve(self, node, flags & ~1 if len(self.graph.dependents[node]) > 1 else flags, now)
 
     patch.setattr(Scheduler, "_resolve", _resolve)
 
@@ -190,7 +190,7 @@ def barrier_that_an_empty_branch_opens(patch: pytest.MonkeyPatch) -> None:
     def too_many(self: Graph, node: int, rows: Sequence[Sequence[Any]]) -> range:
         join = self._open[node][1]
         new = expand(self, node, rows)
-        if any(self.ids[after] is None for after in self.before[node] if after != join):
+        if any(self.ids[other] is None for other in self.dependents[node] if other != join):
             return new
         self._link((node,), join)
         return new

@@ -68,7 +68,7 @@ class Story:
 
     def status(self) -> dict[str, str]:
         state = self.state
-        return {state.graph.id(node): STATUS[state.status[node]] for node in state.graph.tasks()}
+        return {state.graph.task_id(node): STATUS[state.status[node]] for node in state.graph.tasks()}
 
 
 @pytest.fixture
@@ -342,7 +342,7 @@ def resets_of(
         [index[task] for task in gone],
         None if selected is None else Selection(frozenset(index[task] for task in selected)),
     )
-    return {story.state.graph.id(node): why for node, why in found.items()}
+    return {story.state.graph.task_id(node): why for node, why in found.items()}
 
 
 def test_what_has_not_finished_runs_again_and_all_that_follows_it() -> None:
@@ -641,7 +641,7 @@ def test_the_predecessors_on_the_path_are_seen_through_joins() -> None:
         events.append(kind(1, 1, at(seconds), *header, *facts))
         kind, facts = ending(task)
         events.append(kind(1, 1, at(seconds + 1), *header, *facts))
-    story.state.graph.after[story.state.graph.index["c"]] = (0, 2)  # a, and a again behind the join
+    story.state.graph.dependencies[story.state.graph.index["c"]] = (0, 2)  # a, and a again behind the join
     assert timeline(events, story.state).critical_path == ["b", "c"]
 
 

@@ -54,7 +54,7 @@ def made(*tasks: Any) -> dict[str, Any]:
     for node in graph.tasks():
         target = compiled.targets[graph.spec_of[node]]
         assert isinstance(target, type)
-        found[graph.id(node)] = parameters_of(target).make(graph.params(node))
+        found[graph.task_id(node)] = parameters_of(target).make(graph.params(node))
     return found
 
 

@@ -34,12 +34,12 @@ TREE = Tree(SPECS, Seq((LOAD, Par((USES, FREES)), AFTER)))
 def state_of(**statuses: int) -> State:
     state = State(Graph(TREE))
     for node in state.graph.tasks():
-        state.status[node] = statuses.get(state.graph.id(node).replace("[n=", "").replace("]", ""), 0)
+        state.status[node] = statuses.get(state.graph.task_id(node).replace("[n=", "").replace("]", ""), 0)
     return state
 
 
 def waiting(state: State, slots: int, limit: int = 1) -> dict[str, str]:
-    return {state.graph.id(node): name for node, name in held_back(state, slots, {"one": limit}).items()}
+    return {state.graph.task_id(node): name for node, name in held_back(state, slots, {"one": limit}).items()}
 
 
 def test_what_is_ready_waits_for_a_limit_or_for_a_slot() -> None:
