@@ -1,6 +1,6 @@
-"""The error tree. Every error keeps its facts as attributes and says the mend in `str()`.
+"""The error tree. Every error keeps its facts as attributes and says what to do in `str()`.
 
-`UsageError` and its children are mistakes that a user can mend (the command line exits with 2); `RunError` says that a
+`UsageError` and its children are mistakes that a user can fix (the command line exits with 2); `RunError` says that a
 run failed (exit 1); `RunStopped` that it could not go on (exit 3). Constructors hand their fields to `super().__init__`
 and text is made in `__str__`, so that errors survive pickling.
 """
@@ -32,14 +32,14 @@ class UsageError(GluepyError):
 
 
 class DagError(UsageError):
-    """A DAG or task that cannot be compiled. `place` names it, `problem` says what is wrong, `mend` what to do."""
+    """A DAG or task that cannot be compiled. `place` names it, `problem` says what is wrong, `hint` what to do."""
 
-    def __init__(self, place: str, problem: str, mend: str = "") -> None:
-        super().__init__(place, problem, mend)
-        self.place, self.problem, self.mend = place, problem, mend
+    def __init__(self, place: str, problem: str, hint: str = "") -> None:
+        super().__init__(place, problem, hint)
+        self.place, self.problem, self.hint = place, problem, hint
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.place}: {self.problem}" + (f"; {self.hint}" if self.hint else "")
 
 
 class UnknownDag(UsageError):
@@ -106,24 +106,24 @@ class UnknownRun(UsageError):
 class OptionError(UsageError):
     """An option, argument or call that cannot be meant. `option` names it."""
 
-    def __init__(self, option: str, problem: str, mend: str = "") -> None:
-        super().__init__(option, problem, mend)
-        self.option, self.problem, self.mend = option, problem, mend
+    def __init__(self, option: str, problem: str, hint: str = "") -> None:
+        super().__init__(option, problem, hint)
+        self.option, self.problem, self.hint = option, problem, hint
 
     def __str__(self) -> str:
-        return f"{self.option}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.option}: {self.problem}" + (f"; {self.hint}" if self.hint else "")
 
 
 class SettingsError(UsageError):
     """A setting that is unknown or has a wrong value. `source` says where it was found."""
 
-    def __init__(self, setting: str, source: str, problem: str, mend: str = "") -> None:
-        super().__init__(setting, source, problem, mend)
-        self.setting, self.source, self.problem, self.mend = setting, source, problem, mend
+    def __init__(self, setting: str, source: str, problem: str, hint: str = "") -> None:
+        super().__init__(setting, source, problem, hint)
+        self.setting, self.source, self.problem, self.hint = setting, source, problem, hint
 
     def __str__(self) -> str:
         where = f" ({self.source})" if self.source else ""
-        return f"{self.setting}{where}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.setting}{where}: {self.problem}" + (f"; {self.hint}" if self.hint else "")
 
 
 class SettingsWarning(UserWarning):
@@ -133,23 +133,23 @@ class SettingsWarning(UserWarning):
 class ContextError(UsageError):
     """Context files or parameters that cannot be read or do not fit CONTEXT_MODEL. `source` says which."""
 
-    def __init__(self, source: str, problem: str, mend: str = "") -> None:
-        super().__init__(source, problem, mend)
-        self.source, self.problem, self.mend = source, problem, mend
+    def __init__(self, source: str, problem: str, hint: str = "") -> None:
+        super().__init__(source, problem, hint)
+        self.source, self.problem, self.hint = source, problem, hint
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.source}: {self.problem}" + (f"; {self.hint}" if self.hint else "")
 
 
 class ImportFailed(UsageError):
     """A user's module did not import. `stack` is the traceback of the user's own frames."""
 
-    def __init__(self, module: str, why: str, stack: str = "", mend: str = "") -> None:
-        super().__init__(module, why, stack, mend)
-        self.module, self.why, self.stack, self.mend = module, why, stack, mend
+    def __init__(self, module: str, why: str, stack: str = "", hint: str = "") -> None:
+        super().__init__(module, why, stack, hint)
+        self.module, self.why, self.stack, self.hint = module, why, stack, hint
 
     def __str__(self) -> str:
-        text = f"cannot import {self.module!r}: {self.why}" + (f"; {self.mend}" if self.mend else "")
+        text = f"cannot import {self.module!r}: {self.why}" + (f"; {self.hint}" if self.hint else "")
         return f"{text}\n{self.stack.rstrip()}" if self.stack else text
 
 
@@ -269,20 +269,20 @@ def _rebuild(message: str, errors: Sequence[Exception], run_id: str) -> RunError
 class RunStopped(GluepyError):
     """The run could not go on: the disk is full, the engine unreachable. What was recorded stays; resume it later."""
 
-    def __init__(self, run_id: str, why: str, mend: str = "") -> None:
-        super().__init__(run_id, why, mend)
-        self.run_id, self.why, self.mend = run_id, why, mend
+    def __init__(self, run_id: str, why: str, hint: str = "") -> None:
+        super().__init__(run_id, why, hint)
+        self.run_id, self.why, self.hint = run_id, why, hint
 
     def __str__(self) -> str:
-        return f"run {self.run_id} stopped: {self.why}" + (f"; {self.mend}" if self.mend else "")
+        return f"run {self.run_id} stopped: {self.why}" + (f"; {self.hint}" if self.hint else "")
 
 
 class ExecutorBroken(GluepyError):
     """The infrastructure of an executor failed (not a task): workers cannot be started, the engine is unreachable."""
 
-    def __init__(self, executor: str, why: str, mend: str = "") -> None:
-        super().__init__(executor, why, mend)
-        self.executor, self.why, self.mend = executor, why, mend
+    def __init__(self, executor: str, why: str, hint: str = "") -> None:
+        super().__init__(executor, why, hint)
+        self.executor, self.why, self.hint = executor, why, hint
 
     def __str__(self) -> str:
-        return f"{self.executor}: {self.why}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.executor}: {self.why}" + (f"; {self.hint}" if self.hint else "")

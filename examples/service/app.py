@@ -110,7 +110,7 @@ app = FastAPI(title="Pipelines", lifespan=lifespan)
 
 @app.exception_handler(UsageError)
 async def refuse(_: Request, error: UsageError) -> JSONResponse:
-    """An unknown DAG or an option that cannot be meant: the client's mistake, with the mend."""
+    """An unknown DAG or an option that cannot be meant: the client's mistake, with a hint."""
     return JSONResponse({"detail": str(error)}, status_code=422)
 
 

@@ -95,7 +95,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except typer.Abort:
         return 130
     except OptionError as error:
-        return _say_error(OptionError(_OPTIONS.get(error.option, error.option), error.problem, error.mend), 2)
+        return _say_error(OptionError(_OPTIONS.get(error.option, error.option), error.problem, error.hint), 2)
     except UsageError as error:
         return _say_error(error, 2)
     except RunError as error:  # of a command of the project's

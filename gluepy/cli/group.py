@@ -42,12 +42,12 @@ class CommandClash(UsageError):
 class NoCommands(UsageError):
     """A project's module of commands does not say which are meant."""
 
-    def __init__(self, module: str, problem: str, mend: str) -> None:
-        super().__init__(module, problem, mend)
-        self.module, self.problem, self.mend = module, problem, mend
+    def __init__(self, module: str, problem: str, hint: str) -> None:
+        super().__init__(module, problem, hint)
+        self.module, self.problem, self.hint = module, problem, hint
 
     def __str__(self) -> str:
-        return f"{self.module}: {self.problem}; {self.mend}"
+        return f"{self.module}: {self.problem}; {self.hint}"
 
 
 class CommandLine(TyperGroup):

@@ -77,8 +77,8 @@ class Invocation:
         try:
             return Path.cwd()
         except FileNotFoundError:
-            mend = "go to another one, or name a project with --project DIR"
-            raise OptionError("the current folder", "it does not exist any more", mend) from None
+            hint = "go to another one, or name a project with --project DIR"
+            raise OptionError("the current folder", "it does not exist any more", hint) from None
 
     def project(self) -> Path | None:
         """The project's folder, None without one. Raises `UsageError` where --project names no project."""

@@ -68,8 +68,8 @@ def _check_name(name: str, command: str, folder: Path) -> None:
     option = f"{command} {name}"
     if not name.isidentifier():
         usable = re.sub(r"\W+", "_", name).strip("_").lower()
-        mend = f"use letters, digits and _, as in {usable!r}" if usable.isidentifier() else "use letters, digits and _"
-        raise OptionError(option, f"{name!r} cannot be the name of a Python module", mend)
+        hint = f"use letters, digits and _, as in {usable!r}" if usable.isidentifier() else "use letters, digits and _"
+        raise OptionError(option, f"{name!r} cannot be the name of a Python module", hint)
     if keyword.iskeyword(name):
         raise OptionError(
             option, f"{name!r} is a word of the Python language", f"take another name, such as {name}_flow"
@@ -85,8 +85,8 @@ def _check_name(name: str, command: str, folder: Path) -> None:
         raise OptionError(option, f"{file} has that name already", "take another name")
     spec = None if name in _folders(folder) else importlib.util.find_spec(name)
     if spec is not None and spec.origin is not None:  # a mere folder has no origin
-        mend = f"take another name, such as my_{name}"
-        raise OptionError(option, f"an installed module has the name {name!r} ({spec.origin})", mend)
+        hint = f"take another name, such as my_{name}"
+        raise OptionError(option, f"an installed module has the name {name!r} ({spec.origin})", hint)
 
 
 def _folders(folder: Path) -> list[str]:

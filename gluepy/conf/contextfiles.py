@@ -38,8 +38,8 @@ def _read(file: Path, settings: Settings) -> dict[str, JSON]:
         data = file.read_bytes()
     except FileNotFoundError:
         named_by = settings.sources.get("CONTEXT_FILES", "")
-        mend = f"CONTEXT_FILES ({named_by}) names it" if named_by else "CONTEXT_FILES names it"
-        raise ContextError(source, f"there is no such file in {settings.folder}", mend) from None
+        hint = f"CONTEXT_FILES ({named_by}) names it" if named_by else "CONTEXT_FILES names it"
+        raise ContextError(source, f"there is no such file in {settings.folder}", hint) from None
     except OSError as error:
         raise ContextError(source, f"cannot be read: {error.strerror}") from None
     return values_of(data, source)

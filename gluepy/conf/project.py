@@ -136,23 +136,23 @@ def import_object(path: str, *, entry_points: str = "", named_by: str = "") -> A
     With `entry_points`, a name without dots is looked up in that group of installed packages' entry points. `named_by`
     says in errors what names the path (EXECUTOR_BACKEND). Raises `ImportFailed`.
     """
-    mend = f"{named_by} names it" if named_by else ""
+    hint = f"{named_by} names it" if named_by else ""
     module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if entry_points and path.isidentifier():
-        return _entry_point(path, entry_points, mend)
+        return _entry_point(path, entry_points, hint)
     parts = name.split(".")
     if not all(part.isidentifier() for part in (*module_name.split("."), *parts)):
-        raise ImportFailed(path, "it is not a dotted path such as 'package.module.Name'", mend=mend)
-    module = _imported(module_name, path, mend)
+        raise ImportFailed(path, "it is not a dotted path such as 'package.module.Name'", hint=hint)
+    module = _imported(module_name, path, hint)
     try:
         return reduce(getattr, parts, module)
     except AttributeError:
         full = f"{module_name}.{name}"
         if hasattr(module, "__path__") and not parts[1:] and importlib.util.find_spec(full) is not None:
-            return _imported(full, path, mend)
+            return _imported(full, path, hint)
         known = [each for each in vars(module) if not each.startswith("_")]
         why = f"module {module_name!r} has no {name!r}{did_you_mean(name, known)}"
-        raise ImportFailed(path, why, mend=mend) from None
+        raise ImportFailed(path, why, hint=hint) from None
 
 
 def load_file(file: Path) -> ModuleType:
@@ -164,25 +164,25 @@ def load_file(file: Path) -> ModuleType:
     """
     file = file.absolute()
     if file.is_dir():
-        raise ImportFailed(str(file), "it is a folder", mend="name a file in it")
+        raise ImportFailed(str(file), "it is a folder", hint="name a file in it")
     if not file.is_file():
         near = did_you_mean(file.name, (each.name for each in file.parent.glob("*.py")))
         raise ImportFailed(str(file), f"there is no such file{near}")
     if file.suffix != ".py" or not file.stem.isidentifier():
-        raise ImportFailed(str(file), "its name cannot be a module's", mend="rename it to letters, digits, _ and .py")
+        raise ImportFailed(str(file), "its name cannot be a module's", hint="rename it to letters, digits, _ and .py")
     folder, name = file.parent, file.stem
     while (folder / "__init__.py").is_file() and folder.name.isidentifier():
         folder, name = folder.parent, f"{folder.name}.{name}"
     top = name.partition(".")[0]
     loaded = sys.modules.get(top)
     if loaded is not None and not _lies_in(loaded, folder):
-        raise ImportFailed(str(file), f"a module {top!r} is already imported{_from(loaded)}", mend="rename the file")
+        raise ImportFailed(str(file), f"a module {top!r} is already imported{_from(loaded)}", hint="rename the file")
     elsewhere = [entry for entry in sys.path if Path(entry or ".").absolute() != folder]
     hidden = PathFinder.find_spec(top, elsewhere)
     own = module_file(top, folder)
     is_own = own is not None and hidden is not None and _is_file(hidden.origin, own)  # found by way of a link
     if top in sys.stdlib_module_names or (_is_module(hidden) and not is_own):
-        raise ImportFailed(str(file), f"its name hides the installed module {top!r}", mend="rename the file")
+        raise ImportFailed(str(file), f"its name hides the installed module {top!r}", hint="rename the file")
     put_on_path(folder)
     return _imported(name, str(file))
 
@@ -195,10 +195,10 @@ def load_settings_module(name: str, project: Path | None, *, named_by: str = "")
     """
     file = module_file(name, project) if project is not None else None
     if file is None:
-        return _imported(name, mend=f"{named_by} names it") if named_by else None
+        return _imported(name, hint=f"{named_by} names it") if named_by else None
     if name in _loading:
         why = "it reads gluepy's settings while it is being imported"
-        raise ImportFailed(name, why, mend="only set values there")
+        raise ImportFailed(name, why, hint="only set values there")
     stat = file.stat()
     version = (str(file), stat.st_mtime_ns, stat.st_size)
     module = sys.modules.get(name)
@@ -242,11 +242,11 @@ def _execute(name: str, file: Path, version: tuple[str, int, int]) -> ModuleType
     return module
 
 
-def _imported(name: str, asked: str = "", mend: str = "") -> ModuleType:
-    return _guarded(name, asked, lambda: importlib.import_module(name), mend)
+def _imported(name: str, asked: str = "", hint: str = "") -> ModuleType:
+    return _guarded(name, asked, lambda: importlib.import_module(name), hint)
 
 
-def _guarded(name: str, asked: str, load: Callable[[], ModuleType], mend: str = "") -> ModuleType:
+def _guarded(name: str, asked: str, load: Callable[[], ModuleType], hint: str = "") -> ModuleType:
     """`load()`, with what goes wrong in it as an `ImportFailed` of `asked` (by default `name`)."""
     try:
         return load()
@@ -255,22 +255,22 @@ def _guarded(name: str, asked: str, load: Callable[[], ModuleType], mend: str = 
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             near = did_you_mean(error.name, _neighbours(error.name))
-            raise ImportFailed(asked or name, f"there is no module {error.name!r}{near}", mend=mend) from None
-        raise _failed(asked or name, error, mend) from error
+            raise ImportFailed(asked or name, f"there is no module {error.name!r}{near}", hint=hint) from None
+        raise _failed(asked or name, error, hint) from error
     except SystemExit as error:
         why = 'it exits while it is imported; a script needs `if __name__ == "__main__":`'
-        raise ImportFailed(asked or name, why, user_stack(error), mend) from error
+        raise ImportFailed(asked or name, why, user_stack(error), hint) from error
     except Exception as error:
-        raise _failed(asked or name, error, mend) from error
+        raise _failed(asked or name, error, hint) from error
 
 
-def _failed(name: str, error: Exception, mend: str) -> ImportFailed:
+def _failed(name: str, error: Exception, hint: str) -> ImportFailed:
     first = (str(error).splitlines() or [""])[0]
     stack = user_stack(error)
     hidden = _hidden_by_standard_library(error)
     if hidden is not None:
-        mend = f"{hidden} has the name of a module of the standard library, which comes first: rename the file"
-    return ImportFailed(name, f"{type(error).__name__}: {first}", stack if "\n" in stack else "", mend)
+        hint = f"{hidden} has the name of a module of the standard library, which comes first: rename the file"
+    return ImportFailed(name, f"{type(error).__name__}: {first}", stack if "\n" in stack else "", hint)
 
 
 def _hidden_by_standard_library(error: Exception) -> Path | None:
@@ -289,7 +289,7 @@ def _hidden_by_standard_library(error: Exception) -> Path | None:
 
 def _import_installed(name: str, project: Path | None) -> ModuleType:
     where = f"INSTALLED_MODULES names it; looked in {project}" if project is not None else "INSTALLED_MODULES names it"
-    return _imported(name, mend=where)
+    return _imported(name, hint=where)
 
 
 def _refuse_namesake(module: ModuleType, project: Path) -> None:
@@ -297,8 +297,8 @@ def _refuse_namesake(module: ModuleType, project: Path) -> None:
     name, file = module.__name__, getattr(module, "__file__", None)
     own = module_file(name, project) or project.joinpath(*name.split("."))
     if file is not None and own.exists() and not _lies_in(module, project):
-        mend = "rename one of them, or run each project in a process of its own"
-        raise ImportFailed(name, f"the module of that name is {file}, not the project's own {own}", mend=mend)
+        hint = "rename one of them, or run each project in a process of its own"
+        raise ImportFailed(name, f"the module of that name is {file}, not the project's own {own}", hint=hint)
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
@@ -339,12 +339,12 @@ def _neighbours(name: str) -> list[str]:
     return names
 
 
-def _entry_point(name: str, group: str, mend: str) -> Any:
+def _entry_point(name: str, group: str, hint: str) -> Any:
     known = _entry_points(group)
     if name not in known:
         hint = did_you_mean(name, known) or (f"; known are {', '.join(sorted(known))}" if known else "")
         why = f"it is neither a dotted path such as 'package.module.Name' nor an entry point of {group!r}{hint}"
-        raise ImportFailed(name, why, mend=mend)
+        raise ImportFailed(name, why, hint=hint)
     return import_object(known[name], named_by=f"entry point {name!r} of {group!r}")
 
 

@@ -316,8 +316,8 @@ def decoded(name: str, text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        mend = 'write it as JSON, such as ["a", "b"] or {"gpu": 1}'
-        raise SettingsError(name, source, f"its value is not JSON ({error})", mend) from None
+        hint = 'write it as JSON, such as ["a", "b"] or {"gpu": 1}'
+        raise SettingsError(name, source, f"its value is not JSON ({error})", hint) from None
 
 
 def problem(name: str, error: Any, redact: Sequence[str]) -> str:

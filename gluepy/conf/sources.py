@@ -53,8 +53,8 @@ def load_settings(
         raise SettingsError("SETTINGS_MODULE", source, f"the name of a module is wanted, not {short(module)}")
     if not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
-        mend = f"write {dotted}" if all(part.isidentifier() for part in dotted.split(".")) else ""
-        raise SettingsError("SETTINGS_MODULE", source, f"{module!r} is not the name of a module", mend)
+        hint = f"write {dotted}" if all(part.isidentifier() for part in dotted.split(".")) else ""
+        raise SettingsError("SETTINGS_MODULE", source, f"{module!r} is not the name of a module", hint)
     from_module, own, kinds = _module(module, project, source, warn)
     layers.insert(3, from_module)
 
@@ -254,8 +254,8 @@ def _typed(name: str, value: Any, kind: Any, default: Any, source: str) -> Any:
         first = error.errors(include_url=False)[0]
         raise SettingsError(name, source, problem(name, first, SHOWN_MASKED)) from None
     except PydanticSchemaGenerationError:
-        mend = "annotate it in the settings module with a type that text can be of"
-        raise SettingsError(name, source, f"text cannot be of type {getattr(kind, '__name__', kind)}", mend) from None
+        hint = "annotate it in the settings module with a type that text can be of"
+        raise SettingsError(name, source, f"text cannot be of type {getattr(kind, '__name__', kind)}", hint) from None
 
 
 def _warn(text: str, name: str, module: types.ModuleType) -> None:

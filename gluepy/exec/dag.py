@@ -133,7 +133,7 @@ class Compiled:
 def compile_dag(dag: type[DAG], limits: Mapping[str, int] | None = None) -> Compiled:
     """Check `dag` and build its graph. `limits` are the named limits that `uses` may name (None: not checked).
 
-    Raises `DagError`, naming the place and the mend, for every authoring mistake.
+    Raises `DagError`, naming the place and the hint, for every authoring mistake.
     """
     compiler = _Compiler(dag)
     root = compiler.root()
@@ -142,7 +142,7 @@ def compile_dag(dag: type[DAG], limits: Mapping[str, int] | None = None) -> Comp
     try:
         graph = Graph(Tree(tuple(compiler.specs), root))
     except DagError as error:
-        raise DagError(f"{compiler.place}, {error.place}", error.problem, error.mend) from None
+        raise DagError(f"{compiler.place}, {error.place}", error.problem, error.hint) from None
     if not graph.index:
         raise DagError(compiler.place, "has no tasks", "name at least one in `tasks`")
     return Compiled(dag, graph, compiler.targets)
@@ -153,8 +153,8 @@ def check_label(dag: type[DAG]) -> None:
     label = dag.label
     if isinstance(label, str) and (":" in label or label.endswith(".py") or label.startswith("-")):
         place = f"DAG {dag.__qualname__} ({dag.__module__})"
-        mend = "remove ':', '.py' at its end and '-' at its beginning: they mean a class, a file and an option"
-        raise DagError(place, f"label is {label!r}", mend)
+        hint = "remove ':', '.py' at its end and '-' at its beginning: they mean a class, a file and an option"
+        raise DagError(place, f"label is {label!r}", hint)
 
 
 class _Compiler:
@@ -166,8 +166,8 @@ class _Compiler:
         self._known: dict[type[Task], tuple[int, dict[str, Any]]] = {}  # its spec, and its parameters' defaults
         self._defaults: dict[type[Task], dict[str, JSON]] = {}  # those of them that were needed, as JSON
 
-    def fail(self, problem: str, mend: str = "") -> DagError:
-        return DagError(self.place, problem, mend)
+    def fail(self, problem: str, hint: str = "") -> DagError:
+        return DagError(self.place, problem, hint)
 
     def root(self) -> Element:
         tasks = getattr(self.dag, "tasks", None)
@@ -243,7 +243,7 @@ class _Compiler:
             if not is_bare:
                 takes.check(item, fixed)
         except WrongValue as error:
-            raise self.fail(error.problem, error.mend) from None
+            raise self.fail(error.problem, error.hint) from None
         if id is not None and (not isinstance(id, str) or not id or recordable(id) != id):
             raise self.fail(f"{task.__qualname__} has the id {id!r}", "an id is a string with at least one character")
         return Leaf(spec, fixed, id)
@@ -252,7 +252,7 @@ class _Compiler:
         try:
             spec = spec_of(task)
         except DagError as error:
-            raise DagError(f"{self.place}, {error.place}", error.problem, error.mend) from None
+            raise DagError(f"{self.place}, {error.place}", error.problem, error.hint) from None
         known = self._known[task] = self.append(spec, task), dict(parameters_of(task).defaults())
         self._defaults[task] = {}
         return known
@@ -273,21 +273,21 @@ class _Compiler:
         declared = {name for leaf in leaves for name in self.specs[leaf.spec].params}
         for name in fan.values:
             if name not in declared:
-                mend = did_you_mean(name, declared).removeprefix("; ") or self.mend_of(leaves)
-                raise self.fail(f"each(…) gives {name!r}, which no task in it has as a parameter", mend)
+                hint = did_you_mean(name, declared).removeprefix("; ") or self.mend_of(leaves)
+                raise self.fail(f"each(…) gives {name!r}, which no task in it has as a parameter", hint)
         for leaf in leaves:
             label = self.specs[leaf.spec].label
             for name, value in fan.values.items():
                 several = callable(value) or len(value) > 1
                 if several and leaf.id is not None:
-                    mend = "remove the id: the values tell its tasks apart"
-                    raise self.fail(f"each(…, {name}=…) repeats the id {leaf.id!r}", mend)
+                    hint = "remove the id: the values tell its tasks apart"
+                    raise self.fail(f"each(…, {name}=…) repeats the id {leaf.id!r}", hint)
                 if several and name not in self.specs[leaf.spec].params:
-                    mend = f"annotate {name} in its class, or move it out of the each"
-                    raise self.fail(f"each(…, {name}=…) repeats {label!r}, which has no parameter {name!r}", mend)
+                    hint = f"annotate {name} in its class, or move it out of the each"
+                    raise self.fail(f"each(…, {name}=…) repeats {label!r}, which has no parameter {name!r}", hint)
                 if name in leaf.fixed:
-                    mend = "give it in one place only"
-                    raise self.fail(f"each(…) gives {name!r}, which {label!r} has a value for already", mend)
+                    hint = "give it in one place only"
+                    raise self.fail(f"each(…) gives {name!r}, which {label!r} has a value for already", hint)
         asked = {name: value for name, value in fan.values.items() if callable(value)}
         for name, value in asked.items():
             _check_callable(value, name, self.fail)
@@ -298,7 +298,7 @@ class _Compiler:
                 try:
                     columns[name] = [encoded(value, codecs[name], what) for value in values]
                 except WrongValue as error:
-                    raise self.fail(error.problem, error.mend) from None
+                    raise self.fail(error.problem, error.hint) from None
         if not asked:
             return Each(item, tuple(columns), rows=[list(row) for row in itertools.product(*columns.values())])
         if given:
@@ -421,9 +421,9 @@ class _Compiler:
         for name, amount in spec.uses.items() if limits is not None else ():
             assert limits is not None
             if name not in limits:
-                mend = did_you_mean(name, limits).removeprefix("; ")
-                mend = mend or f"add it to LIMITS, as in LIMITS = {{{name!r}: {amount}}}"
-                raise self.fail(f"task {spec.label!r} uses {name!r}, which LIMITS does not have", mend)
+                hint = did_you_mean(name, limits).removeprefix("; ")
+                hint = hint or f"add it to LIMITS, as in LIMITS = {{{name!r}: {amount}}}"
+                raise self.fail(f"task {spec.label!r} uses {name!r}, which LIMITS does not have", hint)
             if amount > limits[name]:
                 raise self.fail(
                     f"task {spec.label!r} uses {amount} of {name!r}, of which there are {limits[name]}",
@@ -445,11 +445,11 @@ class _Compiler:
                 raise self.fail(f"the task {name!r} cannot be imported: {error}", "check the dotted name") from None
         found = getattr(module, attribute, None)
         if found is None:
-            mend = (
+            hint = (
                 did_you_mean(name, here).removeprefix("; ")
                 or "define it there, import it there, or give its dotted name"
             )
-            raise self.fail(f"no task {name!r} in the module {owner or self.dag.__module__}", mend)
+            raise self.fail(f"no task {name!r} in the module {owner or self.dag.__module__}", hint)
         return found
 
 

@@ -847,9 +847,9 @@ class Engine:
 
     def _stopped(self, error: BaseException) -> RunStopped:
         if isinstance(error, ExecutorBroken):
-            return RunStopped(self.run.run_id, f"{error.executor}: {error.why}", error.mend)
+            return RunStopped(self.run.run_id, f"{error.executor}: {error.why}", error.hint)
         if isinstance(error, LogBroken):
-            return RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend)
+            return RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.hint)
         return RunStopped(self.run.run_id, f"{self._executor.name} raised {type(error).__name__}: {error}")
 
 

@@ -41,15 +41,15 @@ _LOOPS = ("asyncio", "uvloop", "trio", "anyio")
 
 
 class ForkedCopy(GluepyError):
-    """A forked process did what only the process with the run can do. `what` it did, `mend` says what to do instead."""
+    """A forked process did what only the process with the run can do. `what` it did, `hint` says what to do instead."""
 
-    def __init__(self, what: str, mend: str = "") -> None:
-        super().__init__(what, mend)
-        self.what, self.mend = what, mend
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what, hint)
+        self.what, self.hint = what, hint
 
     def __str__(self) -> str:
         text = f"{self.what} in a forked process (pid {os.getpid()})"
-        return f"{text}; {self.mend}" if self.mend else text
+        return f"{text}; {self.hint}" if self.hint else text
 
 
 _installed = False
@@ -287,8 +287,8 @@ class _Link:
         try:
             self._writer.send(self._encode((key, os.getpid(), what)))
         except OSError as error:
-            mend = f"the process with the task does not listen: {error.strerror or error}"
-            raise ForkedCopy(f"{type(what).__name__.lower()} could not be told", mend) from error
+            hint = f"the process with the task does not listen: {error.strerror or error}"
+            raise ForkedCopy(f"{type(what).__name__.lower()} could not be told", hint) from error
 
 
 class _Line:

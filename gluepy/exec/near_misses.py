@@ -44,16 +44,16 @@ _RUN_NAMES = {name: ours for ours, (_, names) in _RUN.items() for name in (ours,
 
 
 def near_miss_of_task(task: type, root: type) -> tuple[str, str] | None:
-    """The problem and the mend if the class, below `root`, has an attribute that looks like one of `Task`'s."""
+    """The problem and the hint if the class, below `root`, has an attribute that looks like one of `Task`'s."""
     for name, value in _own(task, root):
         ours = _ours(name, value, _NAMES, _TASK)
         if ours is not None and not _is_used(name, task):
-            mend = f"did you mean {ours}?"
+            hint = f"did you mean {ours}?"
             if ours == _ORDER:
-                mend = "the DAG's `tasks` say what a task comes after"
+                hint = "the DAG's `tasks` say what a task comes after"
             elif ours == "retries" and ("delay" in name or "wait" in name or "backoff" in name):
-                mend = "did you mean retries = Retry(attempts=…, wait_s=…)?"
-            return f"{name} = {_short(value)} means nothing to gluepy", f"{mend} ({_own_business(name, value)})"
+                hint = "did you mean retries = Retry(attempts=…, wait_s=…)?"
+            return f"{name} = {_short(value)} means nothing to gluepy", f"{hint} ({_own_business(name, value)})"
     return None
 
 
@@ -63,20 +63,20 @@ def near_miss_of_dag(dag: type, root: type, of_tasks: Iterable[str]) -> tuple[st
         if _is_used(name, dag):
             continue
         if name in of_tasks and name != "label":
-            mend = f"write it in the classes of its tasks, or in a base of these ({_own_business(name, value)})"
-            return f"{name} = {_short(value)} means nothing in a DAG", mend
+            hint = f"write it in the classes of its tasks, or in a base of these ({_own_business(name, value)})"
+            return f"{name} = {_short(value)} means nothing in a DAG", hint
         ours = _ours(name, value, _DAG_NAMES, _DAG)
         if ours is not None:
-            mend = f"did you mean {ours}? ({_own_business(name, value)})"
-            return f"{name} = {_short(value)} means nothing to gluepy", mend
+            hint = f"did you mean {ours}? ({_own_business(name, value)})"
+            return f"{name} = {_short(value)} means nothing to gluepy", hint
         ours = _ours(name, value, _NAMES, _TASK)
         if ours is not None and ours not in ("label", _ORDER):
-            mend = f"did you mean {ours}, in the classes of its tasks? ({_own_business(name, value)})"
-            return f"{name} = {_short(value)} means nothing in a DAG", mend
+            hint = f"did you mean {ours}, in the classes of its tasks? ({_own_business(name, value)})"
+            return f"{name} = {_short(value)} means nothing in a DAG", hint
         ours = _RUN_NAMES.get(name)
         if ours is not None and _KINDS[ours](value):
-            mend = f"give it to the run: {_RUN[ours][0]}, or run_dag(…, {ours}=…) ({_own_business(name, value)})"
-            return f"{name} = {_short(value)} means nothing in a DAG", mend
+            hint = f"give it to the run: {_RUN[ours][0]}, or run_dag(…, {ours}=…) ({_own_business(name, value)})"
+            return f"{name} = {_short(value)} means nothing in a DAG", hint
     return None
 
 

@@ -60,8 +60,8 @@ class Parametrized:
             self = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
             if cls.__init__ is not Parametrized.__init__ and parameters_of(cls).has_init:
                 if "id" in kwargs and not parameters_of(cls).takes_id:
-                    mend = "let it take id: str | None = None (and hand it on by super().__init__(id=id))"
-                    raise DagError(cls.__qualname__, "its __init__ does not take an id", mend)
+                    hint = "let it take id: str | None = None (and hand it on by super().__init__(id=id))"
+                    raise DagError(cls.__qualname__, "its __init__ does not take an id", hint)
                 self.__dict__["_arguments"] = args, kwargs
             return self
 
@@ -71,8 +71,8 @@ class Parametrized:
                 raise DagError(type(self).__qualname__, *takes.problem)
             if values:
                 call = ", ".join(f"{name}={short(value)}" for name, value in zip(takes.declared, values, strict=False))
-                mend = f"write {type(self).__qualname__}({call})"
-                raise DagError(type(self).__qualname__, "its parameters are given by keyword", mend)
+                hint = f"write {type(self).__qualname__}({call})"
+                raise DagError(type(self).__qualname__, "its parameters are given by keyword", hint)
             self.__dict__["_scope"] = current_scope()  # so that its own threads, too, find it; a run sets it anyhow
             self.__dict__["_id"] = id
             takes.fill(self, takes.converted(parameters) if parameters else {})
@@ -93,7 +93,7 @@ class TaskParameters:
     """What the class `task` takes: `names`, in the order of their declaration.
 
     `declared` are its annotated attributes. `has_init`: its __init__ is its own; `takes_id`: an instance can be given
-    an id. `problem` says, with the mend, why the class cannot be a task; None if it can.
+    an id. `problem` says, with the hint, why the class cannot be a task; None if it can.
     """
 
     def __init__(self, task: type[Parametrized]) -> None:
@@ -115,8 +115,8 @@ class TaskParameters:
         builtin = next((base for base in task.__mro__ if base in _BUILTIN), None)
         if builtin is not None:
             what = "NamedTuple" if hasattr(task, "_fields") else builtin.__name__
-            mend = "annotate the attributes in the task's class, or let a parameter have it as its type"
-            self.problem = f"a task cannot be a {what} as well", mend
+            hint = "annotate the attributes in the task's class, or let a parameter have it as its type"
+            self.problem = f"a task cannot be a {what} as well", hint
         self._is_plain = self._signature is None and task.__new__ is Parametrized.__new__
         self._has_descriptors = any(
             hasattr(inspect.getattr_static(task, name, None), "__set__") for name in self.declared
@@ -172,7 +172,7 @@ class TaskParameters:
             except Unresolved:
                 typed[name] = value
             except WrongValue as error:
-                raise DagError(task.__qualname__, error.problem, error.mend) from None
+                raise DagError(task.__qualname__, error.problem, error.hint) from None
         return typed
 
     def mend_of(self, name: str) -> str:
@@ -254,12 +254,12 @@ class TaskParameters:
                 raise WrongValue(problem, f"its __init__ must take {short(dict(recorded))}") from None
         for attribute, (here, there) in lost.items():
             would = "missing" if there is _MISSING else short(there)
-            mend = f"annotate it in the class, and give it by keyword: {name}({attribute}=…)"
+            hint = f"annotate it in the class, and give it by keyword: {name}({attribute}=…)"
             if attribute in cls._configurable:
-                mend = self.mend_of(attribute)
+                hint = self.mend_of(attribute)
             elif attribute in self.names:
-                mend = f"give {name} a value of the annotated type, from which it makes the same each time"
-            raise WrongValue(f"{name}.{attribute} is {short(here)} here, but would be {would} when it runs", mend)
+                hint = f"give {name} a value of the annotated type, from which it makes the same each time"
+            raise WrongValue(f"{name}.{attribute} is {short(here)} here, but would be {would} when it runs", hint)
 
     def _differences(self, task: Any, again: Any) -> dict[str, tuple[Any, Any]]:
         ours, theirs = vars(task), vars(again)
@@ -285,8 +285,8 @@ class TaskParameters:
             return _substituted(_bare(_evaluated(name, annotation, owner)), self.task)
         except Exception as error:  # whatever is in there
             problem = f"the annotation {annotation!r} of {self.task.__qualname__}.{name} cannot be evaluated: {error}"
-            mend = "define or import it at the top level of the module, and not only under TYPE_CHECKING"
-            raise Unresolved(problem, mend) from None
+            hint = "define or import it at the top level of the module, and not only under TYPE_CHECKING"
+            raise Unresolved(problem, hint) from None
 
     def _class_default(self, name: str) -> Any:
         static = inspect.getattr_static(self.task, name, _MISSING)
@@ -362,8 +362,8 @@ class TaskParameters:
         for name in self.declared:
             kind = type(inspect.getattr_static(task, name, None))
             if kind.__module__ == "pydantic.fields":
-                mend = f"write {name}: Annotated[…, Field(…)], and = with the default after it"
-                return f"the default of {name} is a Field of pydantic's", mend
+                hint = f"write {name}: Annotated[…, Field(…)], and = with the default after it"
+                return f"the default of {name} is a Field of pydantic's", hint
             if kind.__module__ == "attr._make":
                 return f"the default of {name} is a field of attrs", "put @attrs.define above the class"
         return None

@@ -186,11 +186,11 @@ def _no_run(what: str) -> NoRunContext:
 
 
 def spec_of(task: type[Task]) -> Spec:
-    """The spec of a task class. Raises `DagError`, naming the class and the mend, for everything wrong with it."""
+    """The spec of a task class. Raises `DagError`, naming the class and the hint, for everything wrong with it."""
     place = f"task {task.__qualname__} ({task.__module__})"
 
-    def fail(problem: str, mend: str) -> DagError:
-        return DagError(place, problem, mend)
+    def fail(problem: str, hint: str) -> DagError:
+        return DagError(place, problem, hint)
 
     if not isinstance(task.label, str) or not task.label:
         raise fail(f"label is {task.label!r}", "give it a name, a string")

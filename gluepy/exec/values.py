@@ -19,12 +19,12 @@ from gluepy.core.events import JSON, recordable
 class WrongValue(ValueError):
     """A value that a parameter cannot have. `problem` names the parameter, what it was given and what it expects."""
 
-    def __init__(self, problem: str, mend: str) -> None:
-        super().__init__(problem, mend)
-        self.problem, self.mend = problem, mend
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem, hint)
+        self.problem, self.hint = problem, hint
 
     def __str__(self) -> str:
-        return f"{self.problem}; {self.mend}"
+        return f"{self.problem}; {self.hint}"
 
 
 class Codec:
@@ -109,8 +109,8 @@ class Codec:
                 return recorded
             why = why or f"{short(recorded)} would be read as {short(again)}"
         problem = f"{what} is {short(value)}, which cannot be recorded as JSON and read again as "
-        mend = "annotate it so that its JSON form means that value alone, or put it in a file"
-        raise WrongValue(f"{problem}{name_of(self.annotation)} ({why})", mend)
+        hint = "annotate it so that its JSON form means that value alone, or put it in a file"
+        raise WrongValue(f"{problem}{name_of(self.annotation)} ({why})", hint)
 
 
 class _Unsure(Exception):
@@ -264,8 +264,8 @@ def _plain(value: Any, what: str) -> JSON:
 def _text(value: str, what: str) -> str:
     text = value if type(value) is str else str.__str__(value)  # of an enum the value, not its name
     if recordable(text) != text:
-        mend = "name it in text that can be encoded"
-        raise WrongValue(f"{what} is {short(text)}, text that cannot be encoded (as odd file names are)", mend)
+        hint = "name it in text that can be encoded"
+        raise WrongValue(f"{what} is {short(text)}, text that cannot be encoded (as odd file names are)", hint)
     return text
 
 

@@ -30,12 +30,12 @@ _BLANK = b"\x00\r\n\t "  # what may stand around an event
 class LogBroken(GluepyError):
     """The log cannot be written any more: the disk is full or broken. `path` and `why` say more."""
 
-    def __init__(self, path: str, why: str, mend: str = "") -> None:
-        super().__init__(path, why, mend)
-        self.path, self.why, self.mend = path, why, mend
+    def __init__(self, path: str, why: str, hint: str = "") -> None:
+        super().__init__(path, why, hint)
+        self.path, self.why, self.hint = path, why, hint
 
     def __str__(self) -> str:
-        return f"cannot write {self.path}: {self.why}" + (f"; {self.mend}" if self.mend else "")
+        return f"cannot write {self.path}: {self.why}" + (f"; {self.hint}" if self.hint else "")
 
 
 def disk_mend(error: OSError) -> str:

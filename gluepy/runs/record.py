@@ -55,8 +55,8 @@ class Record:
     ) -> Record:
         """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
         if not _RUN_ID.fullmatch(run_id):
-            mend = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
-            raise OptionError("run_id", f"{run_id!r} cannot name a folder", mend)
+            hint = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
+            raise OptionError("run_id", f"{run_id!r} cannot name a folder", hint)
         if run_id == "latest":
             raise OptionError("run_id", "'latest' means the newest run", "give another")
         if _BESIDE.fullmatch(run_id):
@@ -80,9 +80,9 @@ class Record:
             if is_new:
                 record.discard()  # the id is still free
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            mend = "free some space, or set RUNS_ROOT to another" if full else "set RUNS_ROOT to a writable"
+            hint = "free some space, or set RUNS_ROOT to another" if full else "set RUNS_ROOT to a writable"
             where = error.filename or record.path
-            raise RunStopped(run_id, f"cannot write {where}: {error.strerror}", f"{mend} folder") from error
+            raise RunStopped(run_id, f"cannot write {where}: {error.strerror}", f"{hint} folder") from error
         return record
 
     def discard(self) -> None:
@@ -210,8 +210,8 @@ class Record:
 
     def _not_writable(self, error: OSError, file: Path) -> RunStopped:
         few = error.errno in (errno.EMFILE, errno.ENFILE)
-        mend = "close some, or raise the limit (ulimit -n)" if few else "make it writable"
-        return RunStopped(self.run_id, f"cannot write {error.filename or file}: {error.strerror}", mend)
+        hint = "close some, or raise the limit (ulimit -n)" if few else "make it writable"
+        return RunStopped(self.run_id, f"cannot write {error.filename or file}: {error.strerror}", hint)
 
     def holder(self) -> str:
         """Which process drives the run, or did last; empty where that is not known."""

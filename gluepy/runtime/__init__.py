@@ -235,9 +235,9 @@ class Runtime:
         from_option = self.settings.sources.get("EXECUTOR_BACKEND", "").startswith("option ")
         return self.settings.EXECUTOR_BACKEND if from_option else None
 
-    def _refuse_other_loop(self, mend: str) -> None:
+    def _refuse_other_loop(self, hint: str) -> None:
         if self._shared is not None and current_token().native_token is not self._loop:
-            raise OptionError("Runtime", "it was opened in another event loop", mend)
+            raise OptionError("Runtime", "it was opened in another event loop", hint)
 
     def _ready(self) -> Shared:
         _refuse_nesting()

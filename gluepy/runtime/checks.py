@@ -25,13 +25,13 @@ def check_processes(compiled: Compiled, pool: str) -> None:
         if (spec.pool or pool) != "process" or not isinstance(target, type) or not issubclass(target, Task):
             continue
         place = f"task {target.__qualname__} ({target.__module__})"
-        mend = "move it to a module, or let it run with pool = 'thread'"
+        hint = "move it to a module, or let it run with pool = 'thread'"
         if "<locals>" in target.__qualname__:
-            raise DagError(place, "a class defined inside a function cannot go to a worker process", mend)
+            raise DagError(place, "a class defined inside a function cannot go to a worker process", hint)
         file = getattr(sys.modules.get("__main__"), "__file__", None)
         if target.__module__ == "__main__" and (file is None or not Path(file).is_file()):
             why = "a class defined in a notebook, on stdin or by -c cannot go to a worker process"
-            raise DagError(place, why, mend)
+            raise DagError(place, why, hint)
 
 
 def check_storage(settings: Settings) -> None:
@@ -48,8 +48,8 @@ def check_storage(settings: Settings) -> None:
         try:
             get_filesystem_class(protocol)
         except ValueError:
-            mend = "give a folder, or a URL that fsspec knows, such as s3://bucket/folder"
-            raise SettingsError("STORAGE_ROOT", source, f"there is no storage {protocol!r}", mend) from None
+            hint = "give a folder, or a URL that fsspec knows, such as s3://bucket/folder"
+            raise SettingsError("STORAGE_ROOT", source, f"there is no storage {protocol!r}", hint) from None
         except ImportError as error:
             if protocol in _EXTRAS:
                 package, extra = _EXTRAS[protocol]

@@ -266,7 +266,7 @@ class Session:
                 self.handle(engine)
                 failure = await self._with_sinks(engine)
         except LogBroken as error:  # when it was opened, or with the last of what was to be flushed
-            raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.mend) from error
+            raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.hint) from error
         finally:
             if self.state.run != "finished":  # an attempt may have been killed, and no other came after it
                 self._sweep()
@@ -433,18 +433,18 @@ def _dag_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DA
         if isinstance(found, type) and issubclass(found, DAG):
             return found
     if place == "__main__":
-        mend = f"resume it there, or from a file that defines it: gluepy run FILE:{name} --retry {run_id}"
-        raise ImportFailed(dag, "the run began in a notebook or console, which defined it", mend=mend)
+        hint = f"resume it there, or from a file that defines it: gluepy run FILE:{name} --retry {run_id}"
+        raise ImportFailed(dag, "the run began in a notebook or console, which defined it", hint=hint)
     try:
         return find_dag(dag, settings)
     except ImportFailed as error:
         if isinstance(error.__cause__, OptionError) and error.__cause__.option == "run_dag_sync":
-            mend = 'put what it runs under `if __name__ == "__main__":`'
-            raise ImportFailed(error.module, "it starts a run while it is imported", mend=mend) from None
+            hint = 'put what it runs under `if __name__ == "__main__":`'
+            raise ImportFailed(error.module, "it starts a run while it is imported", hint=hint) from None
         if ".py" not in error.module or os.path.exists(error.module):
             raise
-        mend = f"if it was moved: gluepy run FILE --retry {run_id}"
-        raise ImportFailed(error.module, "there is no such file any more", mend=mend) from None
+        hint = f"if it was moved: gluepy run FILE --retry {run_id}"
+        raise ImportFailed(error.module, "there is no such file any more", hint=hint) from None
 
 
 def find_record(settings: Settings, run: str) -> Record:

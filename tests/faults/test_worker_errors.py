@@ -148,7 +148,7 @@ async def test_errors_survive_pickling() -> None:
     import pickle
 
     for error in (
-        WorkerLost("process-1", 7, None, 9, "killed by SIGKILL", "mend", peak_rss_mb=1.0, oom=True),
+        WorkerLost("process-1", 7, None, 9, "killed by SIGKILL", "hint", peak_rss_mb=1.0, oom=True),
         EntryFailed("a:b", "call", "KeyError", "'x'", "Traceback"),
     ):
         again = pickle.loads(pickle.dumps(error))

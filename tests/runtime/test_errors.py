@@ -145,7 +145,7 @@ async def test_broken_executor_stops_the_run_and_all_that_runs(go: Go) -> None:
     executor = ScriptedExecutor({"a": Ends(breaks=broken), "b": HELD})
     with pytest.raises(RunStopped) as caught:
         await go(parallel(Step(id="b"), Step(id="a")), Step(id="c"), executor=executor, run_id="run")
-    assert (caught.value.run_id, caught.value.why, caught.value.mend) == (
+    assert (caught.value.run_id, caught.value.why, caught.value.hint) == (
         "run",
         "Engine: it is unreachable",
         "start it",

@@ -67,11 +67,11 @@ def ids(graph: Graph) -> list[str]:
 
 
 def error_of(tasks: Any, limits: dict[str, int] | None = None) -> str:
-    """What the author is told; it names the DAG and a mend."""
+    """What the author is told; it names the DAG and a hint."""
     with pytest.raises(DagError) as caught:
         graph_of(tasks, limits)
     assert caught.value.place.startswith("DAG Sample (test_authoring)")
-    assert caught.value.mend
+    assert caught.value.hint
     return str(caught.value)
 
 

@@ -107,8 +107,8 @@ def test_the_schema_refuses_an_event_without_a_field_it_needs(kind: Any) -> None
 def test_the_schema_that_is_shipped_is_the_one_of_the_types() -> None:
     shipped = (files("gluepy.core") / "events.schema.json").read_text("utf-8")
     generated = json.dumps(e.json_schema(), indent=2) + "\n"
-    mend = "import json; from gluepy.core.events import json_schema; print(json.dumps(json_schema(), indent=2))"
-    assert shipped == generated, f"write it again: python -c '{mend}' > gluepy/core/events.schema.json"
+    hint = "import json; from gluepy.core.events import json_schema; print(json.dumps(json_schema(), indent=2))"
+    assert shipped == generated, f"write it again: python -c '{hint}' > gluepy/core/events.schema.json"
 
 
 @pytest.mark.parametrize("kind", KINDS)

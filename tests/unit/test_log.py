@@ -371,10 +371,10 @@ async def test_a_log_in_memory_keeps_its_lines() -> None:
 def test_errors_survive_pickling() -> None:
     import pickle
 
-    for error in (LogBroken("p", "why", "mend"), UnreadableLog("p", "why")):
+    for error in (LogBroken("p", "why", "hint"), UnreadableLog("p", "why")):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))
-    assert str(LogBroken("p", "why", "mend")) == "cannot write p: why; mend"
+    assert str(LogBroken("p", "why", "hint")) == "cannot write p: why; hint"
     assert str(LogBroken("p", "why")) == "cannot write p: why"
 
 

@@ -68,7 +68,7 @@ def refusal(*tasks: Any) -> str:
     """What the author is told when such a DAG is compiled."""
     with pytest.raises(DagError) as caught:
         made(*tasks)
-    assert caught.value.mend
+    assert caught.value.hint
     return str(caught.value)
 
 

@@ -147,7 +147,7 @@ def _outcome_of(reply: Reply) -> Outcome:
 
 
 def _lost(attempt: Attempt, lost: WorkerLost) -> Outcome:
-    message, redact = f"{lost.description}" + (f"; {lost.mend}" if lost.mend else ""), redactor_of(attempt)
+    message, redact = f"{lost.description}" + (f"; {lost.hint}" if lost.hint else ""), redactor_of(attempt)
     return Outcome(
         status="failed",
         reason="memory" if lost.killed_for_memory else "lost",

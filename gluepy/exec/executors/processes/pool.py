@@ -273,25 +273,25 @@ class WorkerPool:
                 f"{why}: {last}" if last else why,
                 f"try `{sys.executable} -P {far_end.__file__}` by hand; it should fail only for want of arguments",
             )
-        description, mend = ended.words()
+        description, hint = ended.words()
         used, memory_mb = worker.used(), worker.call.memory_mb
         over = ended.kind == far_end.OVER
         oom = self._oom.count() > worker.oom_kills and not over and (ended.signal == signal.SIGKILL or not ended.kind)
         if over:
             description = f"killed at {size(ended.tree_mb)}, more than its memory_mb = {memory_mb}"
-            mend = "raise memory_mb, or let the task hold less at a time"
+            hint = "raise memory_mb, or let the task hold less at a time"
         elif used.peak_rss_mb is not None:
             description += f", peak RSS {size(used.peak_rss_mb)}"
         if oom:
             description += " (cgroup reports an OOM kill)"
-            mend = "run fewer of them at once, or let the task hold less at a time"
+            hint = "run fewer of them at once, or let the task hold less at a time"
         return WorkerLost(
             worker.process.name,
             worker.process.pid,
             ended.exit_code,
             ended.signal,
             description,
-            mend,
+            hint,
             peak_rss_mb=used.peak_rss_mb,
             memory_mb=memory_mb,
             oom=oom,

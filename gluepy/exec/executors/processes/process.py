@@ -153,10 +153,10 @@ def _interpreter_flags() -> list[str]:
 
 def _cannot_start(error: OSError) -> ExecutorBroken:
     if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-        mend = "see `ulimit -a` for what this user may have, or lower concurrency"
+        hint = "see `ulimit -a` for what this user may have, or lower concurrency"
     else:
-        mend = f"sys.executable = {sys.executable!r} must be a Python interpreter"
-    return ExecutorBroken(WHO, f"cannot start one: {error}", mend)
+        hint = f"sys.executable = {sys.executable!r} must be a Python interpreter"
+    return ExecutorBroken(WHO, f"cannot start one: {error}", hint)
 
 
 def _socketpair(theirs: list[int]) -> tuple[socket.socket, int]:

@@ -79,7 +79,7 @@ class WorkerLost(GluepyError):
         exit_code: int | None,
         signal: int | None,
         description: str,
-        mend: str = "",
+        hint: str = "",
         peak_rss_mb: float | None = None,
         memory_mb: int | None = None,
         oom: bool = False,
@@ -87,18 +87,18 @@ class WorkerLost(GluepyError):
         cpu_s: float | None = None,
     ) -> None:
         super().__init__(
-            worker, pid, exit_code, signal, description, mend, peak_rss_mb, memory_mb, oom, killed_for_memory, cpu_s
+            worker, pid, exit_code, signal, description, hint, peak_rss_mb, memory_mb, oom, killed_for_memory, cpu_s
         )
         self.worker, self.pid = worker, pid
         self.exit_code, self.signal = exit_code, signal
-        self.description, self.mend = description, mend
+        self.description, self.hint = description, hint
         self.peak_rss_mb, self.memory_mb = peak_rss_mb, memory_mb
         self.oom, self.killed_for_memory = oom, killed_for_memory
         self.cpu_s = cpu_s
 
     def __str__(self) -> str:
         text = f"worker {self.worker} (pid {self.pid}): {self.description}"
-        return f"{text}; {self.mend}" if self.mend else text
+        return f"{text}; {self.hint}" if self.hint else text
 
 
 class EntryFailed(GluepyError):
