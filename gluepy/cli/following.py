@@ -15,12 +15,12 @@ from gluepy.cli.text import RESET, count, for_terminal, printable, say, styled, 
 from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.graph import slug_of
+from gluepy.core.selection import expanders, resolve_name
 from gluepy.core.state import RUNNING, State
 from gluepy.errors import GluepyError, UsageError
 from gluepy.runs.reading import RunReader, read_run
 from gluepy.runs.record import Record
 from gluepy.runtime import find_record
-from gluepy.runtime.options import asking, meant
 
 _POLL_S = 0.2
 _CANCEL_S = 30.0  # how long a driver may take to stop what runs
@@ -110,7 +110,7 @@ def follow_logs(invocation: Invocation, run: str, task: str | None) -> int:
     record = find_record(invocation.settings(), run)
     state = read_run(record).state
     if task is not None:
-        meant(state.graph, state.dag, task, asking(state.graph))  # raises for an unknown one
+        resolve_name(state.graph, state.dag, task, expanders(state.graph))  # raises for an unknown one
     followed = _Followed(record, task)
     over = False
     while not over:

@@ -30,12 +30,12 @@ from gluepy.cli.text import (
 from gluepy.conf.dags import Listed, find_dag, find_dags, list_dags
 from gluepy.core.events import JSON, Event, RunCancelled, RunFailed, RunFinished
 from gluepy.core.graph import slug_of
+from gluepy.core.selection import expanders, resolve_name
 from gluepy.core.timeline import held_back, timeline
 from gluepy.errors import DagError, OptionError, did_you_mean
 from gluepy.exec.dag import compile_dag
 from gluepy.runs.log import LogReader
 from gluepy.runtime import find_record
-from gluepy.runtime.options import asking, meant
 
 FORMATS = ("text", "mermaid", "dot")
 _POLL_S = 0.2
@@ -143,7 +143,7 @@ def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool) 
 
 def _show_tasks(story: Story, task: str, events: list[Event], held: Mapping[int, str], as_json: bool) -> None:
     graph = story.state.graph
-    wanted = set(meant(graph, story.state.dag, task, asking(graph))[0])
+    wanted = set(resolve_name(graph, story.state.dag, task, expanders(graph))[0])
     nodes = [node for node in story.nodes if node in wanted]
     colour = wants_colour(sys.stdout)
     if as_json:
@@ -183,7 +183,7 @@ def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs`"""
     story = Story(find_record(invocation.settings(), run))
     graph, state = story.state.graph, story.state
-    wanted = set(story.nodes) if task is None else set(meant(graph, state.dag, task, asking(graph))[0])
+    wanted = set(story.nodes) if task is None else set(resolve_name(graph, state.dag, task, expanders(graph))[0])
     nodes = [node for node in story.nodes if node in wanted]
     files = []
     for node in nodes:

@@ -9,7 +9,7 @@ from gluepy.cli.text import count, duration, printable
 from gluepy.core.events import JSON
 from gluepy.core.forecast import Forecast, forecast
 from gluepy.core.graph import Graph
-from gluepy.core.scheduler import Selection
+from gluepy.core.selection import Selection
 from gluepy.runs.durations import Durations, typical
 
 

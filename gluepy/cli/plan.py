@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from gluepy.cli.text import count, printable, table
 from gluepy.core.events import JSON
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Tree, compact
-from gluepy.core.scheduler import Selection
+from gluepy.core.selection import Selection
 from gluepy.exec.dag import Compiled
 
 _SHOWN = 20  # tasks of one wave, values of one `each`

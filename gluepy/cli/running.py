@@ -37,6 +37,7 @@ from gluepy.core.events import (
     TaskSkipped,
     TaskStarted,
 )
+from gluepy.core.selection import select
 from gluepy.errors import OptionError, RunError, RunStopped, TaskError, did_you_mean
 from gluepy.exec.dag import compile_dag
 from gluepy.exec.executors.following import following_threads
@@ -45,7 +46,7 @@ from gluepy.loop import Doorbell, run_loop
 from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
-from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, Runtime, Streaming, select
+from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, Runtime, Streaming
 from gluepy.runtime.checks import check_processes, check_storage
 from gluepy.runtime.options import make_executor
 from gluepy.runtime.results import RunTimedOut

@@ -9,7 +9,8 @@ import msgspec
 
 from gluepy.core import events as e
 from gluepy.core.graph import Graph
-from gluepy.core.scheduler import BlockTask, CancelTask, EndRun, Limits, Scheduler, Selection, SkipTask, Start, StopTask
+from gluepy.core.scheduler import BlockTask, CancelTask, EndRun, Limits, Scheduler, SkipTask, Start, StopTask
+from gluepy.core.selection import Selection
 from gluepy.core.state import State
 
 

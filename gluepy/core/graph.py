@@ -100,6 +100,29 @@ class Tree(msgspec.Struct, frozen=True):
         return msgspec.convert(record, cls)
 
 
+def parts(element: Element) -> Iterator[Element]:
+    """`element` and every element in it."""
+    yield element
+    match element:
+        case Leaf():
+            pass
+        case Each():
+            yield from parts(element.item)
+        case Seq() | Par() | Deps():
+            for item in element.items:
+                yield from parts(item)
+
+
+def leaves(element: Element) -> Iterator[Leaf]:
+    """The tasks in `element`."""
+    return (part for part in parts(element) if isinstance(part, Leaf))
+
+
+def labels_in(specs: Sequence[Spec], element: Element) -> Iterator[str]:
+    """The labels of the tasks in `element`."""
+    return (specs[leaf.spec].label for leaf in leaves(element))
+
+
 def compact(value: JSON) -> str:
     """A parameter's value as it stands in an id: compact JSON, strings bare unless they would read as another value."""
     if type(value) is int:
@@ -207,9 +230,9 @@ class Graph:
         finally:
             self._cut(first, node)
 
-    def along(self, node: int, *, after: bool) -> set[int]:
-        """`node`, which an `each` added at run time, and what that `each` added after it (or before it)."""
-        origin, links = self.origin[node], self.dependents if after else self.dependencies
+    def along(self, node: int, *, downstream: bool) -> set[int]:
+        """`node`, which an `each` added at run time, and all that the `each` added downstream of it (or upstream)."""
+        origin, links = self.origin[node], self.dependents if downstream else self.dependencies
         seen: set[int] = set()
         todo = [node]
         while todo:
@@ -227,18 +250,7 @@ class Graph:
     def labels_of(self, node: int) -> set[str]:
         """The labels of the tasks that the `each` of `node` will add."""
         each = self.expandable(node)
-        return set(self._labels(each.item)) if each else set()
-
-    def labels_along(self, node: int, label: str, *, after: bool) -> set[str]:
-        """The labels of what the `each` of `node` will add, from `label` on (`after`) or up to it; itself included."""
-        each = self.expandable(node)
-        return self._along(each.item, label, after) if each else set()
-
-    def names(self, task: str) -> list[int]:
-        """The nodes that a person means by `task`: that id, or every task with that label."""
-        if task in self.index:
-            return [self.index[task]]
-        return [node for node in self.tasks() if self.spec(node).label == task]
+        return set(labels_in(self.specs, each.item)) if each else set()
 
     def ancestors(self, nodes: Iterable[int]) -> set[int]:
         """`nodes` and everything before them, joins included."""
@@ -413,32 +425,6 @@ class Graph:
             if node not in self.origin:
                 yield from reversed(added.get(node, ()))
                 yield node
-
-    def _labels(self, element: Any) -> Iterator[str]:
-        match element:
-            case Leaf():
-                yield self.specs[element.spec].label
-            case Each():
-                yield from self._labels(element.item)
-            case _:
-                for item in element.items:
-                    yield from self._labels(item)
-
-    def _along(self, element: Any, label: str, after: bool) -> set[str]:
-        if label not in self._labels(element):
-            return set()
-        match element:
-            case Seq():
-                items = element.items if after else element.items[::-1]
-                place = next(place for place, item in enumerate(items) if label in self._labels(item))
-                beyond = {found for item in items[place + 1 :] for found in self._labels(item)}
-                return self._along(items[place], label, after) | beyond
-            case Each():
-                return self._along(element.item, label, after)
-            case Par():
-                return set().union(*(self._along(item, label, after) for item in element.items))
-            case _:
-                return set(self._labels(element))
 
     def _depth(self, element: Any) -> float:
         match element:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from gluepy.core.graph import Graph
-from gluepy.core.scheduler import Selection
+from gluepy.core.selection import Selection
 from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
 
 _UNFINISHED: Final = {

@@ -32,8 +32,8 @@ import msgspec
 
 from gluepy.core import events as e
 from gluepy.core.events import Event
-from gluepy.core.graph import Graph
 from gluepy.core.policy import OnFailure
+from gluepy.core.selection import Selection
 from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
 
 _FAILED: Final = 1  # a direct predecessor failed, was blocked or cancelled
@@ -84,51 +84,6 @@ class EndRun(msgspec.Struct, frozen=True):
 
     status: Literal["finished", "failed", "cancelled"]
     reason: str | None = None
-
-
-class Bound(msgspec.Struct, frozen=True):
-    """Of what the nodes `origins` add, only the task with the id `task` and what they add after it (or before it)."""
-
-    task: str
-    after: bool
-    origins: frozenset[int]
-
-
-class Selection(msgspec.Struct, frozen=True):
-    """Which tasks a run is about: `nodes`; of those that an `each` adds at run time the ones with one of `labels` or
-    `ids`, all that the nodes `origins` add, and those with the labels that `parts` has for the node that adds them; of
-    all these only what lies within `bounds`."""
-
-    nodes: frozenset[int]
-    labels: frozenset[str] = frozenset()
-    origins: frozenset[int] = frozenset()
-    ids: frozenset[str] = frozenset()
-    parts: dict[int, frozenset[str]] = {}
-    bounds: tuple[Bound, ...] = ()
-    _within: dict[int, set[int]] = {}  # of each bound, once its task is there
-
-    def takes(self, graph: Graph, node: int) -> bool:
-        """Whether the run is about the task `node` of `graph`."""
-        if node in self.nodes:
-            return True
-        origin, label = graph.origin.get(node, -1), graph.spec(node).label
-        if origin < 0:
-            return False
-        by_name = label in self.labels or graph.ids[node] in self.ids
-        if not (by_name or origin in self.origins or label in self.parts.get(origin, ())):
-            return False
-        return all(
-            node in self._reach(graph, place, bound)
-            for place, bound in enumerate(self.bounds)
-            if origin in bound.origins
-        )
-
-    def _reach(self, graph: Graph, place: int, bound: Bound) -> set[int]:
-        if place not in self._within:
-            if bound.task not in graph.index:
-                return set()
-            self._within[place] = graph.along(graph.index[bound.task], after=bound.after)
-        return self._within[place]
 
 
 Command = Start | SkipTask | BlockTask | CancelTask | StopTask | EndRun

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from gluepy.core.events import JSON, recordable
-from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact
+from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact, leaves
 from gluepy.errors import DagError, did_you_mean
 from gluepy.exec.parameters import parameters_of
 from gluepy.exec.task import Task, has_others, is_async, retry_of, spec_of
@@ -269,13 +269,13 @@ class _Compiler:
             )
         names = frozenset(fan.values)
         item = self.element(fan.item, given | names)
-        leaves = list(_leaves(item))
-        declared = {name for leaf in leaves for name in self.specs[leaf.spec].params}
+        tasks = list(leaves(item))
+        declared = {name for leaf in tasks for name in self.specs[leaf.spec].params}
         for name in fan.values:
             if name not in declared:
-                hint = did_you_mean(name, declared).removeprefix("; ") or self.mend_of(leaves)
+                hint = did_you_mean(name, declared).removeprefix("; ") or self.mend_of(tasks)
                 raise self.fail(f"each(…) gives {name!r}, which no task in it has as a parameter", hint)
-        for leaf in leaves:
+        for leaf in tasks:
             label = self.specs[leaf.spec].label
             for name, value in fan.values.items():
                 several = callable(value) or len(value) > 1
@@ -291,7 +291,7 @@ class _Compiler:
         asked = {name: value for name, value in fan.values.items() if callable(value)}
         for name, value in asked.items():
             _check_callable(value, name, self.fail)
-        columns, codecs = dict(fan.values), {name: self.codecs(name, leaves) for name in fan.values}
+        columns, codecs = dict(fan.values), {name: self.codecs(name, tasks) for name in fan.values}
         for name, values in fan.values.items():
             if name not in asked:
                 what = f"a value of each for {name!r}"
@@ -303,7 +303,7 @@ class _Compiler:
             return Each(item, tuple(columns), rows=[list(row) for row in itertools.product(*columns.values())])
         if given:
             raise self.fail("an each over a callable inside another each", "let one callable return all combinations")
-        first, task = self.specs[leaves[0].spec], self.targets[leaves[0].spec]
+        first, task = self.specs[tasks[0].spec], self.targets[tasks[0].spec]
         expander = Expander(columns, () if isinstance(task, Expander) else retry_of(task).on, codecs)
         calls = ",".join(
             f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', '?')}" for value in asked.values()
@@ -463,17 +463,6 @@ def _check_callable(value: Callable[[], Any], name: str, fail: Any) -> None:
     needed = [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
     if needed:
         raise fail(f"the callable for {name!r} takes arguments ({', '.join(needed)})", "write one that takes none")
-
-
-def _leaves(element: Element) -> Iterable[Leaf]:
-    match element:
-        case Leaf():
-            yield element
-        case Each():
-            yield from _leaves(element.item)
-        case Seq() | Par() | Deps():
-            for item in element.items:
-                yield from _leaves(item)
 
 
 def _listed(name: str, values: Any) -> list[Any]:

@@ -33,7 +33,6 @@ from gluepy.runtime.options import (
     check_options,
     make_executor,
     recorded_name,
-    select,
 )
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResult
 from gluepy.runtime.session import Session, Shared, find_record
@@ -353,6 +352,5 @@ __all__ = [
     "resume_run",
     "run_dag",
     "run_dag_sync",
-    "select",
     "stream_dag",
 ]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from gluepy.conf.contextfiles import without_secrecy
 from gluepy.conf.project import import_object
 from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON
-from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq
 from gluepy.core.policy import OnFailure
-from gluepy.core.scheduler import Bound, Selection
-from gluepy.errors import OptionError, UnknownTask, did_you_mean
+from gluepy.errors import OptionError, did_you_mean
 from gluepy.exec.port import Executor
 from gluepy.exec.values import WrongValue, as_json
 from gluepy.sinks.consume import Sink
@@ -64,101 +62,6 @@ class ResumeOptions(TypedDict, total=False):
     sinks: Sequence[Sink | str]
     capture: bool
     debug: bool
-
-
-def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | None:
-    """What `tasks`, `from_task` and `to_task` select; None for everything. Raises `UnknownTask`, and `OptionError`
-    when nothing is selected."""
-    tasks, from_task, to_task = options.get("tasks"), options.get("from_task"), options.get("to_task")
-    if not tasks and from_task is None and to_task is None:
-        return None
-    names = [tasks] if isinstance(tasks, str) else list(tasks or ())
-    coming = asking(graph)
-    have_added = set(graph.origin.values())
-    chosen = set(graph.tasks())
-    parts = {node: set(labels) for node, labels in coming.items() if graph.expandable(node)}
-    bounds: list[Bound] = []
-    if names:
-        chosen = {node for name in names for nodes in meant(graph, dag, name, coming) for node in nodes}
-    for name, after in ((from_task, True), (to_task, False)):
-        if name is not None:
-            nodes, adding = meant(graph, dag, name, coming)
-            if not nodes and _is_instance(name):
-                bounds.append(Bound(name, after, frozenset(adding)))
-            nodes = [*nodes, *(node for node in adding if node not in have_added)]
-            chosen &= {*(graph.descendants(nodes) if after else graph.ancestors(nodes)), *adding}
-            for node, labels in coming.items():
-                if name in labels and node in parts:
-                    parts[node] &= graph.labels_along(node, name, after=after)
-                elif node in adding and node in parts:
-                    parts[node] &= graph.labels_along(node, name.partition("[")[0], after=after)
-    if not chosen:
-        raise OptionError("from_task and to_task", "nothing lies between them", f"see `gluepy graph {dag}`")
-    if names:
-        return Selection(frozenset(chosen), labels=frozenset(names), ids=frozenset(names), bounds=tuple(bounds))
-    return Selection(
-        frozenset(chosen),
-        parts={node: frozenset(labels) for node, labels in parts.items() if node in chosen},
-        bounds=tuple(bounds),
-    )
-
-
-def meant(graph: Graph, dag: str, name: str, coming: Mapping[int, set[str]]) -> tuple[list[int], list[int]]:
-    """The nodes that `name`, an id or a label, means, as far as they are known; and those that ask for the values of an
-    `each` that has added, or will add, what it means, of `coming`, which `asking` tells. Raises `UnknownTask`."""
-    nodes, label = graph.names(name), name.partition("[")[0]
-    if _is_instance(name) and nodes:
-        adding = [graph.origin[node] for node in nodes if node in graph.origin]
-    else:
-        adding = [node for node, labels in coming.items() if label in labels]
-    if _is_instance(name) and not nodes:  # it has its id only when the values are there
-        adding = [node for node in adding if graph.expandable(node)]
-    if not nodes and not adding:
-        raise UnknownTask(name, dag, task_names(graph))
-    return nodes, adding
-
-
-def awaited(graph: Graph, names: Iterable[str]) -> dict[str, frozenset[int]]:
-    """Those of `names` that mean a task of an `each` whose values are not known yet, with what will ask for them."""
-    instances = {name: name.partition("[")[0] for name in names if _is_instance(name) and not graph.names(name)}
-    if not instances:
-        return {}
-    coming = {node: labels for node, labels in asking(graph).items() if graph.expandable(node)}
-    return {
-        name: frozenset(node for node, labels in coming.items() if label in labels) for name, label in instances.items()
-    }
-
-
-def _is_instance(name: str) -> bool:
-    return name.endswith("]") and "[" in name
-
-
-def task_names(graph: Graph) -> list[str]:
-    """All that a person may call tasks by: labels, also of what an `each` is still to add, then ids."""
-    return list(dict.fromkeys([*(spec.label for spec in graph.specs), *graph.index]))
-
-
-def asking(graph: Graph) -> dict[int, set[str]]:
-    """The nodes that ask for an `each`'s values, also those that have found them, with the labels of what it adds."""
-    asking = {}
-    for part in _parts(graph.tree.root):
-        if isinstance(part, Each) and part.expander is not None:
-            node = graph.index[graph.specs[part.expander].label]
-            asking[node] = {graph.specs[leaf.spec].label for leaf in _parts(part.item) if isinstance(leaf, Leaf)}
-    return asking
-
-
-def _parts(element: Element) -> Iterator[Element]:
-    """`element` and all that is in it."""
-    yield element
-    match element:
-        case Leaf():
-            pass
-        case Each():
-            yield from _parts(element.item)
-        case Seq() | Par() | Deps():
-            for item in element.items:
-                yield from _parts(item)
 
 
 def recorded_name(executor: object) -> str:

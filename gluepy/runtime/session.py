@@ -25,6 +25,7 @@ from gluepy.core.events import SCHEMA_VERSION
 from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, resets
 from gluepy.core.scheduler import Limits, Scheduler
+from gluepy.core.selection import awaited, expanders, resolve_name, select
 from gluepy.core.state import FINISHED, PENDING, RETRYING, SKIPPED, State
 from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped
 from gluepy.exec.dag import DAG, Compiled, compile_dag
@@ -40,7 +41,7 @@ from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_m
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.descriptors import Descriptors, patiently
-from gluepy.runtime.options import asking, awaited, make_executor, make_sinks, meant, recorded_name, select
+from gluepy.runtime.options import make_executor, make_sinks, recorded_name
 from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
@@ -471,9 +472,9 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
     wanted = [(name, "it was forced") for name in ([names] if isinstance(names, str) else names)]
     if options.get("from_task") is not None:
         wanted.append((options["from_task"], "the run resumes from it"))
-    coming = asking(graph) if wanted else {}
+    adders = expanders(graph) if wanted else {}
     for name, cause in wanted:
-        nodes, adding = meant(graph, dag, name, coming)
+        nodes, adding = resolve_name(graph, dag, name, adders)
         forced.update(dict.fromkeys(nodes, cause))
         if nodes:
             continue

@@ -32,6 +32,7 @@ from gluepy.core.events import JSON, Reason
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
 from gluepy.core.policy import OnFailure, Retry, Trigger
 from gluepy.core.resume import resets
+from gluepy.core.selection import Selection
 from gluepy.core.state import (
     BLOCKED,
     CANCELLED,
@@ -237,7 +238,7 @@ class Run:
     ) -> None:
         self.world, self.run_id, self.tree = world, run_id, tree
         self.on_failure, self.concurrency, self.shared = on_failure, concurrency, shared
-        self.selection: s.Selection | None = None
+        self.selection: Selection | None = None
         self.session = 0
         self.lines: list[bytes] = []
         self.state = State(Graph(tree))
@@ -268,7 +269,7 @@ class Run:
         asks = [node for node in self.graph.tasks() if self.graph.expandable(node)]
         labels = {label for node in asks for label in sorted(self.graph.labels_of(node)) if rng.random() < 0.3}
         origins = frozenset(node for node in asks if node in nodes and rng.random() < 0.5)
-        self.selection = s.Selection(nodes, frozenset(labels), origins)
+        self.selection = Selection(nodes, frozenset(labels), origins)
 
     def begin(self, luck: Luck) -> None:
         """The first session."""

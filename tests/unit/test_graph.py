@@ -17,6 +17,7 @@ from simulation import RandomTree, in_order
 
 from gluepy.core.events import JSON
 from gluepy.core.graph import SLUG_LENGTH, Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, id_of, slug_of
+from gluepy.core.selection import labels_along, nodes_named
 from gluepy.errors import DagError
 
 SPECS = (
@@ -150,11 +151,11 @@ def test_a_dependency_through_several_joins_is_one() -> None:
 
 def test_names_are_ids_or_labels() -> None:
     graph = graph_of(Seq((A, Each(P, ("x",), rows=rows(3)), Leaf(1, id="p"))))
-    assert graph.names("a") == [0]
-    assert graph.names("p[x=1]") == [2]
-    assert graph.names("p") == [graph.index["p"]]  # an id comes first
-    assert graph.names("nothing") == []
-    assert graph_of(Seq((Each(P, ("x",), rows=rows(3)),))).names("p") == [0, 1, 2]
+    assert nodes_named(graph, "a") == [0]
+    assert nodes_named(graph, "p[x=1]") == [2]
+    assert nodes_named(graph, "p") == [graph.index["p"]]  # an id comes first
+    assert nodes_named(graph, "nothing") == []
+    assert nodes_named(graph_of(Seq((Each(P, ("x",), rows=rows(3)),))), "p") == [0, 1, 2]
 
 
 def test_parameters_come_from_the_task_or_from_the_each_around_it() -> None:
@@ -229,13 +230,13 @@ def test_the_labels_that_an_each_will_add_are_known_before() -> None:
 def test_the_part_of_a_chain_from_or_up_to_a_label_is_known_before() -> None:
     graph = graph_of(ask(Seq((P, Par((Q, Seq((A, B)))), Each(C, ("y",), rows=rows(1)), D))))
     node = graph.index["each-p"]
-    assert graph.labels_along(node, "p", after=True) == {"p", "q", "a", "b", "c", "d"}
-    assert graph.labels_along(node, "a", after=True) == {"a", "b", "c", "d"}
-    assert graph.labels_along(node, "b", after=False) == {"p", "a", "b"}
-    assert graph.labels_along(node, "c", after=False) == {"p", "q", "a", "b", "c"}
-    assert graph.labels_along(node, "nothing", after=True) == set()
+    assert labels_along(graph, node, "p", downstream=True) == {"p", "q", "a", "b", "c", "d"}
+    assert labels_along(graph, node, "a", downstream=True) == {"a", "b", "c", "d"}
+    assert labels_along(graph, node, "b", downstream=False) == {"p", "a", "b"}
+    assert labels_along(graph, node, "c", downstream=False) == {"p", "q", "a", "b", "c"}
+    assert labels_along(graph, node, "nothing", downstream=True) == set()
     graph.expand(node, rows(1))
-    assert graph.labels_along(node, "p", after=True) == set()
+    assert labels_along(graph, node, "p", downstream=True) == set()
 
 
 def test_a_clash_is_told_and_leaves_the_graph_as_it_was() -> None:

@@ -17,6 +17,7 @@ from gluepy.core import scheduler as s
 from gluepy.core.forecast import forecast
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
 from gluepy.core.policy import OnFailure, Retry, Trigger
+from gluepy.core.selection import Selection
 from gluepy.core.state import STATUS, State
 
 HEADER = ("2026-01-01T00:00:00.000000Z", "info", "run", "dag")
@@ -712,24 +713,24 @@ def test_a_failed_each_blocks_what_follows_and_a_failed_instance_too() -> None:
 
 
 def test_what_is_not_selected_counts_as_satisfied() -> None:
-    bench = Bench.sequence(A, B, C, D, selection=s.Selection(frozenset({1, 2})))
+    bench = Bench.sequence(A, B, C, D, selection=Selection(frozenset({1, 2})))
     assert bench.go() == ["a: skipped, unselected", "b"]
     assert bench.finish("b") == ["c"]
     assert bench.finish("c") == ["d: skipped, unselected", "run finished"]
 
 
 def test_what_is_not_selected_hides_no_failure_before_it() -> None:
-    bench = Bench.sequence(A, B, C, selection=s.Selection(frozenset({0, 2})))
+    bench = Bench.sequence(A, B, C, selection=Selection(frozenset({0, 2})))
     bench.go()
     assert bench.fail("a") == ["b: skipped, unselected", "c: blocked by a", "run failed"]
 
 
 def test_what_is_not_selected_is_not_blocked_when_the_run_ends_early() -> None:
-    bench = Bench.mapping((A, ()), (B, ()), (C, (1,)), (D, (2,)), selection=s.Selection(frozenset({0, 1, 2})))
+    bench = Bench.mapping((A, ()), (B, ()), (C, (1,)), (D, (2,)), selection=Selection(frozenset({0, 1, 2})))
     bench.go()
     bench.fail("a")
     assert bench.finish("b") == ["c: blocked by a", "d: skipped, unselected", "run failed"]
-    bench = Bench.sequence(A, B, selection=s.Selection(frozenset({0})))
+    bench = Bench.sequence(A, B, selection=Selection(frozenset({0})))
     bench.go()
     bench.scheduler.stop(s.EndRun("cancelled"))
     bench.go()
@@ -739,13 +740,13 @@ def test_what_is_not_selected_is_not_blocked_when_the_run_ends_early() -> None:
 @pytest.mark.parametrize(
     ("selection", "told"),
     [
-        (s.Selection(frozenset({0})), "skipped, unselected"),
-        (s.Selection(frozenset({0}), labels=frozenset({"t"})), ""),
-        (s.Selection(frozenset({0}), origins=frozenset({0})), ""),
-        (s.Selection(frozenset({0}), labels=frozenset({"other"}), origins=frozenset({9})), "skipped, unselected"),
+        (Selection(frozenset({0})), "skipped, unselected"),
+        (Selection(frozenset({0}), labels=frozenset({"t"})), ""),
+        (Selection(frozenset({0}), origins=frozenset({0})), ""),
+        (Selection(frozenset({0}), labels=frozenset({"other"}), origins=frozenset({9})), "skipped, unselected"),
     ],
 )
-def test_what_an_each_finds_is_selected_by_label_or_by_what_asked(selection: s.Selection, told: str) -> None:
+def test_what_an_each_finds_is_selected_by_label_or_by_what_asked(selection: Selection, told: str) -> None:
     bench = Bench(ASK[:2], Each(Leaf(0), ("x",), expander=1), selection=selection)
     bench.go()
     assert bench.expand("each-t", [[1]])[0] == f"t[x=1]{': ' + told if told else ''}"
@@ -754,15 +755,15 @@ def test_what_an_each_finds_is_selected_by_label_or_by_what_asked(selection: s.S
 @pytest.mark.parametrize(
     ("selection", "told"),
     [
-        (s.Selection(frozenset({1}), ids=frozenset({"t[x=1]"})), ["t[x=1]", "t[x=2]: skipped, unselected"]),
-        (s.Selection(frozenset({1}), parts={0: frozenset({"t"})}), ["t[x=1]", "t[x=2]"]),
+        (Selection(frozenset({1}), ids=frozenset({"t[x=1]"})), ["t[x=1]", "t[x=2]: skipped, unselected"]),
+        (Selection(frozenset({1}), parts={0: frozenset({"t"})}), ["t[x=1]", "t[x=2]"]),
         (
-            s.Selection(frozenset({1}), parts={5: frozenset({"t"})}),
+            Selection(frozenset({1}), parts={5: frozenset({"t"})}),
             ["t[x=1]: skipped, unselected", "t[x=2]: skipped, unselected"],
         ),
     ],
 )
-def test_single_instances_and_parts_of_a_chain_can_be_selected(selection: s.Selection, told: list[str]) -> None:
+def test_single_instances_and_parts_of_a_chain_can_be_selected(selection: Selection, told: list[str]) -> None:
     bench = Bench(ASK, Seq((Each(Leaf(0), ("x",), expander=1), Leaf(2))), selection=selection)
     node = bench.node("each-t")
     bench.restart(selection=msgspec.structs.replace(selection, nodes=frozenset({node})))
@@ -800,7 +801,7 @@ def test_a_forecast_heeds_limits_and_selections_and_what_would_be_skipped() -> N
     gpu = [task(label, uses={"gpu": 1}) for label in "abc"]
     graph = Bench.parallel(*gpu, limits=s.Limits({"gpu": 1})).graph
     assert forecast(graph, lambda node: 2.0, concurrency=9, limits={"gpu": 1}).makespan_s == 6.0
-    one = forecast(graph, lambda node: 2.0, concurrency=9, limits={"gpu": 1}, selection=s.Selection(frozenset({1})))
+    one = forecast(graph, lambda node: 2.0, concurrency=9, limits={"gpu": 1}, selection=Selection(frozenset({1})))
     assert (one.makespan_s, one.starts) == (2.0, {"b": 0.0})
     failed = Bench.sequence(A, task("b", trigger="one_failed")).graph
     assert forecast(failed, lambda node: 1.0, concurrency=1).starts == {"a": 0.0}

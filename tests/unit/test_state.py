@@ -13,7 +13,7 @@ from simulation import World, fingerprint
 from gluepy.core import events as e
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree
 from gluepy.core.resume import changes, resets
-from gluepy.core.scheduler import Selection
+from gluepy.core.selection import Selection
 from gluepy.core.state import PENDING, STATUS, State
 from gluepy.core.timeline import Bar, timeline, with_more_slots
 
