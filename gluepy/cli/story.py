@@ -286,7 +286,7 @@ class Story:
             "duration_s": state.duration_s[node],
         }
         if state.status[node] == SKIPPED:
-            task["reason"] = state.why.get(node, "")
+            task["reason"] = state.skip_reason.get(node, "")
             if (said := self._said.get(state.graph.task_id(node))) is not None:
                 task["why"] = said
         if node in held_back:
@@ -317,7 +317,7 @@ class Story:
         return f"; it began with {first}" if first != self.state.code_version else ""
 
     def _unselected(self, node: int) -> bool:
-        return self.state.why.get(node) == "unselected" and self.state.status[node] == SKIPPED
+        return self.state.skip_reason.get(node) == "unselected" and self.state.status[node] == SKIPPED
 
     def _word(self, word: str) -> str:
         return "interrupted" if word == "running" and self.status == "interrupted" else word
@@ -325,7 +325,9 @@ class Story:
     def tries(self, node: int) -> str:
         """How often the task was tried, of how often it may be."""
         attempts = self.state.attempt[node]
-        limit = max(self.state.graph.spec(node).retry.attempts + self.state.earlier.get(node, 0), attempts)
+        limit = max(
+            self.state.graph.spec(node).retry.attempts + self.state.attempts_before_reset.get(node, 0), attempts
+        )
         return f"{attempts} of {limit}" if attempts and limit > 1 else str(attempts or "")
 
     def what(self, node: int, held_back: Mapping[int, str] = _NONE) -> str:
@@ -336,7 +338,7 @@ class Story:
         if state.status[node] == BLOCKED:
             return f"by {', '.join(map(printable, state.blocked_by.get(node, ())))}"
         if state.status[node] == SKIPPED:
-            reason = state.why.get(node, "")
+            reason = state.skip_reason.get(node, "")
             said = first_line(self._said.get(state.graph.task_id(node), ""))
             return {"upstream": "what it depends on was skipped", "trigger": "its trigger was not met"}.get(
                 reason, said

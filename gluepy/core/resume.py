@@ -35,7 +35,7 @@ def resets(
         behind = next((again[other] for other in graph.dependencies[node] if other in again), "")
         if behind:
             again[node] = behind
-        if graph.ids[node] is None or (status[node] == SKIPPED and state.why.get(node) == "unselected"):
+        if graph.ids[node] is None or (status[node] == SKIPPED and state.skip_reason.get(node) == "unselected"):
             continue
         if selection is not None and not selection.takes(graph, node):
             if status[node] in _UNFINISHED or (behind and status[node] == FINISHED):

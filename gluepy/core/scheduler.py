@@ -95,7 +95,7 @@ class Limits:
     def __init__(self, capacity: Mapping[str, int]) -> None:
         self.capacity = dict(capacity)
         self.free = dict(capacity)
-        self._starved: dict[Callable[[], None], None] = {}
+        self._waiting: dict[Callable[[], None], None] = {}
 
     def take(self, uses: Iterable[tuple[str, int]]) -> bool:
         """Take all of `uses`, or nothing and return False."""
@@ -111,28 +111,28 @@ class Limits:
         """Give `uses` back, and call those who wait for limits, the longest waiting one first."""
         for name, amount in uses:
             self.free[name] += amount
-        if self._starved:
-            waiting, self._starved = self._starved, {}
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
             for call in waiting:
                 call()
 
     def wait(self, call: Callable[[], None]) -> None:
-        """Have `call` called, once, at the next `give`."""
-        self._starved[call] = None
+        """Call `call`, once, at the next `give`."""
+        self._waiting[call] = None
 
-    def leave(self, call: Callable[[], None]) -> None:
-        """Take `wait` back."""
-        self._starved.pop(call, None)
+    def stop_waiting(self, call: Callable[[], None]) -> None:
+        """Undo `wait`."""
+        self._waiting.pop(call, None)
 
 
 class Scheduler:
     """Decides for one run. `observe` takes every event in (and folds it into `state`); `next` gives the next command.
 
     `concurrency` bounds the tasks that run at once; `shared` are units that every task of the run takes from `limits`
-    besides its own `uses` (a `Runtime`'s concurrency); `starved` is called when a limit came free that the run waits
-    for. Without a `selection` all tasks run. `awaited` are ids that somebody named and that only an `each` can still
-    add, with the nodes that ask for its values. `weight` estimates a node's duration. `now` and `wall` are the same
-    moment, by the monotonic clock and in seconds since 1970.
+    besides its own `uses` (a `Runtime`'s concurrency); `on_limit_free` is called when a limit that the run waits for
+    comes free. Without a `selection` all tasks run. `awaited` are ids that the run's options name and that only an
+    `each` can still add, with the nodes that find its values. `weight` estimates a node's duration. `now` and `wall`
+    are the same moment, by the monotonic clock and in seconds since 1970.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Scheduler:
         selection: Selection | None = None,
         awaited: Mapping[str, Collection[int]] | None = None,
         weight: Callable[[int], float] = lambda node: 1.0,
-        starved: Callable[[], None] = lambda: None,
+        on_limit_free: Callable[[], None] = lambda: None,
         now: float = 0.0,
         wall: float = 0.0,
     ) -> None:
@@ -155,13 +155,13 @@ class Scheduler:
         self.concurrency = concurrency
         self.on_failure = on_failure
         self.running: set[int] = set()
-        self.held: dict[int, tuple[int, float]] = {}  # node -> (abandoned attempt, when to wait for it no longer)
+        self.abandoned: dict[int, tuple[int, float]] = {}  # node -> (abandoned attempt, when to wait for it no longer)
         self._limits = limits if limits is not None else Limits({})
         self._uses = [shared + tuple(spec.uses.items()) for spec in self.graph.specs]
         self._selection = selection
         self._awaited = dict(awaited or {})
         self._weight = weight
-        self._starved = starved
+        self._on_limit_free = on_limit_free
         self._paths = self.graph.longest_paths(weight)
         self._waiting = [len(dependencies) for dependencies in self.graph.dependencies]
         self._flags = bytearray(len(self.graph))
@@ -171,9 +171,9 @@ class Scheduler:
         self._heaps: dict[tuple[tuple[str, int], ...], list[int]] = {}
         self._delayed: list[tuple[float, int]] = []
         self._failed: list[int] = []
-        self._passed: set[int] = set()  # left out in an earlier session: they hand on what comes before them
+        self._transparent: set[int] = set()  # left out in an earlier session: they hand on what comes before them
         self._draining = False
-        self._is_smooth = selection is None  # everything is to run, and nothing has gone wrong
+        self._fast_path = selection is None  # everything is to run, and nothing has gone wrong
         self._stopping: EndRun | None = None
         self._ended = False
         self._began = now
@@ -187,13 +187,13 @@ class Scheduler:
             case e.TaskStarted():
                 pass  # `next` has counted it already
             case e.TaskFinished():
-                self._free(node)
+                self._stop_running(node)
                 self._resolve(node, self._hands_on(node), now)
             case e.TaskFailed():
-                self._leave(node, event.attempt, event.abandoned, now)
+                self._vacate(node, event.attempt, event.abandoned, now)
                 self._fail(node, now)
             case e.TaskRetrying():
-                self._leave(node, event.attempt, event.abandoned, now)
+                self._vacate(node, event.attempt, event.abandoned, now)
                 if self._stopping:
                     pass  # it is cancelled with the rest
                 elif self._draining and self.on_failure == "cancel":
@@ -201,12 +201,12 @@ class Scheduler:
                 else:
                     heapq.heappush(self._delayed, (now + event.delay_s, node))
             case e.TaskSkipped():
-                self._free(node)
+                self._stop_running(node)
                 self._resolve(node, self._hands_on(node), now)
             case e.TaskBlocked():
                 self._resolve(node, self._hands_on(node), now)
             case e.TaskCancelled():
-                self._leave(node, event.attempt, event.abandoned, now)
+                self._vacate(node, event.attempt, event.abandoned, now)
                 self._causes.setdefault(node, (node,))
                 self._resolve(node, self._hands_on(node), now)
             case e.TaskExpanded():
@@ -232,33 +232,33 @@ class Scheduler:
             return None if self.running else self._end(self._stopping)
         while self._delayed and self._delayed[0][0] <= now:
             _, node = heapq.heappop(self._delayed)
-            if node not in self.held:
+            if node not in self.abandoned:
                 self._queue(node, now)
-            elif now < self.held[node][1]:
-                heapq.heappush(self._delayed, (self.held[node][1], node))
+            elif now < self.abandoned[node][1]:
+                heapq.heappush(self._delayed, (self.abandoned[node][1], node))
             else:
-                return self._take_over(node)
-        if len(self.running) + len(self.held) < self.concurrency and (node := self._pick()) >= 0:
+                return self._reclaim(node)
+        if len(self.running) + len(self.abandoned) < self.concurrency and (node := self._pick()) >= 0:
             self.running.add(node)
             return Start(node, self.state.attempt[node] + 1, now - self._ready_at[node])
         if self.running or self._delayed:
             return None
         if any(self._heaps.values()):
-            if not self._is_stuck() or now < self._patience_ends():
+            if not self._is_stuck() or now < self._grace_ends():
                 return None
             self._heaps.clear()
-            self._draining, self._is_smooth = True, False
-            self._failed[:0] = self.held
+            self._draining, self._fast_path = True, False
+            self._failed[:0] = self.abandoned
         return self._end(EndRun("failed" if self._failed else "finished"))
 
     def next_wake(self) -> float:
         """When `next` may have something to say without any event; infinity where it never will."""
-        if self._ended or self._stopping or not (self._delayed or self.held):
+        if self._ended or self._stopping or not (self._delayed or self.abandoned):
             return math.inf
         if self._delayed:
             return self._delayed[0][0]
         if not self.running and any(self._heaps.values()) and self._is_stuck():
-            return self._patience_ends()
+            return self._grace_ends()
         return math.inf
 
     def retry_delay(self, node: int, reason: str, retryable: bool, key: str) -> float | None:
@@ -294,8 +294,9 @@ class Scheduler:
         since each kind has a budget of its own.
         """
         state, more = self.state, 0
-        if state.losses or state.earlier:
-            more = min(state.losses.get(node, 0), state.failures.get(node, 0)) + state.earlier.get(node, 0)
+        if state.losses or state.attempts_before_reset:
+            more = min(state.losses.get(node, 0), state.failures.get(node, 0))
+            more += state.attempts_before_reset.get(node, 0)
         return self.graph.specs[self.graph.spec_of[node]].retry.attempts + more
 
     def stop(self, end: EndRun) -> None:
@@ -308,22 +309,22 @@ class Scheduler:
 
     def release(self, node: int, attempt: int) -> None:
         """The abandoned attempt has really ended: its slot is free, and a retry need not wait any longer."""
-        abandoned, until = self.held.get(node, (0, 0.0))
+        abandoned, until = self.abandoned.get(node, (0, 0.0))
         if abandoned == attempt:
-            del self.held[node]
-            self._give(node)
+            del self.abandoned[node]
+            self._release_limits(node)
             if (until, node) in self._delayed:  # it was due before, and waited for this
                 self._delayed.remove((until, node))
                 heapq.heapify(self._delayed)
                 heapq.heappush(self._delayed, (-math.inf, node))
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """The run is over, in whatever way: the limits that its tasks hold are for others. Only abandoned work keeps
         what it holds, until its `release`."""
         for node in self.running:
-            self._give(node)
+            self._release_limits(node)
         self.running.clear()
-        self._limits.leave(self._starved)
+        self._limits.stop_waiting(self._on_limit_free)
 
     # What follows from the state: at the start, after an end, after an expansion.
 
@@ -343,7 +344,7 @@ class Scheduler:
                 known = [graph.index[task] for task in self.state.blocked_by.get(node, ()) if task in graph.index]
                 self._causes.setdefault(node, tuple(known) or (node,))
             elif self._is_left_out(node) and self._waiting[node]:
-                self._passed.add(node)
+                self._transparent.add(node)
                 continue
             if status[node] != RUNNING:
                 self._resolve(node, self._hands_on(node), now)
@@ -379,7 +380,7 @@ class Scheduler:
                 if not waiting[dependent]:
                     if ids[dependent] is None:
                         todo.append((dependent, self._flags[dependent]))
-                    elif dependent in self._passed:
+                    elif dependent in self._transparent:
                         todo.append((dependent, self._hands_on(dependent)))
                     else:
                         self._judge(dependent, now)
@@ -408,11 +409,11 @@ class Scheduler:
         if status not in (PENDING, RETRYING) or self._stopping or self._ended:
             return  # it has ended already, by what a log says; or it ends with the run
         trigger = self.graph.specs[self.graph.spec_of[node]].trigger
-        if self._is_smooth and not flags and trigger != "one_failed" and status == PENDING:
+        if self._fast_path and not flags and trigger != "one_failed" and status == PENDING:
             self._queue(node, now)
         elif not self._is_selected(node):
             self._commands.append(SkipTask(node, "unselected"))
-        elif self._is_doomed(node):
+        elif self._is_blocked_by_trigger(node):
             self._commands.append(BlockTask(node, self._causes[node]))
         elif flags & _SKIPPED and trigger == "all_success":
             self._commands.append(SkipTask(node, "upstream"))
@@ -429,9 +430,9 @@ class Scheduler:
             self._queue(node, now)
 
     def _is_left_out(self, node: int) -> bool:
-        return self.state.status[node] == SKIPPED and self.state.why.get(node) == "unselected"
+        return self.state.status[node] == SKIPPED and self.state.skip_reason.get(node) == "unselected"
 
-    def _is_doomed(self, node: int) -> bool:
+    def _is_blocked_by_trigger(self, node: int) -> bool:
         failed = self._flags[node] & _FAILED
         return bool(failed) and self.graph.spec(node).trigger in ("all_success", "none_failed")
 
@@ -458,7 +459,7 @@ class Scheduler:
                     starved = True
         if best is None:
             if starved:
-                self._limits.wait(self._starved)
+                self._limits.wait(self._on_limit_free)
             return -1
         node = heapq.heappop(best) & _NODE
         uses = self._uses[self.graph.spec_of[node]]
@@ -466,45 +467,45 @@ class Scheduler:
             self._limits.take(uses)
         return node
 
-    def _take_over(self, node: int) -> Start:
+    def _reclaim(self, node: int) -> Start:
         """A retry that has waited long enough gets the slot, and the limits, that its abandoned attempt holds."""
-        del self.held[node]
+        del self.abandoned[node]
         self.running.add(node)
         return Start(node, self.state.attempt[node] + 1, 0.0)
 
     def _is_stuck(self) -> bool:
         """Whether nothing can start before work ends that cannot be stopped, even if no other run were in the way."""
-        if len(self.held) >= self.concurrency:
+        if len(self.abandoned) >= self.concurrency:
             return True
         left = dict(self._limits.capacity)
-        for node in self.held:
+        for node in self.abandoned:
             for name, amount in self._uses[self.graph.spec_of[node]]:
                 left[name] -= amount
         return not any(
             heap and all(left[name] >= amount for name, amount in uses) for uses, heap in self._heaps.items()
         )
 
-    def _patience_ends(self) -> float:
-        return max((until for _, until in self.held.values()), default=math.inf)
+    def _grace_ends(self) -> float:
+        return max((until for _, until in self.abandoned.values()), default=math.inf)
 
-    def _free(self, node: int) -> None:
+    def _stop_running(self, node: int) -> None:
         if node in self.running:
             self.running.remove(node)
             uses = self._uses[self.graph.spec_of[node]]
             if uses:
                 self._limits.give(uses)
 
-    def _give(self, node: int) -> None:
+    def _release_limits(self, node: int) -> None:
         uses = self._uses[self.graph.spec_of[node]]
         if uses:
             self._limits.give(uses)
 
-    def _leave(self, node: int, attempt: int, abandoned: bool, now: float) -> None:
+    def _vacate(self, node: int, attempt: int, abandoned: bool, now: float) -> None:
         if abandoned and node in self.running:
             self.running.discard(node)
-            self.held[node] = (attempt, now + GRACE_S)
+            self.abandoned[node] = (attempt, now + GRACE_S)
         else:
-            self._free(node)
+            self._stop_running(node)
 
     def _fail(self, node: int, now: float) -> None:
         self._failed.append(node)
@@ -516,7 +517,7 @@ class Scheduler:
     def _drain(self) -> None:
         """From the first failure on: what has begun goes on (or is stopped), else only what the failure lets start."""
         self._draining = True
-        self._is_smooth = False
+        self._fast_path = False
         stops = self.on_failure == "cancel" and not self._stopping
         retries = [node for _, node in self._delayed]
         for uses, heap in self._heaps.items():
@@ -546,7 +547,8 @@ class Scheduler:
             elif self._stopping:
                 self._commands.append(CancelTask(node))
             else:
-                self._commands.append(BlockTask(node, self._causes[node] if self._is_doomed(node) else causes))
+                own = self._causes[node] if self._is_blocked_by_trigger(node) else causes
+                self._commands.append(BlockTask(node, own))
         self._commands.append(end)
         self._ended = True
         return self._commands.popleft()

@@ -24,7 +24,7 @@ STATUS = ("pending", "running", "retrying", "finished", "skipped", "failed", "ca
 RunStatus = Literal["pending", "running", "finished", "failed", "cancelled"]
 
 
-class Known(NamedTuple):
+class TaskFacts(NamedTuple):
     """What is known of one task, wherever it stands: `facts` by the names that they have in a `State`, and the `rows`
     that an `each` found."""
 
@@ -40,9 +40,9 @@ class State:
 
     Per node: `status` (a code; its name is `STATUS[code]`), `attempt` (the last one started, 0 before any),
     `duration_s` (of the last one ended). Where there is something to tell: `failures` and `losses` (attempts used up by
-    the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `why` (of a
-    skip), `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `earlier` (attempts before
-    the last reset). `absent` has, by id, what is known of tasks that the DAG had in an earlier session and lacks now.
+    the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `skip_reason`,
+    `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `attempts_before_reset` (before the
+    last one). `removed_tasks` has, by id, the facts of tasks that the DAG had in an earlier session and no longer has.
     `stale` are the tasks that finished before the run was given other parameters.
 
     Of the run: `started_at`, `began_at` and `last_at` are the timestamps of its first event, of its last session's
@@ -60,12 +60,12 @@ class State:
         self.losses: dict[int, int] = {}
         self.retry_at: dict[int, float] = {}
         self.error: dict[int, e.TaskFailed | e.TaskRetrying] = {}
-        self.why: dict[int, str] = {}
+        self.skip_reason: dict[int, str] = {}
         self.blocked_by: dict[int, list[str]] = {}
         self.rows: dict[int, Sequence[Sequence[JSON]]] = {}
         self.metrics: dict[int, dict[str, float | None]] = {}
-        self.earlier: dict[int, int] = {}
-        self.absent: dict[str, Known] = {}
+        self.attempts_before_reset: dict[int, int] = {}
+        self.removed_tasks: dict[str, TaskFacts] = {}
         self.stale: set[str] = set()
         self.run: RunStatus = "pending"
         self.run_id = ""
@@ -141,7 +141,7 @@ class State:
                 return node
             case e.TaskSkipped():
                 node = self._ended(event, SKIPPED, event.duration_s)
-                self.why[node] = event.reason
+                self.skip_reason[node] = event.reason
                 return node
             case e.TaskBlocked():
                 node = self._ended(event, BLOCKED, None)
@@ -191,18 +191,18 @@ class State:
         self.rows[node] = event.values
         added = self.graph.expand(node, event.values)
         self._grow(len(added))
-        if self.absent:
+        if self.removed_tasks:
             for new in added:
-                if (known := self.absent.pop(self.graph.ids[new] or "", None)) is not None:
-                    self._know(new, known)
+                if (known := self.removed_tasks.pop(self.graph.ids[new] or "", None)) is not None:
+                    self._restore(new, known)
                     self._reset(new)  # what it follows has just run
         return node
 
     def _reset(self, node: int) -> int:
         self.status[node] = PENDING
-        for facts in (self.failures, self.losses, self.retry_at, self.error, self.why, self.blocked_by):
+        for facts in (self.failures, self.losses, self.retry_at, self.error, self.skip_reason, self.blocked_by):
             facts.pop(node, None)
-        self.earlier[node] = self.attempt[node]
+        self.attempts_before_reset[node] = self.attempt[node]
         return node
 
     def carry_over(self, graph: Graph) -> None:
@@ -214,7 +214,7 @@ class State:
         for name in _OF_THE_RUN:
             setattr(self, name, getattr(old, name))
         found = {old.graph.task_id(node): rows for node, rows in old.rows.items()}
-        found.update((task, known.rows) for task, known in old.absent.items() if known.rows is not None)
+        found.update((task, known.rows) for task, known in old.removed_tasks.items() if known.rows is not None)
         for task, rows in found.items():
             here = graph.index.get(task, -1)
             each = graph.expandable(here)
@@ -222,22 +222,22 @@ class State:
                 self.rows[here] = rows
                 self._grow(len(graph.expand(here, rows)))
         for task, node in old.graph.index.items():
-            self._know_of(task, old._known(node))
-        for task, known in old.absent.items():
-            self._know_of(task, known)
+            self._restore_or_park(task, old._facts_of(node))
+        for task, known in old.removed_tasks.items():
+            self._restore_or_park(task, known)
 
-    def _known(self, node: int) -> Known:
+    def _facts_of(self, node: int) -> TaskFacts:
         facts = {name: facts[node] for name in _FACTS if node in (facts := getattr(self, name))}
-        return Known(self.status[node], self.attempt[node], self.duration_s[node], facts, self.rows.get(node))
+        return TaskFacts(self.status[node], self.attempt[node], self.duration_s[node], facts, self.rows.get(node))
 
-    def _know_of(self, task: str, known: Known) -> None:
+    def _restore_or_park(self, task: str, known: TaskFacts) -> None:
         here = self.graph.index.get(task, -1)
         if here >= 0:
-            self._know(here, known)
+            self._restore(here, known)
         elif known.attempt or known.status != PENDING:
-            self.absent[task] = known
+            self.removed_tasks[task] = known
 
-    def _know(self, node: int, known: Known) -> None:
+    def _restore(self, node: int, known: TaskFacts) -> None:
         self.status[node], self.attempt[node], self.duration_s[node] = known.status, known.attempt, known.duration_s
         for name, fact in known.facts.items():
             getattr(self, name)[node] = fact
@@ -257,7 +257,7 @@ _OF_THE_RUN = (
     "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq",
     "options", "first_code_version", "code_version", "stale",
 )  # fmt: skip
-_FACTS = ("failures", "losses", "retry_at", "error", "why", "blocked_by", "metrics", "earlier")
+_FACTS = ("failures", "losses", "retry_at", "error", "skip_reason", "blocked_by", "metrics", "attempts_before_reset")
 
 
 def _seconds(timestamp: str) -> float:

@@ -179,7 +179,7 @@ class Engine:
         finally:
             if hasattr(self, "_scheduler"):
                 with self._turn:
-                    self._scheduler.leave()
+                    self._scheduler.close()
             self._journal.hand_on()
             self._feed.close()
         if self._broken is not None:
@@ -226,7 +226,7 @@ class Engine:
 
     def _record_interrupted(self, node: int) -> None:
         spec = self._graph.spec(node)
-        limit = spec.retry.attempts + self.state.earlier.get(node, 0)
+        limit = spec.retry.attempts + self.state.attempts_before_reset.get(node, 0)
         facts: tuple[Any, ...] = (limit, self._executor_of(spec).name, spec.pool or self._pool, 0.0, "interrupted")
         what = ("Interrupted", "the driver of the run ended before the attempt did")
         self._apply(e.TaskFailed(*(*self._about(node, "error"), *facts, *what)))

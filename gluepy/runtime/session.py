@@ -197,7 +197,8 @@ class Session:
                 [state.graph.task_id(node) for node in rest if state.status[node] == status and is_chosen(node)]
                 for status in (PENDING, RETRYING)
             )
-            left_out = sum(why == "unselected" and state.status[node] == SKIPPED for node, why in state.why.items())
+            reasons = state.skip_reason.items()
+            left_out = sum(why == "unselected" and state.status[node] == SKIPPED for node, why in reasons)
             earlier, params = state.options.get("params") or {}, given.get("params") or {}
             parameters = resumed_parameters(settings, record.run_id, record.context, record.inputs, params, earlier)
             merged["params"] = {**earlier, **parameters.mask_params(params)}
@@ -334,7 +335,7 @@ class Session:
             selection=self.selection,
             awaited=awaited(self.state.graph, self._named()),
             weight=self._weight(),
-            starved=engine.look_again,
+            on_limit_free=engine.look_again,
             now=now,
             wall=wall,
         )
@@ -479,7 +480,7 @@ def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[in
         if nodes:
             continue
         each = next((node for node in adding if node not in state.rows), adding[0])
-        if state.why.get(each) == "unselected":
+        if state.skip_reason.get(each) == "unselected":
             none_of[name] = f"{graph.task_id(each)} is not in the run's selection"
         elif each not in state.rows:
             none_of[name] = f"{graph.task_id(each)} has not found its values yet"

@@ -315,7 +315,7 @@ class Run:
     def decide(self) -> s.Scheduler:
         now = self.world.now
 
-        def starved() -> None:
+        def on_limit_free() -> None:
             self.look = True
 
         return s.Scheduler(
@@ -325,7 +325,7 @@ class Run:
             shared=self.shared,
             on_failure=self.on_failure,
             selection=self.selection,
-            starved=starved,
+            on_limit_free=on_limit_free,
             now=now,
             wall=now + self.shift,
         )
@@ -568,7 +568,7 @@ class Run:
         return self.verdicts
 
     def judge(self) -> dict[int, str]:
-        graph, status, why = self.graph, self.state.status, self.state.why
+        graph, status, why = self.graph, self.state.status, self.state.skip_reason
         if self.order is None:
             self.order = in_order(graph)
             self.paths = graph.longest_paths(lambda node: 1.0)

@@ -434,8 +434,8 @@ def test_runs_that_share_limits_are_called_when_one_comes_free() -> None:
     called: list[str] = []
     gpu = task("a", uses={"gpu": 1})
     first = Bench.sequence(gpu, limits=limits)
-    second = Bench.sequence(gpu, limits=limits, starved=lambda: called.append("second"))
-    third = Bench.sequence(gpu, limits=limits, starved=lambda: called.append("third"))
+    second = Bench.sequence(gpu, limits=limits, on_limit_free=lambda: called.append("second"))
+    third = Bench.sequence(gpu, limits=limits, on_limit_free=lambda: called.append("third"))
     assert (first.go(), second.go(), third.go()) == (["a"], [], [])
     assert second.scheduler.next_wake() == math.inf
     first.finish("a")
@@ -450,8 +450,8 @@ def test_a_run_that_has_gone_is_not_called() -> None:
     call = lambda: pytest.fail("it has gone")  # noqa: E731
     limits.take([("gpu", 1)])
     limits.wait(call)
-    limits.leave(call)
-    limits.leave(call)
+    limits.stop_waiting(call)
+    limits.stop_waiting(call)
     limits.give([("gpu", 1)])
 
 
@@ -639,7 +639,7 @@ def test_a_run_waits_for_a_limit_that_another_run_holds_whatever_threads_it_has_
     assert other.go() == ["g"]
     called: list[bool] = []
     bench = Bench.parallel(A, task("b", uses={"gpu": 1}), limits=limits, on_failure="continue", concurrency=2,
-                           starved=lambda: called.append(True))  # fmt: skip
+                           on_limit_free=lambda: called.append(True))  # fmt: skip
     bench.go()
     bench.fail("a", abandoned=True)
     bench.now = 10 * s.GRACE_S

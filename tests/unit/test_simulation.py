@@ -117,9 +117,9 @@ def test_many_simulated_runs_keep_every_rule(first: int) -> None:
 
 
 def slot_released_before_the_thread_ends(patch: pytest.MonkeyPatch) -> None:
-    leave = Scheduler._leave
+    leave = Scheduler._vacate
     patch.setattr(
-        Scheduler, "_leave", lambda self, node, attempt, abandoned, now: leave(self, node, attempt, False, now)
+        Scheduler, "_vacate", lambda self, node, attempt, abandoned, now: leave(self, node, attempt, False, now)
     )
 
 
@@ -199,7 +199,7 @@ def barrier_that_an_empty_branch_opens(patch: pytest.MonkeyPatch) -> None:
 
 
 def retry_that_starves_behind_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Scheduler, "_take_over", lambda self, node: self._queue(node, 0.0))
+    patch.setattr(Scheduler, "_reclaim", lambda self, node: self._queue(node, 0.0))
 
 
 def finished_tasks_that_run_again(patch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_every_way_to_end_is_known(story: Story) -> None:
     story.tell(e.TaskCancelled, "each-t", 1, 0.25)
     state = story.state
     assert story.status() == {"a": "failed", "b": "skipped", "c": "blocked", "each-t": "cancelled"}
-    assert (state.error[0].error_message, state.why, state.blocked_by) == ("m", {1: "skip"}, {2: ["a"]})
+    assert (state.error[0].error_message, state.skip_reason, state.blocked_by) == ("m", {1: "skip"}, {2: ["a"]})
     assert [state.duration_s[state.graph.index[task]] for task in ("a", "b", "c", "each-t")] == [1.5, 0.5, 0.0, 0.25]
     assert state.counts() == {"failed": 1, "skipped": 1, "cancelled": 1, "blocked": 1}
 
@@ -127,9 +127,9 @@ def test_a_reset_forgets_what_was_but_not_how_many_attempts_there_were(story: St
     for task in ("a", "b", "c"):
         story.tell(e.TaskReset, task, 3, "it failed")
     state = story.state
-    assert not any((state.failures, state.losses, state.retry_at, state.error, state.why, state.blocked_by))
+    assert not any((state.failures, state.losses, state.retry_at, state.error, state.skip_reason, state.blocked_by))
     assert story.status()["a"] == "pending"
-    assert (state.attempt[0], state.earlier[0]) == (3, 3)
+    assert (state.attempt[0], state.attempts_before_reset[0]) == (3, 3)
 
 
 def test_progress_metrics_and_output_change_no_status(story: Story) -> None:
@@ -260,7 +260,7 @@ def test_what_is_known_of_a_task_that_was_taken_out_comes_back_with_it(story: St
     assert (list(state.attempt), list(state.duration_s)) == ([1, 1, 1], [0.0, 1.5, 2.5])
     assert (state.losses, state.metrics, state.retry_at) == ({1: 1}, {1: {"rmse": 0.5}}, {1: 1767225606.25})
     assert state.error[1].reason == "lost"
-    assert not state.absent
+    assert not state.removed_tasks
     assert resets_of(story) == {"c": "it was interrupted", "a": "b runs again"}  # what is before it decides, as ever
 
 
@@ -290,9 +290,9 @@ def test_what_an_each_finds_that_was_a_task_before_runs_again_in_a_new_attempt()
     story.tell(e.TaskExpanded, "each-t", 1, [[1], [2]])
     assert story.status() == {"each-t": "running", "t[x=1]": "pending", "t[x=2]": "pending"}
     state, node = story.state, story.state.graph.index["t[x=1]"]
-    assert (state.attempt[node], state.earlier) == (2, {node: 2})
+    assert (state.attempt[node], state.attempts_before_reset) == (2, {node: 2})
     assert not state.error
-    assert not state.absent
+    assert not state.removed_tasks
 
 
 def test_the_state_of_a_run_whose_dag_changes_is_the_fold_at_every_prefix(story: Story) -> None:
