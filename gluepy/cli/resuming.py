@@ -26,7 +26,7 @@ from gluepy.core.events import JSON
 from gluepy.errors import OptionError
 from gluepy.loop import run_loop
 from gluepy.runs.log import LogReader
-from gluepy.runtime import ResumeOptions, ResumePlan, Runtime, Streaming, find_record
+from gluepy.runtime import ResumeOptions, ResumePlan, RunStream, Runtime, find_record
 from gluepy.sinks.consume import Sink
 
 _SHOWN = 16  # tasks that run again, and changes of the code
@@ -95,7 +95,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
                 say(*explanation(plan, whole=True), "nothing was run")
             return 0
 
-        def start(runtime: Runtime, sinks: Sequence[Sink]) -> Streaming:
+        def start(runtime: Runtime, sinks: Sequence[Sink]) -> RunStream:
             options["sinks"] = sinks
             return runtime.stream_resume(run, **options)
 

@@ -46,10 +46,10 @@ from gluepy.loop import Doorbell, run_loop
 from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
-from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, Runtime, Streaming
+from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, RunStream, Runtime
 from gluepy.runtime.checks import check_processes, check_storage
 from gluepy.runtime.options import make_executor
-from gluepy.runtime.results import RunTimedOut
+from gluepy.runtime.results import RunTimedOutError
 from gluepy.sinks.consume import Sink
 from gluepy.sinks.jsonlines import JsonLines
 
@@ -88,7 +88,7 @@ class RunCall(Call):
     run_id: str | None
 
 
-Start = Callable[[Runtime, Sequence[Sink]], Streaming]
+Start = Callable[[Runtime, Sequence[Sink]], RunStream]
 
 
 def run(invocation: Invocation, call: RunCall) -> int:
@@ -102,7 +102,7 @@ def run(invocation: Invocation, call: RunCall) -> int:
         if call.dry_run:
             return _dry_run(call, settings, options)
 
-        def start(runtime: Runtime, sinks: Sequence[Sink]) -> Streaming:
+        def start(runtime: Runtime, sinks: Sequence[Sink]) -> RunStream:
             options["sinks"] = sinks
             return runtime.stream_dag(call.label, **options)
 
@@ -368,7 +368,7 @@ def conclude(invocation: Invocation, call: Call, ending: Ending | int, own: IO[b
     if ending.status == "finished":
         return 0
     more: tuple[str, ...] = ()
-    if isinstance(ending.error, RunTimedOut) and ending.error.timeout_s:
+    if isinstance(ending.error, RunTimedOutError) and ending.error.timeout_s:
         more = ("--timeout", f"{2 * ending.error.timeout_s:g}")  # with the same one it would end the same way
     tell(f"resume it with: {invocation.resume_command(Record(ending.path.parent, ending.run_id), *more)}")
     if ending.status == "stopped":

@@ -34,7 +34,7 @@ from gluepy.runtime.options import (
     make_executor,
     recorded_name,
 )
-from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResult
+from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResult
 from gluepy.runtime.session import Session, Shared, find_record
 from gluepy.sinks.feed import Subscription
 
@@ -79,9 +79,9 @@ class Run:
     def __aiter__(self) -> AsyncIterator[Event]:
         return self.events
 
-    async def follow(self, session: Session, check: bool) -> None:
+    async def _drive(self, session: Session, check: bool) -> None:
         """Drive `session`, and keep how it ended for `result`."""
-        session.handle = self._drives
+        session.handle = self._on_engine
         try:
             self._result = await session.drive(check)
         except Exception as error:
@@ -89,7 +89,7 @@ class Run:
         finally:
             self._ended.set()
 
-    def _drives(self, engine: Engine) -> None:
+    def _on_engine(self, engine: Engine) -> None:
         self._engine = engine
         if self._cancelled:
             engine.cancel()
@@ -180,16 +180,16 @@ class Runtime:
         """
         return await (await self._resumed(run, options)).drive(check)
 
-    def stream_dag(self, dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> Streaming:
+    def stream_dag(self, dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> RunStream:
         """`run_dag`, watched: `async with runtime.stream_dag("train") as run: async for event in run: …`.
 
         Leaving the block before the run has ended cancels it.
         """
-        return Streaming(None, lambda: self._new(dag, options), check)
+        return RunStream(None, lambda: self._new(dag, options), check)
 
-    def stream_resume(self, run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]) -> Streaming:
+    def stream_resume(self, run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]) -> RunStream:
         """`resume_run`, watched as `stream_dag` is."""
-        return Streaming(None, lambda: self._resumed(run, options), check)
+        return RunStream(None, lambda: self._resumed(run, options), check)
 
     def plan_resume(self, run: str = "latest", **options: Unpack[ResumeOptions]) -> ResumePlan:
         """What `resume_run` would do, without doing it. Raises as that does before anything runs."""
@@ -245,7 +245,7 @@ class Runtime:
         return self._shared
 
 
-class Streaming:
+class RunStream:
     """The context manager that `stream_dag` returns; entering it starts the run and gives a `Run`."""
 
     def __init__(self, runtime: Runtime | None, prepare: Callable[[], Awaitable[Session]], check: bool) -> None:
@@ -261,7 +261,7 @@ class Streaming:
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
             self._stack = stack.pop_all()
-        self._tasks.start_soon(self._run.follow, session, self._check)
+        self._tasks.start_soon(self._run._drive, session, self._check)
         return self._run
 
     async def __aexit__(
@@ -288,10 +288,10 @@ async def resume_run(run: str = "latest", *, check: bool = True, **options: Unpa
         return await runtime.resume_run(run, check=check, **options)
 
 
-def stream_dag(dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> Streaming:
+def stream_dag(dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> RunStream:
     """Run `dag` and watch it, in a `Runtime` of its own; see `Runtime.stream_dag`."""
     runtime = Runtime(executor=_take_executor(options))
-    return Streaming(runtime, lambda: runtime._new(dag, options), check)
+    return RunStream(runtime, lambda: runtime._new(dag, options), check)
 
 
 def run_dag_sync(dag: str | type[DAG], *, check: bool = True, **options: Unpack[RunOptions]) -> RunResult:
@@ -341,12 +341,12 @@ __all__ = [
     "ResumeOptions",
     "ResumePlan",
     "Run",
-    "RunCancelled",
+    "RunCancelledError",
     "RunOptions",
     "RunResult",
-    "RunTimedOut",
+    "RunStream",
+    "RunTimedOutError",
     "Runtime",
-    "Streaming",
     "TaskResult",
     "find_record",
     "resume_run",

@@ -11,7 +11,7 @@ from gluepy.core.state import STATUS, State
 from gluepy.errors import GluepyError, TaskError
 
 
-class RunCancelled(GluepyError):
+class RunCancelledError(GluepyError):
     """The run was cancelled from elsewhere, by `run.cancel()` or `gluepy cancel`."""
 
     def __init__(self, run_id: str) -> None:
@@ -22,7 +22,7 @@ class RunCancelled(GluepyError):
         return f"run {self.run_id} was cancelled"
 
 
-class RunTimedOut(GluepyError):
+class RunTimedOutError(GluepyError):
     """The run took longer than its `timeout_s`."""
 
     def __init__(self, run_id: str, timeout_s: float | None) -> None:

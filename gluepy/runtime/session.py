@@ -42,7 +42,7 @@ from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.descriptors import Descriptors, patiently
 from gluepy.runtime.options import make_executor, make_sinks, recorded_name
-from gluepy.runtime.results import ResumePlan, RunCancelled, RunResult, RunTimedOut, TaskResults
+from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResults
 from gluepy.sinks.consume import Sink, consume
 from gluepy.sinks.feed import Feed, Subscription
 from gluepy.version import VERSION
@@ -397,10 +397,10 @@ class Session:
             return result
         errors: list[Exception] = [engine.errors[node] for node in sorted(engine.errors)]
         if state.run == "cancelled":
-            errors.append(RunCancelled(self.run.run_id))
+            errors.append(RunCancelledError(self.run.run_id))
             message = f"DAG {self.run.dag!r} was cancelled (run {self.run.run_id})"
         elif not errors:
-            errors.append(RunTimedOut(self.run.run_id, self.options.get("timeout_s")))
+            errors.append(RunTimedOutError(self.run.run_id, self.options.get("timeout_s")))
             message = f"DAG {self.run.dag!r} was out of time (run {self.run.run_id})"
         else:
             count = f"{len(errors)} task{'s' if len(errors) > 1 else ''}"

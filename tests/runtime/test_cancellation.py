@@ -11,8 +11,7 @@ from steps import WAITERS, Go, Notes, Step, dag_of, statuses
 from gluepy import Retry, Task, parallel
 from gluepy.core.events import RunCancelled, TaskCancelled, TaskRetrying
 from gluepy.errors import RunError
-from gluepy.runtime import RunCancelled as RunWasCancelled
-from gluepy.runtime import Runtime
+from gluepy.runtime import RunCancelledError, Runtime
 from gluepy.testing import HELD, ScriptedExecutor, assert_events, events_of, failed, outline, until
 
 POOLS = pytest.mark.parametrize("pool", WAITERS)
@@ -129,7 +128,7 @@ async def test_cancelled_run_says_so_to_whoever_waits_for_its_result(go: Go) -> 
         with pytest.raises(RunError) as caught:
             await run.result()
     (error,) = caught.value.exceptions
-    assert isinstance(error, RunWasCancelled)
+    assert isinstance(error, RunCancelledError)
     assert error.run_id == run.id
 
 
@@ -155,7 +154,7 @@ async def test_failures_before_the_cancellation_are_kept(go: Go) -> None:
         run.cancel()
         with pytest.raises(RunError) as caught:
             await run.result()
-    assert [type(error).__name__ for error in caught.value.exceptions] == ["TaskError", "RunCancelled"]
+    assert [type(error).__name__ for error in caught.value.exceptions] == ["TaskError", "RunCancelledError"]
     assert caught.value.result.status == "cancelled"  # type: ignore[attr-defined]
 
 

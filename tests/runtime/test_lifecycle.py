@@ -39,7 +39,7 @@ from gluepy.runs.index import Index
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import read_run
 from gluepy.runs.record import Record
-from gluepy.runtime import ResumePlan, Run, RunResult, Runtime, Streaming
+from gluepy.runtime import ResumePlan, Run, RunResult, RunStream, Runtime
 
 NAMES = [*(f"t{number}" for number in range(6)), "e0", "e1"]  # of tasks, and of those that an `each` asks for
 NAME = st.sampled_from(NAMES)
@@ -62,7 +62,7 @@ class Drive(NamedTuple):
     values: dict[str, list[int]]
 
 
-Open = Callable[[Runtime], Streaming]
+Open = Callable[[Runtime], RunStream]
 DRIVE = st.builds(
     Drive,
     st.sampled_from(["continue", "continue", "drain", "cancel"]),
@@ -211,7 +211,7 @@ class Lives(RuleBasedStateMachine):
             self.session(life, known, expected, drive, open_)
             self.count("resume")
 
-    def refused(self, open_: Callable[[Runtime], Streaming], error: type[Exception]) -> None:
+    def refused(self, open_: Callable[[Runtime], RunStream], error: type[Exception]) -> None:
         async def tries() -> None:
             async with Runtime(self.settings) as runtime:
                 with pytest.raises(error):

@@ -16,7 +16,7 @@ from gluepy.core.events import RunFailed, TaskFailed, TaskRetrying
 from gluepy.core.scheduler import GRACE_S
 from gluepy.errors import RunError
 from gluepy.exec.port import FINISHED, Abandoned, Attempt, Emit, Executor, Outcome, Released
-from gluepy.runtime import Runtime, RunTimedOut
+from gluepy.runtime import Runtime, RunTimedOutError
 from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, assert_events, events_of, settle, until
 from gluepy.testing import Step as Ends
 
@@ -236,7 +236,7 @@ async def test_run_beyond_its_timeout_raises_for_that(go: Go) -> None:
     with pytest.raises(RunError) as caught:
         await go(Waits, timeout_s=0.05, check=True)
     (error,) = caught.value.exceptions
-    assert isinstance(error, RunTimedOut)
+    assert isinstance(error, RunTimedOutError)
     assert error.timeout_s == 0.05
 
 
