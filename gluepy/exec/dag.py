@@ -273,7 +273,7 @@ class _Compiler:
         declared = {name for leaf in tasks for name in self.specs[leaf.spec].params}
         for name in fan.values:
             if name not in declared:
-                hint = did_you_mean(name, declared).removeprefix("; ") or self.mend_of(tasks)
+                hint = did_you_mean(name, declared).removeprefix("; ") or self.hint_for(tasks)
                 raise self.fail(f"each(…) gives {name!r}, which no task in it has as a parameter", hint)
         for leaf in tasks:
             label = self.specs[leaf.spec].label
@@ -408,7 +408,7 @@ class _Compiler:
             )
         return order
 
-    def mend_of(self, leaves: Iterable[Leaf]) -> str:
+    def hint_for(self, leaves: Iterable[Leaf]) -> str:
         """How a task in an `each` comes to have a parameter."""
         for leaf in leaves:
             task = self.targets[leaf.spec]

@@ -166,7 +166,7 @@ class TaskParameters:
         task, typed = self.task, {}
         for name, value in values.items():
             if name not in self.declared:
-                raise DagError(task.__qualname__, f"no parameter {name!r}", self.mend_of(name))
+                raise DagError(task.__qualname__, f"no parameter {name!r}", self.hint_for(name))
             try:
                 typed[name] = self.codec(name).convert(value, f"{task.__qualname__}.{name}")
             except Unresolved:
@@ -175,7 +175,7 @@ class TaskParameters:
                 raise DagError(task.__qualname__, error.problem, error.hint) from None
         return typed
 
-    def mend_of(self, name: str) -> str:
+    def hint_for(self, name: str) -> str:
         """What to do about a parameter that the class does not take."""
         if name in self.task._configurable:
             return f"it is the same for all of a class: write {name} = … in the class, or in a subclass"
@@ -256,7 +256,7 @@ class TaskParameters:
             would = "missing" if there is _MISSING else short(there)
             hint = f"annotate it in the class, and give it by keyword: {name}({attribute}=…)"
             if attribute in cls._configurable:
-                hint = self.mend_of(attribute)
+                hint = self.hint_for(attribute)
             elif attribute in self.names:
                 hint = f"give {name} a value of the annotated type, from which it makes the same each time"
             raise WrongValue(f"{name}.{attribute} is {short(here)} here, but would be {would} when it runs", hint)

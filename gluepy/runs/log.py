@@ -38,7 +38,7 @@ class LogBroken(GluepyError):
         return f"cannot write {self.path}: {self.why}" + (f"; {self.hint}" if self.hint else "")
 
 
-def disk_mend(error: OSError) -> str:
+def disk_hint(error: OSError) -> str:
     """What to do about a write that failed with `error`, where that can be said."""
     return "free some space, then resume the run" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
@@ -176,7 +176,7 @@ class FileLog:
         return LogBroken(*self._broken.args)
 
     def _break(self, error: OSError) -> None:
-        self._broken = LogBroken(str(self.path), error.strerror or str(error), disk_mend(error))
+        self._broken = LogBroken(str(self.path), error.strerror or str(error), disk_hint(error))
 
     def _start(self) -> None:
         self._flusher = threading.Thread(

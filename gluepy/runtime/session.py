@@ -37,7 +37,7 @@ from gluepy.exec.slots import Turn
 from gluepy.exec.task import Task, outputs_of
 from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
-from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_mend
+from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_hint
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.descriptors import Descriptors, patiently
@@ -324,7 +324,7 @@ class Session:
             try:
                 self.record.write_context(self.parameters.recorded(), self.parameters.recorded_inputs())
             except OSError as error:
-                raise LogBroken(str(self.record.context), error.strerror or str(error), disk_mend(error)) from error
+                raise LogBroken(str(self.record.context), error.strerror or str(error), disk_hint(error)) from error
         concurrency = self.options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
         return Scheduler(
             self.state,

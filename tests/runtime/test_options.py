@@ -351,7 +351,7 @@ async def test_pool_of_the_class_beats_the_option_which_beats_the_setting(go: Go
     assert here == {"loop", "by-option", "by-class"}
 
 
-async def test_class_in_a_function_is_refused_for_a_process_with_the_mend(go: Go) -> None:
+async def test_class_in_a_function_is_refused_for_a_process_with_a_hint(go: Go) -> None:
     class Local(Task):
         pool = "process"
 

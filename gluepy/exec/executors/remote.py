@@ -40,7 +40,7 @@ _specs: dict[bytes, Spec] = {}
 
 
 def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) -> bytes | Callable[[], bytes]:
-    """Run the attempt in `payload` (`attempt_message`) of the run in `shared` (`run_message_of`); what its task emits
+    """Run the attempt in `payload` (`attempt_message`) of the run in `shared` (`encode_run`); what its task emits
     goes to `send`. Returns what `outcome_of` reads, or what is to be called for it: then its module is imported.
     Called in a worker process."""
     known = _scopes.get(id(shared))
@@ -93,7 +93,7 @@ def _spec_of(message: bytes) -> Spec:
     return spec
 
 
-def run_message_of(run: RunInfo) -> bytes:
+def encode_run(run: RunInfo) -> bytes:
     """`run` as bytes for `run_message`."""
     return _encoder.encode(run)
 
@@ -105,7 +105,7 @@ def attempt_message(attempt: Attempt) -> bytes:
     )
 
 
-def emission_of(message: bytes) -> Emission:
+def decode_emission(message: bytes) -> Emission:
     """The emission in a message that `run_message` sent."""
     return _emissions.decode(message)
 

@@ -56,7 +56,7 @@ class Workers:
             while len(self._runs) >= _KNOWN_RUNS:
                 del self._runs[next(iter(self._runs))]
             self._sessions += 1
-            known = run, (f"{run.run_id}:{self._sessions}", remote.run_message_of(run))
+            known = run, (f"{run.run_id}:{self._sessions}", remote.encode_run(run))
             self._runs[run.run_id] = known
         return known[1]
 
@@ -126,7 +126,7 @@ class _Chain:
             print(line, file=sys.stdout if stream == "stdout" else sys.stderr)
 
     def _on_message(self, data: bytes) -> None:
-        emission = remote.emission_of(data)
+        emission = remote.decode_emission(data)
         if self._output is not None and isinstance(emission, Output):
             self._output.line(emission.stream, emission.line)
         else:
