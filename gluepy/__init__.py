@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from gluepy.errors import GluepyError, NestedRun, RunError, RunStopped, TaskError, UsageError
     from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
     from gluepy.exec.port import Attempt, Executor, Outcome
+    from gluepy.report import read_run, read_runs
     from gluepy.runtime import Run, RunResult, Runtime, TaskResult, resume_run, run_dag, run_dag_sync, stream_dag
 
 _HOME = {
     "gluepy.errors": ("GluepyError", "NestedRun", "RunError", "RunStopped", "TaskError", "UsageError"),
     "gluepy.exec": ("DAG", "Retry", "Skip", "Task", "current_task", "each", "parallel"),
     "gluepy.exec.port": ("Attempt", "Executor", "Outcome"),
+    "gluepy.report": ("read_run", "read_runs"),
     "gluepy.runtime": (
         "Run",
         "RunResult",
@@ -51,6 +53,8 @@ __all__ = [
     "current_task",
     "each",
     "parallel",
+    "read_run",
+    "read_runs",
     "resume_run",
     "run_dag",
     "run_dag_sync",

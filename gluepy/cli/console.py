@@ -99,9 +99,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except UsageError as error:
         return _say_error(error, 2)
     except RunError as error:  # of a command of the project's
-        from gluepy.cli.story import Failure, failure_text
+        from gluepy.cli.story import failure_text
+        from gluepy.report.failures import Failure
 
-        failures = [Failure.told_by(each) for each in error.exceptions if isinstance(each, TaskError)]
+        failures = [Failure.from_error(each) for each in error.exceptions if isinstance(each, TaskError)]
         tell(*failure_text(failures, wants_colour(sys.stderr)))
         return _say_error(error.message, 1)
     except GluepyError as error:

@@ -10,17 +10,17 @@ from typing import IO
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.progress import view_of
-from gluepy.cli.story import Story, failure_text, summary
+from gluepy.cli.story import failure_text, summary
 from gluepy.cli.text import RESET, count, for_terminal, printable, say, styled, tell, wants_colour
 from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.graph import slug_of
 from gluepy.core.selection import expanders, resolve_name
-from gluepy.core.state import RUNNING, State
+from gluepy.core.state import RUNNING
 from gluepy.errors import GluepyError, UsageError
-from gluepy.runs.reading import RunReader, read_run
+from gluepy.report import RunFollower, RunReport
+from gluepy.runs.reading import find_record, read_record
 from gluepy.runs.record import Record
-from gluepy.runtime import find_record
 
 _POLL_S = 0.2
 _CANCEL_S = 30.0  # how long a driver may take to stop what runs
@@ -57,65 +57,58 @@ class StillRunning(GluepyError):
 def watch(invocation: Invocation, run: str, progress: str, quiet: bool) -> int:
     """`gluepy watch`"""
     settings = invocation.settings()
-    record = find_record(settings, run)
-    read_run(record)  # raises for a log that cannot be followed
-    reader = RunReader(record.events)
+    record = find_record(settings.runs_root, run)
+    read_record(record)  # raises for a log that cannot be followed
+    followed = RunFollower(record, settings)
     with closing(view_of(progress, quiet, False, settings)) as view:
-        driven = record.is_held()
-        past = list(reader.events())
-        if past and driven and not _is_over(past[-1]):
-            opening, lines, done, total, running = _so_far(record, reader.state, past)
+        past = followed.poll()
+        if past and not followed.over:
+            opening, lines, done, total, running = _so_far(followed.report(), past)
             view.say(lines, done, total)
             view.show([opening, *running])
-            over = False
-            while driven and not over:
+            while not followed.over:
                 time.sleep(view.pause_s or _POLL_S)
-                driven = record.is_held()  # asked before the last look, so that nothing is missed
-                events = list(reader.events())
-                if events:
+                if events := followed.poll():
                     view.show(events)
-                    over = _is_over(events[-1])
-    story = Story(record)
+    found = RunReport.from_record(record, settings)
     colour = wants_colour(sys.stderr)
-    failures = story.failures()
+    failures = found.failures
     if failures:
         tell("", *failure_text(failures, colour), "")
-    status = story.status if story.status != "running" else "interrupted"  # it is not held, or is being let go
+    status = found.status if found.status != "running" else "interrupted"  # it is not held, or is being let go
     if not (quiet and status == "finished"):
-        say(_ending(story, status))
+        say(_ending(found, status))
     if status != "finished":
         tell(f"resume it with: {invocation.resume_command(record)}")
     return _CODES[status]
 
 
-def _so_far(
-    record: Record, state: State, past: list[e.Event]
-) -> tuple[e.Event, list[str], dict[str, int], int, list[e.Event]]:
+def _so_far(run: RunReport, past: list[e.Event]) -> tuple[e.Event, list[str], dict[str, int], int, list[e.Event]]:
     """What has happened before one began to watch: the event that opened the session, how it stands in words and in
     numbers, the number of tasks, and the attempts that run."""
     opening = next(event for event in reversed(past) if isinstance(event, (e.RunStarted, e.RunResumed)))
-    counts = state.counts()
-    done = {word: number for word, number in counts.items() if word not in (*_LIVE, "pending")}
+    done = {word: number for word, number in run.counts_as("running").items() if word not in (*_LIVE, "pending")}
     started = {event.task: event for event in past if isinstance(event, e.TaskStarted)}
-    running = [started[state.graph.task_id(node)] for node in state.graph.tasks() if state.status[node] == RUNNING]
-    total = len(state.graph.index)
+    graph, status = run.state.graph, run.state.status
+    running = [started[graph.task_id(node)] for node in graph.tasks() if status[node] == RUNNING]
+    total = len(graph.index)
     told = ", ".join(f"{number:,} {word}" for word, number in done.items()) or "nothing has ended yet"
     done_of = f"so far: {told}, of {count(total, 'task')}"
-    lines = [f"watching run {printable(record.run_id)}; {done_of}; Ctrl-C stops watching only"]
+    lines = [f"watching run {printable(run.run_id)}; {done_of}; Ctrl-C stops watching only"]
     return opening, lines, done, total, list(running)
 
 
 def follow_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs --follow`"""
-    record = find_record(invocation.settings(), run)
-    state = read_run(record).state
+    settings = invocation.settings()
+    record = find_record(settings.runs_root, run)
+    state = read_record(record).state
     if task is not None:
         resolve_name(state.graph, state.dag, task, expanders(state.graph))  # raises for an unknown one
-    followed = _Followed(record, task)
+    followed = _Followed(RunFollower(record, settings), task)
     over = False
     while not over:
-        driven = record.is_held()
-        over = followed.look() or not driven
+        over = followed.look()
         followed.copy(last=over)
         if not over:
             time.sleep(_POLL_S)
@@ -125,9 +118,8 @@ def follow_logs(invocation: Invocation, run: str, task: str | None) -> int:
 class _Followed:
     """The log files of a run's attempts, as they grow. Lines of one attempt stay together as far as they are known."""
 
-    def __init__(self, record: Record, task: str | None) -> None:
-        self._record, self._task = record, task
-        self._reader = RunReader(record.events)
+    def __init__(self, run: RunFollower, task: str | None) -> None:
+        self._run, self._task = run, task
         self._files: dict[str, tuple[str, Path]] = {}
         self._open: dict[str, IO[bytes]] = {}
         self._shown = ""
@@ -135,13 +127,11 @@ class _Followed:
 
     def look(self) -> bool:
         """Take in the attempts that have begun; True when the run is over."""
-        over = False
-        for event in self._reader.events():
-            over = _is_over(event)
+        for event in self._run.poll():
             if isinstance(event, e.TaskStarted) and self._wanted(event.task):
                 name = f"{slug_of(event.task)}.{event.attempt}.log"
-                self._files[name] = (f"{printable(event.task)}, attempt {event.attempt}", self._record.logs / name)
-        return over
+                self._files[name] = (f"{printable(event.task)}, attempt {event.attempt}", self._run.record.logs / name)
+        return self._run.over
 
     def copy(self, *, last: bool) -> None:
         """Write what the files have that was not written yet: whole lines, unless it is the `last` call."""
@@ -176,7 +166,7 @@ class _Followed:
     def _wanted(self, task: str) -> bool:
         if self._task is None or task == self._task:
             return True
-        graph = self._reader.state.graph
+        graph = self._run.report().state.graph
         return graph.spec(graph.index[task]).label == self._task and self._task not in graph.index
 
 
@@ -191,27 +181,22 @@ def cancel(invocation: Invocation, run: str) -> int:
         if time.monotonic() > end:
             raise StillRunning(record.run_id, _CANCEL_S, record.holder())
         time.sleep(_POLL_S / 4)
-    story = Story(record)
-    say(_ending(story, story.status))
-    if story.status != "finished":
+    found = RunReport.from_record(record, settings)
+    say(_ending(found, found.status))
+    if found.status != "finished":
         tell(f"resume it with: {invocation.resume_command(record)}")
     return 0
 
 
 def _running(settings: Settings, run: str) -> Record:
-    record = find_record(settings, run)
+    record = find_record(settings.runs_root, run)
     if not record.is_held():
-        raise NotRunning(record.run_id, Story(record).status)
+        raise NotRunning(record.run_id, RunReport.from_record(record, settings).status)
     return record
 
 
-def _ending(story: Story, status: str) -> str:
-    state = story.state
-    return summary(state.dag, story.record.run_id, _ENDED.get(status, status), story.counts(status), story.duration_s)
+def _ending(run: RunReport, status: str) -> str:
+    return summary(run.dag, run.run_id, _ENDED.get(status, status), run.counts_as(status), run.duration_s)
 
 
 _ENDED = {"finished": "finished", "failed": "failed", "cancelled": "was cancelled", "interrupted": "was interrupted"}
-
-
-def _is_over(event: e.Event) -> bool:
-    return isinstance(event, (e.RunFinished, e.RunFailed, e.RunCancelled))

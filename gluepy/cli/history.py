@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.text import (
@@ -28,15 +27,15 @@ from gluepy.core.events import JSON
 from gluepy.errors import GluepyError, OptionError, RunLocked, UnknownRun, did_you_mean
 from gluepy.exec.drafts import discard
 from gluepy.exec.port import RunInfo
-from gluepy.runs.index import Index, RunSummary
+from gluepy.report import RunDifference, RunReport, RunSummary, compare_runs, read_runs
+from gluepy.runs.index import Index
 from gluepy.runs.prune import deleted, prunable, sweep
+from gluepy.runs.reading import find_record
 from gluepy.runtime.checks import check_storage
 
 STATUSES = ("finished", "failed", "cancelled", "running", "interrupted", "unreadable")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _SHOWN = 20  # lines of one part of a diff, and of what prune names
-_WORTH_S = 0.05  # a shorter difference of two durations is nothing
-_WORTH = 0.1
 
 
 def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit: int, as_json: bool) -> int:
@@ -45,8 +44,7 @@ def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit
         hint = did_you_mean(status, STATUSES)
         raise OptionError("--status", f"{status!r} is not one of {', '.join(STATUSES)}{hint}")
     root = invocation.settings().runs_root
-    with Index(root) as index:
-        runs = index.runs(dag, status, 0 if limit == 0 else limit + 1)
+    runs = read_runs(root, dag, status=status, limit=0 if limit == 0 else limit + 1)
     more = len(runs) > limit > 0
     runs = runs[:limit] if more else runs
     if as_json:
@@ -158,62 +156,37 @@ def _delete_files(folder: str) -> None:
 
 def diff(invocation: Invocation, first: str, second: str, as_json: bool) -> int:
     """`gluepy diff`"""
-    from gluepy.cli.story import Story
-    from gluepy.runtime import find_record
-
     settings = invocation.settings()
-    stories = [Story(find_record(settings, run)) for run in (first, second)]
-    told = [story.record_of() for story in stories]
-    contexts = [story.parameters(lambda _, value: value) for story in stories]
-    masked = [story.parameters(settings.mask) for story in stories]
-    found: dict[str, JSON] = {
-        "runs": [each["run_id"] for each in told],
-        "run": _differences(*({name: each[name] for name in _ABOUT} for each in told)),
-        "options": _differences(
-            *({name: value for name, value in each["options"].items() if name not in _NOT_CHOSEN} for each in told)
-        ),
-        "context": {name: [each.get(name) for each in masked] for name in _differences(*contexts)},
-        "tasks": _differences(*({task: facts["status"] for task, facts in each["tasks"].items()} for each in told)),
-        "durations": _slower(*({task: facts["duration_s"] for task, facts in _finished(each)} for each in told)),
-        "metrics": _differences(
-            *(
-                {f"{task} {name}": value for task, facts in each["tasks"].items() for name, value in _metrics(facts)}
-                for each in told
-            )
-        ),
-    }
+    runs = [RunReport.from_record(find_record(settings.runs_root, run), settings) for run in (first, second)]
+    found = compare_runs(*runs)
     if as_json:
-        say(json_text(found))
+        say(json_text(found.to_json()))
         return 0
-    say(*_diff_text(found, told))
+    say(*_diff_text(found, runs))
     return 0
 
 
-_ABOUT = ("dag", "status", "code_version")
-_NOT_CHOSEN = ("dag", "run_id", "params", "capture")
-
-
-def _diff_text(found: Mapping[str, Any], told: list[dict[str, JSON]]) -> Iterator[str]:
-    started = [moment(each["started_at"]) for each in told]
-    facts = [
-        ("run", *map(printable, found["runs"])),
-        ("dag", *(printable(each["dag"]) for each in told)),
-        ("status", *(each["status"] for each in told)),
-        ("started", *started),
-        ("took", *(duration(each["duration_s"]) for each in told)),
-        ("code", *(printable(each["code_version"]) for each in told)),
-    ]
-    yield from table(facts)
+def _diff_text(found: RunDifference, runs: Sequence[RunReport]) -> Iterator[str]:
+    yield from table(
+        [
+            ("run", *(printable(run.run_id) for run in runs)),
+            ("dag", *(printable(run.dag) for run in runs)),
+            ("status", *(run.status for run in runs)),
+            ("started", *(moment(run.started_at) for run in runs)),
+            ("took", *(duration(run.duration_s) for run in runs)),
+            ("code", *(printable(run.code_version) for run in runs)),
+        ]
+    )
     parts = [
-        (title, [(name, _value(before), "→", _value(after), "") for name, (before, after) in found[part].items()])
-        for part, title in (("options", "options"), ("context", "context"), ("tasks", "tasks"))
+        (title, [(name, _value(before), "→", _value(after), "") for name, (before, after) in pairs.items()])
+        for title, pairs in (("options", found.options), ("context", found.context), ("tasks", found.tasks))
     ]
-    for part, title, text in (("durations", "durations", duration), ("metrics", "metrics", amount)):
+    for title, pairs, text in (("durations", found.durations, duration), ("metrics", found.metrics, amount)):
         rows = []
-        for name, (before, after) in found[part].items():
+        for name, (before, after) in pairs.items():
             numbers = isinstance(before, (int, float)) and isinstance(after, (int, float))
             change = f"{(after - before) / abs(before):+.0%}" if numbers and before else ""
-            rows.append((name, *(f"{sep}" for sep in (_number(before, text), "→", _number(after, text), change))))
+            rows.append((name, _number(before, text), "→", _number(after, text), change))
         parts.append((title, rows))
     same = True
     for title, rows in parts:
@@ -233,29 +206,5 @@ def _value(value: JSON) -> str:
     return "–" if value is None else printable(value if isinstance(value, str) else json_text(value))
 
 
-def _number(value: JSON, text: Any) -> str:
-    return "–" if value is None else str(text(value))
-
-
-def _differences(before: Mapping[str, JSON], after: Mapping[str, JSON]) -> dict[str, list[JSON]]:
-    names = dict.fromkeys((*before, *after))
-    return {name: [before.get(name), after.get(name)] for name in names if before.get(name) != after.get(name)}
-
-
-def _slower(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, list[JSON]]:
-    """The durations of tasks that finished in both runs, where they differ enough, the biggest difference first."""
-    both = [(task, seconds, after[task]) for task, seconds in before.items() if task in after]
-    worth = [
-        (task, seconds, other)
-        for task, seconds, other in both
-        if abs(other - seconds) >= max(_WORTH_S, _WORTH * min(seconds, other))
-    ]
-    return {task: [seconds, other] for task, seconds, other in sorted(worth, key=lambda row: -abs(row[2] - row[1]))}
-
-
-def _finished(told: Mapping[str, JSON]) -> Iterator[tuple[str, dict[str, JSON]]]:
-    return ((task, facts) for task, facts in told["tasks"].items() if facts["status"] == "finished")
-
-
-def _metrics(facts: Mapping[str, JSON]) -> Iterator[tuple[str, float | None]]:
-    yield from facts.get("metrics", {}).items()
+def _number(value: JSON, text: Callable[[float], str]) -> str:
+    return "–" if value is None else text(value)

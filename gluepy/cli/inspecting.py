@@ -6,13 +6,12 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 
-from gluepy.cli.bars import Shape, most_at_once
+from gluepy.cli.bars import timeline_text
 from gluepy.cli.invocation import Invocation, NoProject
-from gluepy.cli.onetask import OneTask
+from gluepy.cli.onetask import details_text
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
-from gluepy.cli.story import Story, failure_text
+from gluepy.cli.story import failure_text, run_text, task_table
 from gluepy.cli.text import (
     RESET,
     count,
@@ -28,14 +27,14 @@ from gluepy.cli.text import (
     wants_colour,
 )
 from gluepy.conf.dags import Listed, find_dag, find_dags, list_dags
-from gluepy.core.events import JSON, Event, RunCancelled, RunFailed, RunFinished
+from gluepy.core.events import JSON, RunCancelled, RunFailed, RunFinished
 from gluepy.core.graph import slug_of
 from gluepy.core.selection import expanders, resolve_name
-from gluepy.core.timeline import held_back, timeline
 from gluepy.errors import DagError, OptionError, did_you_mean
 from gluepy.exec.dag import compile_dag
+from gluepy.report import RunReport
 from gluepy.runs.log import LogReader
-from gluepy.runtime import find_record
+from gluepy.runs.reading import find_record
 
 FORMATS = ("text", "mermaid", "dot")
 _POLL_S = 0.2
@@ -114,54 +113,46 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
 def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool) -> int:
     """`gluepy show`"""
     settings = invocation.settings()
-    events: list[Event] = []
-    story = Story(find_record(settings, run), events.append)
-    told = timeline(events, story.state)
-    slots = 1 if story.state.options.get("debug") else story.state.options.get("concurrency") or settings.CONCURRENCY
-    held = held_back(story.state, slots, settings.LIMITS) if story.status == "running" else {}
+    found = RunReport.from_record(find_record(settings.runs_root, run), settings, keep_events=True)
     if task is not None:
-        _show_tasks(story, task, events, held, as_json)
+        _show_tasks(found, task, as_json)
         return 0
-    slots = max(slots, most_at_once(told))
-    parameters = story.parameters(settings.mask)
-    shape = Shape(timeline=told, state=story.state, slots=slots, limits=settings.LIMITS, status=story.status)
     if as_json:
-        _say_json({**story.record_of(held), "parameters": parameters, "timeline": shape.record()})
+        _say_json(found.to_json())
         return 0
     colour = wants_colour(sys.stdout)
-    say(*story.text(colour, parameters, held))
-    bars = list(shape.text(colour))
+    say(*run_text(found, colour))
+    bars = list(timeline_text(found.timeline, colour))
     if bars:
         say("", *bars)
-    failures = story.failures()
+    failures = found.failures
     if failures:
         say("", *failure_text(failures, colour))
-    if story.status in ("failed", "cancelled", "interrupted"):
-        say("", f"resume it with: {invocation.resume_command(story.record)}")
+    if found.status in ("failed", "cancelled", "interrupted"):
+        say("", f"resume it with: {invocation.resume_command(found.record)}")
     return 0
 
 
-def _show_tasks(story: Story, task: str, events: list[Event], held: Mapping[int, str], as_json: bool) -> None:
-    graph = story.state.graph
-    wanted = set(resolve_name(graph, story.state.dag, task, expanders(graph))[0])
-    nodes = [node for node in story.nodes if node in wanted]
+def _show_tasks(run: RunReport, task: str, as_json: bool) -> None:
+    graph = run.state.graph
+    wanted = {graph.task_id(node) for node in resolve_name(graph, run.dag, task, expanders(graph))[0]}
+    tasks = [name for name in run.tasks if name in wanted]
     colour = wants_colour(sys.stdout)
     if as_json:
-        tasks = {graph.task_id(node): OneTask(story, node, events, held).record() for node in nodes}
-        _say_json({"run_id": story.record.run_id, "tasks": tasks})
-    elif not nodes:
+        _say_json({"run_id": run.run_id, "tasks": {name: run.details(name).to_json() for name in tasks}})
+    elif not tasks:
         tell("it is not known yet: an `each` has still to find its values")
-    elif len(nodes) > _WHOLE:
-        say(*story.table_of(nodes, held, colour))
-        tell(f"to see all of one: gluepy show {story.record.run_id} {shlex.quote(graph.task_id(nodes[0]))}")
+    elif len(tasks) > _WHOLE:
+        say(*task_table([run.tasks[name] for name in tasks], colour))
+        tell(f"to see all of one: gluepy show {run.run_id} {shlex.quote(tasks[0])}")
     else:
-        for number, node in enumerate(nodes):
-            say(*([""] if number else ()), *OneTask(story, node, events, held).text(colour))
+        for number, name in enumerate(tasks):
+            say(*([""] if number else ()), *details_text(run.run_id, run.details(name), colour))
 
 
 def show_events(invocation: Invocation, run: str, follow: bool) -> int:
     """`gluepy events`"""
-    record = find_record(invocation.settings(), run)
+    record = find_record(invocation.settings().runs_root, run)
     reader = LogReader(record.events)
     out = sys.stdout.buffer
     while True:
@@ -181,21 +172,26 @@ def show_events(invocation: Invocation, run: str, follow: bool) -> int:
 
 def show_logs(invocation: Invocation, run: str, task: str | None) -> int:
     """`gluepy logs`"""
-    story = Story(find_record(invocation.settings(), run))
-    graph, state = story.state.graph, story.state
-    wanted = set(story.nodes) if task is None else set(resolve_name(graph, state.dag, task, expanders(graph))[0])
-    nodes = [node for node in story.nodes if node in wanted]
+    settings = invocation.settings()
+    found = RunReport.from_record(find_record(settings.runs_root, run), settings)
+    graph = found.state.graph
+    wanted = (
+        None
+        if task is None
+        else {graph.task_id(node) for node in resolve_name(graph, found.dag, task, expanders(graph))[0]}
+    )
+    tasks = [each for each in found.tasks.values() if wanted is None or each.task in wanted]
     files = []
-    for node in nodes:
-        for attempt in range(1, state.attempt[node] + 1):
-            file = story.record.logs / f"{slug_of(graph.task_id(node))}.{attempt}.log"
+    for each in tasks:
+        for attempt in range(1, each.attempts + 1):
+            file = found.record.logs / f"{slug_of(each.task)}.{attempt}.log"
             if file.is_file():
-                files.append((f"{printable(graph.task_id(node))}, attempt {attempt}", file))
+                files.append((f"{printable(each.task)}, attempt {attempt}", file))
     if not files:
-        tell("no output was kept" if any(state.attempt[node] for node in nodes) else "it has not begun")
+        tell("no output was kept" if any(each.attempts for each in tasks) else "it has not begun")
     out = sys.stdout.buffer
     colour = wants_colour(sys.stdout)
-    is_one = sum(state.attempt[node] for node in nodes) == 1
+    is_one = sum(each.attempts for each in tasks) == 1
     for position, (title, file) in enumerate(files):
         if not is_one:
             out.write(f"{chr(10) * bool(position)}{styled(f'==> {title} <==', 'bold', colour)}\n".encode())

@@ -26,7 +26,8 @@ from gluepy.core.events import JSON
 from gluepy.errors import OptionError
 from gluepy.loop import run_loop
 from gluepy.runs.log import LogReader
-from gluepy.runtime import ResumeOptions, ResumePlan, RunStream, Runtime, find_record
+from gluepy.runs.reading import find_record
+from gluepy.runtime import ResumeOptions, ResumePlan, RunStream, Runtime
 from gluepy.sinks.consume import Sink
 
 _SHOWN = 16  # tasks that run again, and changes of the code
@@ -106,7 +107,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
 def _run_of(label: str, run: str, settings: Settings) -> str:
     """The id of `run`, a run of the DAG that `label` means. Raises `OptionError` for a run of another one."""
     wanted = find_dag(label, settings).label
-    record = find_record(settings, f"latest:{wanted}" if run == "latest" else run)
+    record = find_record(settings.runs_root, f"latest:{wanted}" if run == "latest" else run)
     first = next(LogReader(record.events).events(1), None)
     if first is None or first.dag != wanted:
         of = f"a run of {first.dag!r}" if first is not None else "without events"

@@ -21,7 +21,7 @@ from gluepy.cli.invocation import Invocation, no_stdin, own_stdout
 from gluepy.cli.outlook import Outlook
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
-from gluepy.cli.story import Failure, Story, failure_text, summary
+from gluepy.cli.story import failure_text, summary
 from gluepy.cli.text import json_text, let_go, printable, say, tell, wants_colour
 from gluepy.conf.dags import find_dag
 from gluepy.conf.parameters import load_context
@@ -43,6 +43,7 @@ from gluepy.exec.dag import compile_dag
 from gluepy.exec.executors.following import following_threads
 from gluepy.exec.executors.streams import capturing
 from gluepy.loop import Doorbell, run_loop
+from gluepy.report.failures import Failure
 from gluepy.runs.durations import read_durations
 from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
@@ -164,8 +165,10 @@ def carry_out(
                     if event.session == ending.session:
                         events(event)  # what a slow reader has not got yet
             if call.as_json and own is not None:
-                story = Story(Record(ending.path.parent, ending.run_id)).record_of()
-                own.write(f"{json_text({**story, 'files': ending.files})}\n".encode())
+                from gluepy.report import RunReport
+
+                told = RunReport.from_record(Record(ending.path.parent, ending.run_id), settings).summary_json()
+                own.write(f"{json_text({**told, 'files': ending.files})}\n".encode())
 
         def leave_tasks_behind(ending: Ending) -> None:
             view.close()
@@ -225,18 +228,20 @@ async def _drive(
         def stuck(counts: dict[str, int]) -> None:
             record = Record(run.path.parent, run.id)
             if leave_behind is not None and _has_left_a_task(record):
-                story = Story(record)
+                from gluepy.report import RunReport
+
+                left = RunReport.from_record(record, settings)
                 ending = Ending(
                     run_id=run.id,
-                    dag=story.state.dag,
-                    status=story.state.run,
+                    dag=left.dag,
+                    status=left.state.run,
                     path=run.path,
                     session=session,
                     interrupted=interrupts.exit_code,
                     files=settings.run_files(run.id),
-                    duration_s=story.duration_s,
+                    duration_s=left.duration_s,
                     counts=counts,
-                    failures=story.failures(),
+                    failures=left.failures,
                 )
                 leave_behind(ending)
 
@@ -250,7 +255,7 @@ async def _drive(
             result = failed.result
             for each in failed.exceptions:
                 if isinstance(each, TaskError):
-                    failures.append(Failure.told_by(each))
+                    failures.append(Failure.from_error(each))
                 else:
                     error = each
         except RunStopped as stopped:

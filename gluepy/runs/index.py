@@ -22,7 +22,7 @@ from gluepy.core.events import Event
 from gluepy.core.state import FAILED
 from gluepy.errors import UnknownRun
 from gluepy.runs.log import UnreadableLog
-from gluepy.runs.reading import read_run
+from gluepy.runs.reading import read_record
 from gluepy.runs.record import Record, is_run_name
 
 _VERSION = 4
@@ -155,7 +155,7 @@ class Index:
             started_at = started_at or event.timestamp
 
         try:
-            state = read_run(record, see=see).state
+            state = read_record(record, see=see).state
         except UnknownRun:
             return  # deleted just now
         except UnreadableLog as problem:

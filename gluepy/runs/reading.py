@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from gluepy.core.events import Event
+from gluepy.core.events import Event, TaskSkipped
 from gluepy.core.state import State
 from gluepy.errors import DagError
 from gluepy.runs.log import LogReader, UnreadableLog
@@ -33,12 +33,15 @@ class RunReader:
 
     `bad`, `gaps` and `doubled` are what is wrong with the log, as `LogReader` counts it. Whatever the log holds, the
     one error is `UnreadableLog`, which has its path.
+    `seen` counts the events that were read; `skip_messages` maps the tasks that skipped themselves to what they said.
     """
 
     def __init__(self, path: Path, *, ended: bool = False) -> None:
         self.path = path
         self._log = LogReader(path, ended=ended)
         self._state: State | None = None
+        self.seen = 0
+        self.skip_messages: dict[str, str] = {}
 
     @property
     def bad(self) -> int:
@@ -78,6 +81,9 @@ class RunReader:
             except _CONTRADICTIONS as error:
                 why = f"unknown task {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
                 raise self._error(f"its events make no run: {why}") from error
+            self.seen += 1
+            if isinstance(event, TaskSkipped) and event.why:
+                self.skip_messages[event.task] = event.why
             yield event
 
     def _error(self, why: str) -> UnreadableLog:
@@ -88,7 +94,7 @@ class RunReader:
         return UnreadableLog(str(self.path), f"{why} ({damage})" if damage else why)
 
 
-def read_run(record: Record, *, ended: bool = False, see: Callable[[Event], object] | None = None) -> RunReader:
+def read_record(record: Record, *, ended: bool = False, see: Callable[[Event], object] | None = None) -> RunReader:
     """Read all that the log of a run has now; `see` is called with each event. `ended`: nobody else writes to it.
 
     Raises `UnreadableLog`, and `UnknownRun` for a run that was deleted meanwhile.
@@ -104,3 +110,19 @@ def read_run(record: Record, *, ended: bool = False, see: Callable[[Event], obje
             raise record.gone() from None
         raise
     return reader
+
+
+def find_record(root: Path, run: str) -> Record:
+    """The record in `root` that `run` names: an id, its unique ending, `latest`, `latest:DAG`. Raises `UnknownRun`."""
+    name, colon, label = run.partition(":")
+    if name == "latest" and colon:
+        return Record.latest(root, label, _label)
+    return Record.find(root, run)
+
+
+def _label(record: Record) -> str:
+    try:
+        first = next(LogReader(record.events).events(1), None)
+    except UnreadableLog:  # it is not the one that is meant
+        return ""
+    return first.dag if first is not None else ""

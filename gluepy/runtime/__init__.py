@@ -35,7 +35,7 @@ from gluepy.runtime.options import (
     recorded_name,
 )
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResult
-from gluepy.runtime.session import Session, Shared, find_record
+from gluepy.runtime.session import Session, Shared
 from gluepy.sinks.feed import Subscription
 
 _SHARED = ""  # the name of a Runtime's own concurrency among the limits
@@ -348,7 +348,6 @@ __all__ = [
     "RunTimedOutError",
     "Runtime",
     "TaskResult",
-    "find_record",
     "resume_run",
     "run_dag",
     "run_dag_sync",

@@ -37,7 +37,7 @@ from gluepy.exec.slots import Turn
 from gluepy.exec.task import Task, outputs_of
 from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
-from gluepy.runs.log import FileLog, LogBroken, LogReader, UnreadableLog, disk_hint
+from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_hint
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.descriptors import Descriptors, patiently
@@ -156,14 +156,14 @@ class Session:
     def resumed(cls, shared: Shared, run: str, options: Mapping[str, Any]) -> Session:
         """A run that goes on: its log read and folded, what runs again found out. Raises `UsageError` (`UnknownRun`,
         `RunLocked` while another driver holds it, `UnreadableLog`)."""
-        from gluepy.runs.reading import read_run  # new runs do without it
+        from gluepy.runs.reading import find_record, read_record  # new runs do without it
 
         settings = shared.settings
         check_storage(settings)
-        record = find_record(settings, run)
+        record = find_record(settings.runs_root, run)
         with ExitStack() as hold:
             hold.enter_context(record.lock())
-            reader = read_run(record, ended=True)
+            reader = read_record(record, ended=True)
             state = reader.state
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
@@ -447,22 +447,6 @@ def _dag_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DA
             raise
         hint = f"if it was moved: gluepy run FILE --retry {run_id}"
         raise ImportFailed(error.module, "there is no such file any more", hint=hint) from None
-
-
-def find_record(settings: Settings, run: str) -> Record:
-    """The record that `run` means: an id, its unique ending, `latest`, or `latest:LABEL`. Raises `UnknownRun`."""
-    name, colon, label = run.partition(":")
-    if name == "latest" and colon:
-        return Record.latest(settings.runs_root, label, _label)
-    return Record.find(settings.runs_root, run)
-
-
-def _label(record: Record) -> str:
-    try:
-        first = next(LogReader(record.events).events(1), None)
-    except UnreadableLog:  # it is not the one that is meant
-        return ""
-    return first.dag if first is not None else ""
 
 
 def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[int, str], dict[str, str]]:

@@ -40,9 +40,10 @@ gluepy.exec.executors.capture gluepy.exec.executors.following gluepy.exec.execut
 gluepy.exec.executors.local gluepy.exec.executors.logs gluepy.exec.executors.streams gluepy.exec.executors.threads
 gluepy.exec.forks gluepy.exec.journal
 gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.exec.values
-gluepy.loop gluepy.redact gluepy.runs gluepy.runs.durations gluepy.runs.log gluepy.runs.reading gluepy.runs.record
-gluepy.runtime gluepy.runtime.checks gluepy.runtime.descriptors gluepy.runtime.options gluepy.runtime.results
-gluepy.runtime.session gluepy.sinks gluepy.sinks.consume gluepy.sinks.feed gluepy.sinks.jsonlines
+gluepy.loop gluepy.redact gluepy.report gluepy.report.failures gluepy.runs gluepy.runs.durations gluepy.runs.log
+gluepy.runs.record gluepy.runtime gluepy.runtime.checks gluepy.runtime.descriptors gluepy.runtime.options
+gluepy.runtime.results gluepy.runtime.session gluepy.sinks gluepy.sinks.consume gluepy.sinks.feed
+gluepy.sinks.jsonlines
 """
 TYPER = {"typer", "click", "typing_extensions", "annotated_doc", "shellingham"}  # what it is made of varies
 SLOW = {"email", "statistics", "sqlite3", "multiprocessing", "concurrent.futures.process", "importlib.metadata", "yaml"}

@@ -17,13 +17,12 @@ from steps import Go, Step, dag_of
 
 from gluepy import Retry, parallel
 from gluepy.cli import main
-from gluepy.cli.story import Story
+from gluepy.cli.story import run_text
 from gluepy.clock import parse_rfc3339
 from gluepy.core import events as e
-from gluepy.core.timeline import timeline
+from gluepy.report import RunReport, read_run
 from gluepy.runs.index import Index
 from gluepy.runs.prune import prunable
-from gluepy.runs.record import Record
 from gluepy.runtime import RunResult, Runtime
 from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, events_of, failed, outline, settle
 from gluepy.testing import Step as Ends
@@ -240,20 +239,20 @@ async def test_nothing_that_is_told_of_a_run_is_less_than_no_time(
     assert all(run.duration_s >= 0 for run in listed.values())
     assert listed["ended"].duration_s == pytest.approx(5 + 6)  # a in its first session; b, then c, in its second
     for run_id in listed:
-        story = Story(Record(root, run_id))
-        assert story.duration_s >= 0
-        told = timeline(events_of(root / run_id), story.state)
+        run = read_run(root / run_id)
+        assert run.duration_s >= 0
+        told = run.timeline
         assert all(0 <= bar.started_s <= bar.ended_s <= told.length_s for bar in told.bars)
-        assert "-" not in " ".join(facts(story, "took"))
-    ended = timeline(events_of(root / "ended"), Story(Record(root, "ended")).state)
+        assert "-" not in " ".join(facts(run, "took"))
+    ended = read_run(root / "ended").timeline
     assert ended.length_s == pytest.approx(5 + 6)
     assert [(bar.task, round(bar.ended_s - bar.started_s, 3)) for bar in ended.bars] == [
         ("a", 5), ("b", 3), ("b", 2), ("c", 4)
     ]  # fmt: skip
 
 
-def facts(story: Story, name: str) -> list[str]:
-    return [line for line in story.text(colour=False) if line.startswith(name)]
+def facts(run: RunReport, name: str) -> list[str]:
+    return [line for line in run_text(run, colour=False) if line.startswith(name)]
 
 
 @JUMPS

@@ -37,7 +37,7 @@ from gluepy.core.state import STATUS
 from gluepy.errors import OptionError, UnknownTask
 from gluepy.runs.index import Index
 from gluepy.runs.log import LogReader
-from gluepy.runs.reading import read_run
+from gluepy.runs.reading import read_record
 from gluepy.runs.record import Record
 from gluepy.runtime import ResumePlan, Run, RunResult, RunStream, Runtime
 
@@ -256,7 +256,7 @@ class Lives(RuleBasedStateMachine):
         after = life.recorded().within(life.pipes[-1])
         assert (after.end, after.sessions) == (result.status, len(life.pipes))
         statuses = {task: each.status for task, each in result.tasks.items()}
-        state = read_run(Record(life.log.parent.parent, life.log.parent.name)).state
+        state = read_record(Record(life.log.parent.parent, life.log.parent.name)).state
         assert statuses == after.statuses == {task: STATUS[state.status[n]] for task, n in state.graph.index.items()}
         # what was not begun before a failure is left; under "cancel" nothing is tried again
         others = {"drain": {"blocked"}, "cancel": {"blocked", "cancelled", "failed"}}.get(drive.policy, set())

@@ -21,17 +21,19 @@ from hypothesis import strategies as st
 from msgspec import structs
 from simulation import World, fingerprint
 
-from gluepy.cli.bars import Shape
-from gluepy.cli.story import Story, failure_text
+from gluepy.cli.bars import timeline_text
+from gluepy.cli.story import failure_text, run_text
+from gluepy.conf.sources import load_settings
 from gluepy.core import events as e
 from gluepy.core.state import State
-from gluepy.core.timeline import timeline
 from gluepy.errors import UnknownRun
+from gluepy.report import RunReport
 from gluepy.runs.index import Index
 from gluepy.runs.log import FileLog, LogBroken, LogReader, MemoryLog, Sync, UnreadableLog
-from gluepy.runs.reading import read_run
+from gluepy.runs.reading import read_record
 from gluepy.runs.record import Record
 
+SETTINGS = load_settings(None)
 FUZZED = int(os.environ.get("GLUEPY_FUZZED_LOGS", "500"))
 EXHAUSTIVE = int(os.environ.get("GLUEPY_FUZZED_LOGS_EXHAUSTIVE", "100000"))
 CHUNK = 2000
@@ -416,7 +418,7 @@ def test_every_byte_prefix_of_a_log_is_the_events_of_its_whole_lines(path: Path)
         assert list(reader.events()) == events[:whole], cut
         assert (reader.bad, reader.gaps, reader.doubled) == (0, 0, 0)
         if whole and cut in (ends[whole], ends[whole] + 1):
-            assert fingerprint(read_run(recorded(path)).state) == fingerprint(State.of(events[:whole]))
+            assert fingerprint(read_record(recorded(path)).state) == fingerprint(State.of(events[:whole]))
 
 
 @pytest.mark.parametrize(
@@ -524,7 +526,7 @@ def test_a_later_schema_version_is_refused(path: Path, kind: Any) -> None:
 def test_a_later_schema_version_is_refused_whatever_else_it_says(path: Path) -> None:
     path.write_bytes(b'{"event":"run.started","schema_version":2,"seq":"one"}\n')
     with pytest.raises(UnreadableLog, match="upgrade gluepy"):
-        read_run(recorded(path))
+        read_record(recorded(path))
     for line in (b'{"event":"run.ended","schema_version":2}\n', b'{"event":"run.started","schema_version":1}\n'):
         path.write_bytes(line)
         reader = LogReader(path)
@@ -552,7 +554,7 @@ def test_a_log_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 def test_a_log_that_makes_no_run_is_one_kind_of_error(path: Path, log: bytes, told: str) -> None:
     path.write_bytes(log)
     with pytest.raises(UnreadableLog, match=told) as caught:
-        read_run(recorded(path))
+        read_record(recorded(path))
     assert caught.value.path == str(path)
 
 
@@ -561,13 +563,13 @@ def test_an_authoring_error_in_a_log_is_an_unreadable_log(path: Path) -> None:
     graph = {"specs": [{"cls": "flows:Load", "label": "load"}], "root": twice}
     path.write_bytes(e.encode(structs.replace(e.decode(opening(e.RunStarted, 1)), graph=graph)))
     with pytest.raises(UnreadableLog, match="appears twice") as caught:
-        read_run(recorded(path))
+        read_record(recorded(path))
     assert caught.value.path == str(path)
 
 
 def test_a_run_that_was_deleted_meanwhile_is_no_such_run(tmp_path: Path) -> None:
     with pytest.raises(UnknownRun, match="no run 'gone'"):
-        read_run(Record(tmp_path, "gone"))
+        read_record(Record(tmp_path, "gone"))
 
 
 # ---- fuzz
@@ -640,15 +642,13 @@ def recorded(path: Path) -> Record:
 
 def told(record: Record) -> None:
     """Look at a run in every way that there is."""
-    events: list[e.Event] = []
-    story = Story(record, events.append)
-    shape = Shape(timeline=timeline(events, story.state), state=story.state, slots=2, limits={}, status=story.status)
-    text = [*story.text(False), *shape.text(False), *failure_text(story.failures(), False)]
+    found = RunReport.from_record(record, SETTINGS)
+    text = [*run_text(found, False), *timeline_text(found.timeline, False), *failure_text(found.failures, False)]
     assert not any(re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", line) for line in text)
-    msgspec.json.encode({**story.record_of(), "timeline": shape.record()})
+    msgspec.json.encode(found.to_json())
 
 
-def fuzz(path: Path, first: int, count: int, look: Callable[[Record], object] = read_run) -> int:
+def fuzz(path: Path, first: int, count: int, look: Callable[[Record], object] = read_record) -> int:
     """How many of the damaged logs could still be read."""
     sound = list(logs())
     readable = 0

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from gluepy.cli.bars import Shape
+from gluepy.cli.bars import timeline_text
 from gluepy.cli.outlook import Outlook
-from gluepy.cli.story import Story
+from gluepy.cli.story import run_text
+from gluepy.conf.sources import load_settings
 from gluepy.core import events as e
 from gluepy.core.forecast import forecast
 from gluepy.core.graph import Each, Graph, Leaf, Par, Seq, Spec, Tree
 from gluepy.core.state import FINISHED, RUNNING, SKIPPED, State
 from gluepy.core.timeline import Bar, Timeline, held_back, waited_for
+from gluepy.report import RunReport, RunTimeline
 from gluepy.runs.durations import Durations
 from gluepy.runs.record import Record
 
@@ -94,11 +96,11 @@ def test_a_finished_run_is_not_told_to_be_as_long_as_its_path_when_a_limit_keeps
         state.status[node], state.duration_s[node] = FINISHED, 1.0
     bars = [bar("load", 0, 1, 0), *(bar(f"use[n={n}]", n, n + 1, n - 1) for n in (1, 2, 3)), bar("after", 4, 5, 0)]
     told = Timeline(bars, 5, 5, 3, ["load", "use[n=3]", "after"])
-    text = "\n".join(Shape(timeline=told, state=state, slots=9, limits={"one": 1}, status="finished").text(False))
+    wide = RunTimeline(told, state, concurrency=9, limits={"one": 1}, status="finished")
+    text = "\n".join(timeline_text(wide, False))
     assert "3.00 s ready and waiting for limit one" in text
     assert "more concurrency would bring nothing: limit one keeps it as long" not in text  # 5 s are its path
-    wide = Shape(timeline=told, state=state, slots=9, limits={"one": 1}, status="finished")
-    assert wide.record()["waited_for_s"] == {"limit one": 3}
+    assert wide.to_json()["waited_for_s"] == {"limit one": 3}
 
 
 def test_what_an_each_found_stands_where_its_block_stands(tmp_path: Path) -> None:
@@ -112,14 +114,13 @@ def test_what_an_each_found_stands_where_its_block_stands(tmp_path: Path) -> Non
     ]
     record = Record.create(tmp_path, "run", {"model": {"depth": 3}, "db": {"password": "hush"}})
     record.events.write_bytes(b"".join(map(e.encode, events)))
-    story = Story(record)
-    told = story.record_of()
+    run = RunReport.from_record(record, load_settings(None))
+    told = run.to_json()
     assert list(told["tasks"]) == ["load", "each-fit", "fit[n=1]", "fit[n=2]", "after"]
     assert told["tasks"]["fit[n=2]"]["reason"] == "skip"
     assert told["tasks"]["fit[n=2]"]["why"] == "no news"
-    parameters = story.parameters(lambda name, value: "***" if name == "password" else value)
-    assert parameters == {"model.depth": 3, "db.password": "***"}
-    text = list(story.text(False, parameters))
+    assert run.parameters == told["parameters"] == {"model.depth": 3, "db.password": "***"}
+    text = list(run_text(run, False))
     tasks = text[text.index(next(line for line in text if line.startswith("task "))) + 1 :]
     assert [line.split()[0] for line in tasks] == ["load", "each-fit", "fit[n=1]", "fit[n=2]", "after"]
     assert "model.depth  3" in text
