@@ -166,7 +166,7 @@ class _Followed:
     def _wanted(self, task: str) -> bool:
         if self._task is None or task == self._task:
             return True
-        graph = self._run.report().state.graph
+        graph = self._run.state.graph
         return graph.spec(graph.index[task]).label == self._task and self._task not in graph.index
 
 

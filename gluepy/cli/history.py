@@ -48,7 +48,7 @@ def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit
     more = len(runs) > limit > 0
     runs = runs[:limit] if more else runs
     if as_json:
-        say(json_text(runs))
+        say(json_text([run.to_json() for run in runs]))
         return 0
     if not runs:
         tell(f"no runs {'like that ' if dag or status else ''}in {root}")

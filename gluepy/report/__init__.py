@@ -2,8 +2,8 @@
 
     from gluepy.report import follow_run, read_run, read_runs
 
-Whatever shows runs (the command line, a page, a notebook) renders what stands here. Everything has `to_json()`, which
-gives plain dicts and lists; that of `RunReport` is what `gluepy show --json` prints.
+Whatever shows runs (the command line, a page, a notebook) renders what stands here. Each report has `to_json()`,
+which gives plain dicts and lists; that of `RunReport` is what `gluepy show --json` prints.
 """
 
 from importlib import import_module

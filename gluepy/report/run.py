@@ -15,7 +15,7 @@ from gluepy.clock import seconds_of
 from gluepy.conf.places import flat
 from gluepy.core import events as e
 from gluepy.core.events import JSON, Event
-from gluepy.core.state import BLOCKED, FAILED, RETRYING, SKIPPED, STATUS
+from gluepy.core.state import BLOCKED, FAILED, RETRYING, SKIPPED, STATUS, State
 from gluepy.core.timeline import held_back, timeline
 from gluepy.redact import masked
 from gluepy.report.failures import Failure
@@ -40,6 +40,10 @@ class Damage(msgspec.Struct, frozen=True):
 
     def __bool__(self) -> bool:
         return any((self.bad_lines, self.gaps, self.doubled))
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields."""
+        return {"bad_lines": self.bad_lines, "gaps": self.gaps, "doubled": self.doubled}
 
 
 class RunReport:
@@ -245,6 +249,11 @@ class RunFollower:
     def __init__(self, record: Record, settings: Settings) -> None:
         self.record, self.over = record, False
         self._settings, self._reader = settings, RunReader(record.events)
+
+    @property
+    def state(self) -> State:
+        """The fold of the events that `poll` has given. Raises `UnreadableLog` before the first."""
+        return self._reader.state
 
     def poll(self) -> list[Event]:
         """The events that were written since the last call. Raises `UnreadableLog`."""

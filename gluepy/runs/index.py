@@ -18,7 +18,7 @@ from typing import Any, Self
 import msgspec
 
 from gluepy.clock import seconds_of
-from gluepy.core.events import Event
+from gluepy.core.events import JSON, Event
 from gluepy.core.state import FAILED
 from gluepy.errors import UnknownRun
 from gluepy.runs.log import UnreadableLog
@@ -53,6 +53,10 @@ class RunSummary(msgspec.Struct, frozen=True):
     counts: dict[str, int]
     failed: list[str]
     problem: str = ""
+
+    def to_json(self) -> dict[str, JSON]:
+        """As `gluepy runs --json` has it."""
+        return {name: getattr(self, name) for name in self.__struct_fields__}
 
 
 class Index:

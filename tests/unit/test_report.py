@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 import gluepy
@@ -141,7 +140,7 @@ def test_everything_is_json(failed: Told) -> None:
     details = json.loads(json.dumps(run.details("fit").to_json()))
     assert [attempt["error"]["message"] for attempt in details["history"]] == ["bad"]
     assert run.failures[0].to_json()["task"] == "fit"
-    assert json.loads(msgspec.json.encode(run.damage)) == {"bad_lines": 0, "gaps": 0, "doubled": 0}
+    assert run.damage.to_json() == {"bad_lines": 0, "gaps": 0, "doubled": 0}
 
 
 def test_a_run_that_goes_on_lasts_until_now_and_says_what_waits(tmp_path: Path, settings: Settings) -> None:
@@ -222,6 +221,8 @@ def test_runs_are_listed_newest_first_and_found_by_every_name(tmp_path: Path, fa
     assert {run.run_id for run in read_runs(tmp_path, "train")} == {"failed", "other"}
     assert [run.run_id for run in read_runs(tmp_path, status="failed", limit=1)] == ["failed"]
     assert read_runs(tmp_path, "nothing") == []
+    (summary,) = read_runs(tmp_path, status="failed")
+    assert json.loads(json.dumps(summary.to_json()))["failed"] == ["fit"]
     names: list[str | Path] = ["other", "her", other.record.path, str(other.record.path)]
     assert {read_run(name, tmp_path).run_id for name in names} == {"other"}
     assert read_run("latest:train", tmp_path).dag == "train"
