@@ -67,7 +67,7 @@ def settings() -> Settings:
 @pytest.fixture
 def failed(tmp_path: Path) -> Told:
     """load fails once and finishes; fit fails, score skips itself, tell is blocked."""
-    told = Told(tmp_path, "failed")
+    told = Told(tmp_path, "failed", concurrency=3)
     told.starts("load", 0)
     told(e.TaskRetrying, 1, task="load", attempt=1, max_attempts=3, duration_s=1.0, delay_s=1.0, **WHERE, **ERROR)
     told.starts("load", 2, attempt=2)
@@ -127,7 +127,7 @@ def test_the_timeline_knows_what_the_run_had_to_wait_for(failed: Told) -> None:
     ]  # fmt: skip
     assert (timeline.critical_path, timeline.length_s, timeline.working_s) == (["load", "fit"], 9, 9)
     assert timeline.waited_for_s == {"": 1.0}
-    assert timeline.concurrency == 2
+    assert timeline.concurrency == 3  # as it was told, though no more than two ran at a time
     assert timeline.forecasts == {}  # it has not finished
 
 
@@ -207,7 +207,7 @@ def test_two_runs_are_compared(tmp_path: Path, failed: Told) -> None:
     found = compare_runs(read_run("failed", tmp_path), read_run("fine", tmp_path))
     assert found.runs == ["failed", "fine"]
     assert found.run == {"status": ("failed", "finished"), "code_version": ("code of failed", "code of fine")}
-    assert found.options == {"on_failure": (None, "continue")}
+    assert found.options == {"concurrency": (3, 2), "on_failure": (None, "continue")}
     assert found.context == {"model.depth": (6, 4), "api_token": ("***", "***")}  # they differ; the secrets stay masked
     assert found.tasks["fit"] == ("failed", "finished")
     assert found.durations == {"load": (2.0, 4.0)}  # fit did not finish in both
