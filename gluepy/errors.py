@@ -154,14 +154,14 @@ class ImportFailed(UsageError):
 
 
 class MissingExtra(UsageError):
-    """A feature needs packages that are not installed. `extra` is the extra that brings them."""
+    """A feature needs packages that are not installed. `extra` of `distribution` is the extra that brings them."""
 
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(feature, extra)
-        self.feature, self.extra = feature, extra
+    def __init__(self, feature: str, extra: str, distribution: str = "gluepy") -> None:
+        super().__init__(feature, extra, distribution)
+        self.feature, self.extra, self.distribution = feature, extra, distribution
 
     def __str__(self) -> str:
-        return f"{self.feature} needs the extra {self.extra!r}: pip install 'gluepy[{self.extra}]'"
+        return f"{self.feature} needs the extra {self.extra!r}: pip install '{self.distribution}[{self.extra}]'"
 
 
 class NoRunContext(UsageError):

@@ -91,7 +91,18 @@ Concurrency = Annotated[
 ]
 ExecutorName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Where tasks run: the dotted name of a class. [EXECUTOR_BACKEND]"),
+    typer.Option(
+        metavar="NAME",
+        help="Where tasks run: the dotted path of a class, or the short name of an installed one. [EXECUTOR_BACKEND]",
+    ),
+]
+SinkName = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sink",
+        metavar="NAME",
+        help="Send the events to this sink too: a dotted path, or the short name of an installed one. Repeatable.",
+    ),
 ]
 Pool = Annotated[
     str | None,
@@ -175,6 +186,7 @@ def run(
     label: Label,
     concurrency: Concurrency = None,
     executor: ExecutorName = None,
+    sink: SinkName = None,
     pool: Pool = None,
     param: Param = None,
     params: Params = None,
@@ -233,6 +245,7 @@ def run(
         label=label,
         concurrency=concurrency,
         executor=executor,
+        sink=sink or (),
         pool=pool,
         param=param or (),
         params=params,
@@ -273,6 +286,7 @@ def resume(
     ] = None,
     concurrency: Concurrency = None,
     executor: ExecutorName = None,
+    sink: SinkName = None,
     pool: Pool = None,
     param: Param = None,
     params: Params = None,
@@ -312,6 +326,7 @@ def resume(
         force=force or (),
         concurrency=concurrency,
         executor=executor,
+        sink=sink or (),
         pool=pool,
         param=param or (),
         params=params,

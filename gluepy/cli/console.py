@@ -27,6 +27,7 @@ _OPTIONS = {  # the options of a run by their names in Python
     "executor": "--executor",
     "params": "--params",
     "pool": "--pool",
+    "sinks": "--sink",
     "run_id": "--run-id",
     "timeout_s": "--timeout",
     "from_task and to_task": "--from-task and --to-task",

@@ -1,4 +1,4 @@
-"""The root of the command line: gluepy's own commands, and those of the project's modules."""
+"""The root of the command line: gluepy's own commands, those of the project's modules, those of installed packages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.text import let_go, printable_block, tell
+from gluepy.conf.plugins import COMMANDS, entry_points, load
 from gluepy.errors import GluepyError, RunError, UsageError, did_you_mean
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
@@ -51,21 +52,35 @@ class NoCommands(UsageError):
 
 
 class CommandLine(TyperGroup):
-    """gluepy's commands at once; the project's when one of them is typed, or when all are listed."""
+    """gluepy's commands at once; the others when one of them is typed, or when all are listed.
+
+    Of commands with one name gluepy's goes before the project's, and that before an installed package's (an entry point
+    of `gluepy.commands`: a typer app).
+    """
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command `cmd_name`, or None. The project's modules are imported only for what is not gluepy's own."""
         known = super().get_command(ctx, cmd_name)
-        return known if known is not None else self._projects(ctx).get(cmd_name)
+        if known is None:
+            known = self._projects(ctx).get(cmd_name)
+        return known if known is not None else _installed(cmd_name)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands; of a project that is broken, without its own."""
+        """The names of all commands; without those of a project or package that is broken."""
         try:
             own = list(self._projects(ctx))
         except UsageError as error:
             self._trouble = error
             own = []
-        return [*super().list_commands(ctx), *own]
+        ours = super().list_commands(ctx)
+        installed = []
+        for name in entry_points(COMMANDS):
+            try:
+                if name not in (*ours, *own) and _installed(name) is not None:
+                    installed.append(name)
+            except UsageError as error:
+                self._trouble_installed = error
+        return [*ours, *own, *installed]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the first of `args` names. Raises `UnknownCommand`, with the nearest known name."""
@@ -98,6 +113,9 @@ class CommandLine(TyperGroup):
         trouble = getattr(self, "_trouble", None)
         if trouble is not None:
             formatter.write(f"\nThe project's own commands cannot be shown: {trouble}\n")
+        trouble = getattr(self, "_trouble_installed", None)
+        if trouble is not None:
+            formatter.write(f"\nAn installed command cannot be shown: {trouble}\n")
 
     def _projects(self, ctx: Any) -> dict[str, Any]:
         found: dict[str, Any] | None = self.__dict__.get("_found")
@@ -132,6 +150,17 @@ class CommandLine(TyperGroup):
                 found[command_name] = command
                 owners[command_name] = f"a command of {module.__name__}"
         return found
+
+
+def _installed(name: str) -> Any:
+    """The command `name` of an installed package, or None. Raises `UsageError`."""
+    point = entry_points(COMMANDS).get(name)
+    if point is None:
+        return None
+    app = load(point)
+    if not isinstance(app, typer.Typer):
+        raise NoCommands(point.value, f"{app!r} is not a typer app", f"the entry point {name!r} must name one")
+    return typer.main.get_command(app)
 
 
 def _commands_in(module: Any, name: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from gluepy.loop import run_loop
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import find_record
 from gluepy.runtime import ResumeOptions, ResumePlan, RunStream, Runtime
-from gluepy.sinks.consume import Sink
+from gluepy.runtime.options import SinkOption
 
 _SHOWN = 16  # tasks that run again, and changes of the code
 _VALUE = 60  # columns of a parameter
@@ -96,7 +96,7 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
                 say(*explanation(plan, whole=True), "nothing was run")
             return 0
 
-        def start(runtime: Runtime, sinks: Sequence[Sink]) -> RunStream:
+        def start(runtime: Runtime, sinks: Sequence[SinkOption]) -> RunStream:
             options["sinks"] = sinks
             return runtime.stream_resume(run, **options)
 

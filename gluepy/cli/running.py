@@ -49,10 +49,9 @@ from gluepy.runs.log import LogReader
 from gluepy.runs.record import Record
 from gluepy.runtime import ResumePlan, Run, RunOptions, RunResult, RunStream, Runtime
 from gluepy.runtime.checks import check_processes, check_storage
-from gluepy.runtime.options import make_executor
+from gluepy.runtime.options import SinkOption, make_executor, make_sinks
 from gluepy.runtime.results import RunTimedOutError
-from gluepy.sinks.consume import Sink
-from gluepy.sinks.jsonlines import JsonLines
+from gluepy.sinks.lines import EventLines
 
 _POOLS = ("thread", "process")
 _STUCK_S = 1.0  # how long the result may take once the run has ended
@@ -64,6 +63,7 @@ class Call:
 
     concurrency: int | None
     executor: str | None
+    sink: Sequence[str]
     pool: str | None
     param: Sequence[str]
     params: str | None
@@ -89,7 +89,7 @@ class RunCall(Call):
     run_id: str | None
 
 
-Start = Callable[[Runtime, Sequence[Sink]], RunStream]
+Start = Callable[[Runtime, Sequence[SinkOption]], RunStream]
 
 
 def run(invocation: Invocation, call: RunCall) -> int:
@@ -103,7 +103,7 @@ def run(invocation: Invocation, call: RunCall) -> int:
         if call.dry_run:
             return _dry_run(call, settings, options)
 
-        def start(runtime: Runtime, sinks: Sequence[Sink]) -> RunStream:
+        def start(runtime: Runtime, sinks: Sequence[SinkOption]) -> RunStream:
             options["sinks"] = sinks
             return runtime.stream_dag(call.label, **options)
 
@@ -142,7 +142,7 @@ def carry_out(
         events = None
         if call.events is not None:
             file = own if own is not None and call.events == "-" else stack.enter_context(_opened(call.events))
-            events = JsonLines(file)
+            events = EventLines(file)
         if call.debug:
             _log_to_stderr()
         else:
@@ -157,7 +157,7 @@ def carry_out(
             return f"killed; resume it with: {invocation.resume_command(Record(settings.runs_root, run))}"
 
         interrupts = stack.enter_context(Interrupts(view, killed))
-        sinks = [] if events is None else [events]
+        sinks: list[SinkOption] = [*call.sink, *([] if events is None else [events])]
 
         def write(ending: Ending) -> None:
             if events is not None:
@@ -207,7 +207,7 @@ class Ending:
 
 async def _drive(
     settings: Settings,
-    sinks: Sequence[Sink],
+    sinks: Sequence[SinkOption],
     start: Start,
     explain: Callable[[ResumePlan], Sequence[str]],
     view: View,
@@ -464,6 +464,7 @@ def _dry_run(call: RunCall, settings: Settings, options: RunOptions) -> int:
     pool = call.pool or settings.POOL
     if not call.debug:
         check_processes(compiled, pool)
+    make_sinks(call.sink, settings)
     name = "inline" if call.debug else make_executor(settings.EXECUTOR_BACKEND, settings).name
     selection = select(compiled.graph, compiled.label, options)
     load_context(settings, options["params"] or {})

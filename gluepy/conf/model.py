@@ -10,8 +10,10 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gluepy.conf.schema import is_executor, is_sink
 
 
 def _path_text(value: object) -> object:
@@ -30,6 +32,18 @@ def _number(value: object) -> object:
     return value
 
 
+def _executor(value: object) -> object:
+    if not is_executor(value):
+        raise ValueError("the name of an executor, its class or an executor is wanted")
+    return value
+
+
+def _sink(value: object) -> object:
+    if not is_sink(value):
+        raise ValueError("the name of a sink, its class or a callable is wanted")
+    return value
+
+
 _Place = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 _LocalPlace = Annotated[str, BeforeValidator(_local_text), Field(min_length=1)]
 
@@ -41,7 +55,7 @@ class SettingsModel(BaseSettings):
 
     SETTINGS_MODULE: Annotated[str, Field(min_length=1)] = ""
     INSTALLED_MODULES: list[str] = []
-    EXECUTOR_BACKEND: Annotated[str, Field(min_length=1)] = ""
+    EXECUTOR_BACKEND: Annotated[Any, AfterValidator(_executor)] = ""
     CONCURRENCY: Annotated[int, BeforeValidator(_number), Field(ge=1)] = 1
     POOL: Literal["thread", "process"] = "thread"
     LIMITS: dict[str, Annotated[int, BeforeValidator(_number), Field(ge=0)]] = {}
@@ -52,7 +66,7 @@ class SettingsModel(BaseSettings):
     EVENT_SYNC: Literal["batch", "commit", "none"] = "batch"
     LEFTOVER_PROCESSES: Literal["auto", "warn", "kill"] = "auto"
     LOG_FORMAT: Literal["console", "json"] = "console"
-    SINKS: list[str] = []
+    SINKS: list[Annotated[Any, AfterValidator(_sink)]] = []
     REDACT: list[str] = []
 
     @classmethod

@@ -10,8 +10,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, reduce
+from collections.abc import Callable, Sequence
+from functools import reduce
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -130,16 +130,13 @@ def import_modules(
     return modules
 
 
-def import_object(path: str, *, entry_points: str = "", named_by: str = "") -> Any:
+def import_object(path: str, *, named_by: str = "") -> Any:
     """The object at the dotted path `pkg.module.Name` (or `pkg.module:Name`, `pkg.module:Outer.Name`).
 
-    With `entry_points`, a name without dots is looked up in that group of installed packages' entry points. `named_by`
-    says in errors what names the path (EXECUTOR_BACKEND). Raises `ImportFailed`.
+    `named_by` says in errors what names the path (CONTEXT_MODEL). Raises `ImportFailed`.
     """
     hint = f"{named_by} names it" if named_by else ""
     module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
-    if entry_points and path.isidentifier():
-        return _entry_point(path, entry_points, hint)
     parts = name.split(".")
     if not all(part.isidentifier() for part in (*module_name.split("."), *parts)):
         raise ImportFailed(path, "it is not a dotted path such as 'package.module.Name'", hint=hint)
@@ -337,19 +334,3 @@ def _neighbours(name: str) -> list[str]:
         stems = (each.name if each.is_dir() else each.name.removesuffix(".py") for each in entries)
         names += [f"{parent}.{stem}" if parent else stem for stem in stems if stem.isidentifier()]
     return names
-
-
-def _entry_point(name: str, group: str, hint: str) -> Any:
-    known = _entry_points(group)
-    if name not in known:
-        hint = did_you_mean(name, known) or (f"; known are {', '.join(sorted(known))}" if known else "")
-        why = f"it is neither a dotted path such as 'package.module.Name' nor an entry point of {group!r}{hint}"
-        raise ImportFailed(name, why, hint=hint)
-    return import_object(known[name], named_by=f"entry point {name!r} of {group!r}")
-
-
-@lru_cache
-def _entry_points(group: str) -> Mapping[str, str]:
-    from importlib.metadata import entry_points  # 10 ms, for short names only
-
-    return {each.name: each.value for each in entry_points(group=group)}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from gluepy.conf.project import DEFAULT_MODULE
 from gluepy.errors import SettingsError, did_you_mean
+from gluepy.extension import Extension
 from gluepy.redact import DOUBTFUL, REDACT, masked
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ def _is_text(value: object) -> bool:
     return type(value) is str and value != ""
 
 
+def is_executor(value: object) -> bool:
+    """Whether EXECUTOR_BACKEND may be `value`: a name, a class of executors, or an executor."""
+    return _is_text(value) or isinstance(value, Extension) or (isinstance(value, type) and issubclass(value, Extension))
+
+
+def is_sink(value: object) -> bool:
+    """Whether SINKS may have `value`: a name, a class of sinks, or a sink."""
+    return _is_text(value) or callable(value)
+
+
 def _is_local(value: object) -> bool:
     return type(value) is str and value != "" and "://" not in value
 
@@ -63,7 +74,7 @@ class _Setting(NamedTuple):
 _SETTINGS = {
     "SETTINGS_MODULE": _Setting(lambda _: DEFAULT_MODULE, _is_text),
     "INSTALLED_MODULES": _Setting(lambda _: [], _is_texts),
-    "EXECUTOR_BACKEND": _Setting(lambda _: "gluepy.exec.executors.LocalExecutor", _is_text),
+    "EXECUTOR_BACKEND": _Setting(lambda _: "gluepy.exec.executors.LocalExecutor", is_executor),
     "CONCURRENCY": _Setting(_cpus, lambda value: type(value) is int and value >= 1),
     "POOL": _Setting(lambda _: "thread", _is_one_of("thread", "process")),
     "LIMITS": _Setting(
@@ -80,7 +91,7 @@ _SETTINGS = {
     "EVENT_SYNC": _Setting(lambda _: "batch", _is_one_of("batch", "commit", "none")),
     "LEFTOVER_PROCESSES": _Setting(lambda _: "auto", _is_one_of("auto", "warn", "kill")),
     "LOG_FORMAT": _Setting(lambda _: "console", _is_one_of("console", "json")),
-    "SINKS": _Setting(lambda _: [], _is_texts),
+    "SINKS": _Setting(lambda _: [], lambda value: type(value) is list and all(map(is_sink, value))),
     "REDACT": _Setting(lambda _: list(REDACT), _is_texts),
 }
 _PLACES = ("STORAGE_ROOT", "RUNS_ROOT")
@@ -109,7 +120,7 @@ class Settings:
 
     SETTINGS_MODULE: str
     INSTALLED_MODULES: list[str]
-    EXECUTOR_BACKEND: str
+    EXECUTOR_BACKEND: str | type[Extension] | Extension
     CONCURRENCY: int
     POOL: Literal["thread", "process"]
     LIMITS: dict[str, int]
@@ -120,7 +131,7 @@ class Settings:
     EVENT_SYNC: Literal["batch", "commit", "none"]
     LEFTOVER_PROCESSES: Literal["auto", "warn", "kill"]
     LOG_FORMAT: Literal["console", "json"]
-    SINKS: list[str]
+    SINKS: list[str | type[Any] | Callable[[Any], object]]
     REDACT: list[str]
 
     def __init__(
@@ -179,7 +190,8 @@ class Settings:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What differs from the defaults, as JSON-able data: `load_settings(project, options)` gives these settings."""
+        """What differs from the defaults, as JSON-able data: `load_settings(project, options)` gives these settings.
+        Executors and sinks that are objects, not names, are left out."""
         data: dict[str, Any] = {
             name: getattr(self, name)
             for name in NAMES
@@ -191,6 +203,10 @@ class Settings:
             given = {field: value for field, (value, source) in fields.items() if source.startswith("option ")}
             if given:
                 data[name] = given
+        if not isinstance(data.get("EXECUTOR_BACKEND", ""), str):
+            del data["EXECUTOR_BACKEND"]
+        if "SINKS" in data:
+            data["SINKS"] = [sink for sink in self.SINKS if isinstance(sink, str)]
         return data
 
     @property

@@ -11,14 +11,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gluepy.conf.project import DEFAULT_MODULE, import_object, load_settings_module, put_on_path
+from gluepy.conf.plugins import EXECUTORS, SINKS, entry_points, find
+from gluepy.conf.project import DEFAULT_MODULE, load_settings_module, put_on_path
 from gluepy.conf.schema import JSON_NAMES, NAMES, SHOWN_MASKED, TEXT_SOURCES, Settings, decoded, problem, short
 from gluepy.errors import ImportFailed, SettingsError, SettingsWarning, nearest
+from gluepy.extension import Extension
 
 PREFIX = "GLUEPY_"
 PYPROJECT = "[tool.gluepy] in pyproject.toml"
-SHIPPED_GROUPS = ("LOCAL",)  # groups of the executors and sinks in this package, known without importing them
-EXECUTORS, SINKS = "gluepy.executors", "gluepy.sinks"  # groups of entry points, for short names
+SHIPPED_GROUPS = (
+    "LOCAL",
+    "JSONLINES",
+)  # groups of the executors and sinks in this package, known without importing them
 
 Found = dict[str, tuple[Any, str]]  # a value and where it came from, by name
 Kinds = dict[str, Any]  # annotations, by name
@@ -305,21 +309,23 @@ def _groups(settings: Settings, layers: list[Found], own: Found) -> dict[str, Fo
 
 
 def _declared(settings: Settings, name: str, source: str) -> list[str]:
-    """Groups that the classes named by EXECUTOR_BACKEND and SINKS declare, imported because `name` may be of one."""
-    named = [(settings.EXECUTOR_BACKEND, EXECUTORS, "EXECUTOR_BACKEND")]
+    """The groups of settings that extensions declare, looked for because `name` may be of one: of those that
+    EXECUTOR_BACKEND and SINKS name, which are imported for it, and by the short names of all that are installed."""
+    groups = [short_name.upper() for kind in (EXECUTORS, SINKS) for short_name in entry_points(kind)]
+    named: list[tuple[object, str, str]] = [(settings.EXECUTOR_BACKEND, EXECUTORS, "EXECUTOR_BACKEND")]
     named += [(sink, SINKS, "SINKS") for sink in settings.SINKS]
-    groups = []
-    for path, entry_points, setting in named:
+    for option, kind, setting in named:
         try:
-            declared = getattr(import_object(path, entry_points=entry_points, named_by=setting), "settings_group", None)
+            found = find(kind, option, setting) if isinstance(option, str) else option
         except ImportFailed:
             if nearest(name, NAMES):
                 raise _unknown(
                     name, source, list(NAMES), settings
                 ) from None  # a misspelt setting is the likelier mistake
             raise
-        if declared is not None:
-            groups.append(declared[0])
+        cls = found if isinstance(found, type) else type(found)
+        if issubclass(cls, Extension) and cls.settings_group is not None:
+            groups.append(cls.settings_group[0])
     return groups
 
 

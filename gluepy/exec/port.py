@@ -20,15 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
 from gluepy.core.events import JSON, Reason
 from gluepy.core.graph import Graph, Spec, slug_of
-
-if TYPE_CHECKING:
-    from gluepy.conf.schema import Settings
+from gluepy.extension import Extension
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,7 +218,7 @@ def emission_of(message: Mapping[str, JSON]) -> Emission:
     return msgspec.convert(dict(message), Emission)  # type: ignore[no-any-return]
 
 
-class Executor:
+class Executor(Extension):
     """Base of task-level executors. A subclass writes `run`; `__aenter__` and `__aexit__` where it has a lifetime.
 
     One executor may serve many runs at once (`Runtime`). `name` is what events call it. `goes_on`: the `emit` that its
@@ -237,11 +235,6 @@ class Executor:
             cls.name = cls.__name__
         if "goes_on" not in cls.__dict__:
             cls.goes_on = False
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """An executor as `settings` ask for it. Raises `SettingsError` where they cannot be met."""
-        return cls()
 
     async def __aenter__(self) -> Self:
         return self

@@ -212,7 +212,7 @@ class Runtime:
     async def _opened(self, make: Callable[[], Session], options: RunOptions | ResumeOptions) -> Session:
         """The session that `make` returns, once there are descriptors for it."""
         shared = self._ready()
-        count = OF_RUN + len(options.get("sinks") or shared.settings.SINKS)
+        count = OF_RUN + len(shared.settings.SINKS) + len(options.get("sinks") or ())
         if options.get("capture"):  # a log file for each attempt that runs
             count += options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
 
@@ -232,7 +232,7 @@ class Runtime:
         if self._executor is not None:
             return recorded_name(self._executor)
         from_option = self.settings.sources.get("EXECUTOR_BACKEND", "").startswith("option ")
-        return self.settings.EXECUTOR_BACKEND if from_option else None
+        return recorded_name(self.settings.EXECUTOR_BACKEND) if from_option else None
 
     def _refuse_other_loop(self, hint: str) -> None:
         if self._shared is not None and current_token().native_token is not self._loop:

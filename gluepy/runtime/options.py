@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from gluepy.conf.contextfiles import without_secrecy
-from gluepy.conf.project import import_object
+from gluepy.conf.plugins import EXECUTORS, SINKS, Kind, resolve
 from gluepy.conf.schema import Settings
 from gluepy.core.events import JSON
 from gluepy.core.policy import OnFailure
 from gluepy.errors import OptionError, did_you_mean
 from gluepy.exec.port import Executor
 from gluepy.exec.values import WrongValue, as_json
-from gluepy.sinks.consume import Sink
+from gluepy.sinks.port import Consumer, Sink
+
+SinkOption = str | type[Any] | Consumer
+
+_EXECUTOR = Kind("an", "executor", EXECUTORS, Executor)
+_SINK = Kind("a", "sink", SINKS, Sink, plain=callable)
 
 
 class RunOptions(TypedDict, total=False):
     """The options of a run, the same everywhere.
 
     `params` override the context, pydantic's `SecretStr` for what is secret; `concurrency` bounds the tasks that run at
-    once; `executor` is an executor, its class or the class's dotted path; `pool` ("thread" or "process") is where a
-    `def run` without a pool of its own goes; `tasks`, `from_task`, `to_task` select tasks by id or label (what is not
-    selected counts as satisfied); `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the run; `run_id`
-    names it; `sinks` consume its events; `capture` sends what tasks print to their log files; `debug` runs inline,
-    uncaptured, one task at a time.
+    once; `executor` is an executor, its class, the class's dotted path or a short name; `pool` ("thread" or "process")
+    is where a `def run` without a pool of its own goes; `tasks`, `from_task`, `to_task` select tasks by id or label
+    (what is not selected counts as satisfied); `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the
+    run; `run_id` names it; `sinks` consume its events besides those of SINKS: callables, classes, dotted paths or short
+    names; `capture` sends what tasks print to their log files; `debug` runs inline, uncaptured, one task at a time.
     """
 
     params: Mapping[str, JSON] | None
@@ -38,7 +42,7 @@ class RunOptions(TypedDict, total=False):
     on_failure: OnFailure
     timeout_s: float | None
     run_id: str | None
-    sinks: Sequence[Sink | str]
+    sinks: Sequence[SinkOption]
     capture: bool
     debug: bool
 
@@ -59,7 +63,7 @@ class ResumeOptions(TypedDict, total=False):
     pool: Literal["thread", "process"] | None
     on_failure: OnFailure
     timeout_s: float | None
-    sinks: Sequence[Sink | str]
+    sinks: Sequence[SinkOption]
     capture: bool
     debug: bool
 
@@ -74,37 +78,18 @@ def recorded_name(executor: object) -> str:
 
 def make_executor(option: Any, settings: Settings) -> Executor:
     """The executor that `option` means: one, its class, the class's dotted path or entry point. Raises `UsageError`."""
-    found = option
-    if isinstance(option, str):
-        from_setting = option == settings.EXECUTOR_BACKEND
-        source = settings.sources.get("EXECUTOR_BACKEND", "") if from_setting else "option executor"
+    named_by = "the option executor"
+    if option is settings.EXECUTOR_BACKEND or option == settings.EXECUTOR_BACKEND:
+        source = settings.sources.get("EXECUTOR_BACKEND", "")
         named_by = f"the {source}" if source.startswith("option ") else "EXECUTOR_BACKEND"
-        found = import_object(option, entry_points="gluepy.executors", named_by=named_by)
-    if isinstance(found, Executor):
-        return found
-    if isinstance(found, type) and issubclass(found, Executor):
-        return found.from_settings(settings)
-    if isinstance(found, type) and inspect.iscoroutinefunction(getattr(found, "run", None)):
-        raise OptionError("executor", f"{found.__qualname__} does not derive from gluepy.exec.port.Executor")
-    raise OptionError(
-        "executor", f"{option!r} is not an executor", "name a class that derives from gluepy.exec.port.Executor"
-    )
+    executor: Executor = resolve(_EXECUTOR, option, settings, named_by)
+    return executor
 
 
-def make_sinks(options: Sequence[Sink | str], settings: Settings) -> list[Sink]:
+def make_sinks(options: Sequence[SinkOption], settings: Settings) -> list[Consumer]:
     """The sinks that SINKS and then `options` mean. Raises `UsageError`."""
-    sinks: list[Sink] = []
     named = [*((sink, "SINKS") for sink in settings.SINKS), *((option, "the option sinks") for option in options)]
-    for option, named_by in named:
-        sink: Any = option
-        if isinstance(option, str):
-            sink = import_object(option, entry_points="gluepy.sinks", named_by=named_by)
-        if isinstance(sink, type):
-            sink = sink()
-        if not callable(sink):
-            raise OptionError("sinks", f"{option!r} is not a sink", "give a callable that takes one event")
-        sinks.append(sink)
-    return sinks
+    return [resolve(_SINK, option, settings, named_by) for option, named_by in named]
 
 
 def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOptions]) -> None:

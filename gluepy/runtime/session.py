@@ -43,8 +43,9 @@ from gluepy.runtime.checks import check_processes, check_storage, code_version
 from gluepy.runtime.descriptors import Descriptors, patiently
 from gluepy.runtime.options import make_executor, make_sinks, recorded_name
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResults
-from gluepy.sinks.consume import Sink, consume
+from gluepy.sinks.consume import consume
 from gluepy.sinks.feed import Feed, Subscription
+from gluepy.sinks.port import Consumer
 from gluepy.version import VERSION
 
 _LINGER_S = 5.0  # how long sinks may take to finish after the run has
@@ -74,7 +75,7 @@ class Choice(NamedTuple):
     debug: bool
     pool: str
     executor: Executor | None
-    sinks: list[Sink]
+    sinks: list[Consumer]
 
 
 def choose(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -> Choice:
@@ -290,7 +291,7 @@ class Session:
             scopes: list[anyio.CancelScope] = []
             ended = [anyio.Event() for _ in self.sinks]
 
-            async def feed(sink: Sink, subscription: Subscription, end: anyio.Event) -> None:
+            async def feed(sink: Consumer, subscription: Subscription, end: anyio.Event) -> None:
                 try:
                     with anyio.CancelScope(shield=True) as scope:
                         scopes.append(scope)

@@ -11,7 +11,7 @@ import inspect
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -21,11 +21,10 @@ import anyio
 from gluepy.core.events import Event
 from gluepy.loop import Doorbell
 from gluepy.sinks.feed import Subscription
+from gluepy.sinks.port import Consumer
 
-Sink = Callable[[Event], object] | Callable[[Event], Awaitable[object]]
 
-
-async def consume(subscription: Subscription, sink: Sink) -> None:
+async def consume(subscription: Subscription, sink: Consumer) -> None:
     """Feed `sink` until the subscription ends. A sink that raises is told so in the log, and gets nothing more.
 
     When this is cancelled, a plain sink that has not returned is left behind: it is left (as a context manager) when it

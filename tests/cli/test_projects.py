@@ -263,3 +263,37 @@ def test_settings_module_is_named_on_the_command_line(gluepy: Console) -> None:
         wrong = gluepy("--settings", module, "list")
         assert wrong.returncode == 2
         assert expected in wrong.stderr
+
+
+def test_installed_package_brings_commands_which_the_projects_own_go_before(shop: Console) -> None:
+    shop.write("theirs-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    shop.write(
+        "theirs-1.dist-info/entry_points.txt",
+        """
+        [gluepy.commands]
+        greet = theirs:app
+        run = theirs:app
+        odd = theirs:odd
+        """,
+    )
+    shop.write(
+        "theirs.py",
+        """
+        import typer
+        app, odd = typer.Typer(), 3
+
+        @app.command()
+        def anything() -> None:
+            print("theirs")
+        """,
+    )
+    path = str(shop.folder)
+    assert shop("greet", PYTHONPATH=path).stdout == "theirs\n"
+    helped = shop("--help", PYTHONPATH=path).stdout
+    assert "greet" in helped
+    assert "An installed command cannot be shown: theirs:odd: 3 is not a typer app" in helped
+    assert "Run a DAG" in shop("run", "--help", PYTHONPATH=path).stdout
+    failed = shop("odd", PYTHONPATH=path)
+    assert (failed.returncode, "must name one" in failed.stderr) == (2, True)
+    shop.write("flows/commands.py", ONE)
+    assert shop("greet", PYTHONPATH=path).stdout.startswith("hello you")

@@ -553,3 +553,19 @@ def test_command_line_inside_a_program_leaves_its_project_to_it(
     assert ended.value.code == 0
     assert "CONCURRENCY" in capsys.readouterr().out
     assert used_project() is None
+
+
+def test_sinks_are_named_by_an_option_that_can_be_repeated(shop: Console) -> None:
+    shop.write("flows/sinks.py", "def tell(event): print('got', event.seq, flush=True)\n")
+    done = shop("run", "train", "--sink", "jsonlines", "--sink", "flows.sinks.tell", GLUEPY_JSONLINES__PATH="all/lines")
+    assert done.returncode == 0, done.stderr
+    (record,) = (file.parent for file in (shop.folder / ".gluepy/runs").glob("*/events.jsonl"))
+    assert (shop.folder / "all/lines").read_bytes() == (record / "events.jsonl").read_bytes()
+    assert "got 1\n" in done.stderr
+    failed = shop("run", "train", "--sink", "jsonline")
+    assert failed.returncode == 2
+    assert "did you mean 'jsonlines'?; the option sinks names it" in failed.stderr
+    failed = shop("run", "train", "--dry-run", "--sink", "flows.sinks")
+    assert (failed.returncode, "--sink: 'flows.sinks' is not a sink" in failed.stderr) == (2, True)
+    again = shop("resume", "latest", "--force", "load", "--sink", "flows.sinks.tell")
+    assert (again.returncode, "got " in again.stderr) == (0, True), again.stderr

@@ -324,19 +324,6 @@ def test_a_bad_dotted_path_says_what_is_wrong_and_what_named_it(path: str, expec
     assert text.endswith("; EXECUTOR_BACKEND names it")
 
 
-def test_a_short_name_is_an_entry_point(write: Write) -> None:
-    project = write(
-        {
-            "mine_1.dist-info/METADATA": "Name: mine\nVersion: 1",
-            "mine_1.dist-info/entry_points.txt": "[gluepy.test_things]\nordered = collections:OrderedDict",
-        }
-    )
-    put_on_path(project)
-    assert import_object("ordered", entry_points="gluepy.test_things").__name__ == "OrderedDict"
-    text = failure(lambda: import_object("orderd", entry_points="gluepy.test_things"))
-    assert "did you mean 'ordered'?" in text
-
-
 # ---- a file by its path
 
 

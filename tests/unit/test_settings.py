@@ -22,6 +22,7 @@ from gluepy.conf.model import SettingsModel, judged
 from gluepy.conf.schema import NAMES, Settings
 from gluepy.conf.sources import load_settings
 from gluepy.errors import ImportFailed, SettingsError
+from gluepy.exec.port import Executor
 from gluepy.exec.scope import enter_scope, leave_scope
 
 Write = Callable[..., Path]
@@ -485,7 +486,7 @@ class DaskSettings(BaseModel):
     tags: list[str] = []
 
 
-class DaskExecutor:
+class DaskExecutor(Executor):
     settings_group: ClassVar = ("DASK", DaskSettings)
 
 
