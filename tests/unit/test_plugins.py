@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -108,22 +109,22 @@ def test_callable_or_class_that_is_no_sink_of_ours_will_do() -> None:
     assert isinstance(second, Plain)
 
 
-def test_settings_name_sinks_and_executors_as_objects_too(tmp_path: Path) -> None:
+def test_settings_name_sinks_and_executors_as_objects_too(install: Install) -> None:
+    tmp_path = install("[gluepy.sinks]\nlines = gluepy.sinks.jsonlines:JsonLines\n")
     (tmp_path / "settings.py").write_text(
         "from gluepy.exec.executors import LocalExecutor\n"
         "class Mine(LocalExecutor): pass\n"
         "EXECUTOR_BACKEND = Mine\n"
-        "SINKS = [print, 'jsonlines']\n"
+        "SINKS = [print, 'lines']\n"
     )
     try:
         settings = load_settings(tmp_path)
         assert type(make_executor(settings.EXECUTOR_BACKEND, settings)).__name__ == "Mine"
         first, second = make_sinks((), settings)
         assert (first, type(second)) == (print, JsonLines)
-        assert settings.options["SINKS"] == ["jsonlines"]
+        assert settings.options["SINKS"] == ["lines"]
         assert "EXECUTOR_BACKEND" not in settings.options
     finally:
-        sys.path.remove(str(tmp_path))
         sys.modules.pop("settings", None)
 
 
@@ -143,13 +144,23 @@ def test_short_name_is_an_entry_point_of_its_kind(install: Install) -> None:
     assert sink.__name__ == "show"
 
 
-def test_unknown_short_name_tells_the_nearest_and_what_named_it() -> None:
+def test_unknown_short_name_tells_the_nearest_and_what_named_it(install: Install) -> None:
+    install("[gluepy.sinks]\nmetrics = theirs:Sink\n[gluepy.executors]\ngrid = theirs:Grid\n")
     with pytest.raises(ImportFailed) as caught:
-        find(SINKS, "jsonline", "SINKS")
-    assert "an entry point of 'gluepy.sinks'; did you mean 'jsonlines'?" in str(caught.value)
+        find(SINKS, "metrix", "SINKS")
+    assert "an entry point of 'gluepy.sinks'; did you mean 'metrics'?" in str(caught.value)
     assert str(caught.value).endswith("SINKS names it")
-    with pytest.raises(ImportFailed, match=r"known are .*local"):
+    with pytest.raises(ImportFailed, match=r"known are .*grid"):
         find(EXECUTORS, "zzz", "EXECUTOR_BACKEND")
+
+
+def test_short_names_of_gluepys_own_lead_to_classes_of_their_kind() -> None:
+    table = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert set(table[EXECUTORS]) >= {"local"}
+    assert set(table[SINKS]) >= {"jsonlines"}
+    for group, base in ((EXECUTORS, Executor), (SINKS, Sink)):
+        for path in table[group].values():
+            assert issubclass(find(group, path, "pyproject.toml"), base)
 
 
 def test_entry_point_that_does_not_import_says_why(install: Install) -> None:
