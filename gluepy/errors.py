@@ -1,8 +1,30 @@
-"""The error tree. Every error keeps its facts as attributes and says what to do in `str()`.
+"""The errors that gluepy raises.
 
-`UsageError` and its children are mistakes that a user can fix (the command line exits with 2); `RunError` says that a
-run failed (exit 1); `RunStopped` that it could not go on (exit 3). Constructors hand their fields to `super().__init__`
-and text is made in `__str__`, so that errors survive pickling.
+    GluepyError
+    ├── UsageError                 a mistake in what was asked; nothing has run: exit code 2
+    │   ├── DagError               a DAG or task that cannot be compiled
+    │   ├── UnknownDag
+    │   ├── UnknownTask
+    │   │   └── UnknownInstance    of an `each` that did not add it
+    │   ├── UnknownRun
+    │   ├── OptionError            an option, argument or call
+    │   ├── SettingsError
+    │   ├── ContextError           context files and parameters
+    │   ├── ImportFailed           a module of the user's
+    │   ├── MissingExtra           a package that is not installed
+    │   ├── NoRunContext           used outside a run
+    │   ├── NestedRun              a run inside a task
+    │   └── RunLocked              driven by another process
+    ├── TaskError                  one task failed
+    ├── RunStopped                 a run could not go on: exit code 3
+    └── ExecutorBroken             raised by executors; the run then stops
+    ExceptionGroup
+    └── RunError                   a run failed, with the TaskErrors of its tasks: exit code 1
+    UserWarning
+    └── SettingsWarning            what looks like a misspelt setting
+
+Every error has its facts as attributes and says what to do in `str()`. Constructors hand their fields to
+`super().__init__` and text is made in `__str__`, so that errors survive pickling.
 """
 
 from __future__ import annotations
