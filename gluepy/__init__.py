@@ -3,23 +3,36 @@
     from gluepy import DAG, Task, run_dag
 
 Every name is imported when it is first used, so that a module of tasks is cheap to import, and so is the command line.
+
+Public is what `gluepy`, `gluepy.conf`, `gluepy.core.events`, `gluepy.errors`, `gluepy.exec.executors`,
+`gluepy.exec.port`, `gluepy.report`, `gluepy.sinks` and `gluepy.testing` export. Everything else may change at any time.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gluepy.errors import GluepyError, NestedRun, RunError, RunStopped, TaskError, UsageError
+    from gluepy.errors import ExecutorBroken, GluepyError, NestedRun, RunError, RunStopped, TaskError, UsageError
     from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
     from gluepy.exec.port import Attempt, Executor, Outcome
     from gluepy.report import read_run, read_runs
     from gluepy.runtime import Run, RunResult, Runtime, TaskResult, resume_run, run_dag, run_dag_sync, stream_dag
+    from gluepy.sinks import Sink
 
 _HOME = {
-    "gluepy.errors": ("GluepyError", "NestedRun", "RunError", "RunStopped", "TaskError", "UsageError"),
+    "gluepy.errors": (
+        "ExecutorBroken",
+        "GluepyError",
+        "NestedRun",
+        "RunError",
+        "RunStopped",
+        "TaskError",
+        "UsageError",
+    ),
     "gluepy.exec": ("DAG", "Retry", "Skip", "Task", "current_task", "each", "parallel"),
     "gluepy.exec.port": ("Attempt", "Executor", "Outcome"),
     "gluepy.report": ("read_run", "read_runs"),
+    "gluepy.sinks": ("Sink",),
     "gluepy.runtime": (
         "Run",
         "RunResult",
@@ -36,6 +49,7 @@ __all__ = [
     "DAG",
     "Attempt",
     "Executor",
+    "ExecutorBroken",
     "GluepyError",
     "NestedRun",
     "Outcome",
@@ -45,6 +59,7 @@ __all__ = [
     "RunResult",
     "RunStopped",
     "Runtime",
+    "Sink",
     "Skip",
     "Task",
     "TaskError",

@@ -107,7 +107,7 @@ class Invocation:
                     if name not in os.environ:
                         set_variable(name, text)
             if project is None and (here := str(Path.cwd())) not in sys.path:
-                sys.path.append(here)  # `--executor mine.Polite` is meant; what is installed still goes first
+                sys.path.append(here)  # `--executor mine.Executor` is meant; what is installed still goes first
             self._settings = load_settings(project, {**(options or {}), "SETTINGS_MODULE": self.module})
         return self._settings
 

@@ -13,7 +13,7 @@ where work has been stopped, `emit(Stopped(…))` may tell where it ran and what
 
 For work in another process or on another machine all that travels is JSON: `Attempt.message` and `Attempt.of` on the
 way there, `Outcome.message`, `emission_message` and their inverses on the way back. There,
-`gluepy.exec.executors.remote.run_attempt` runs the task. What an `each` asks comes only to an executor that `asks`.
+`gluepy.exec.executors.run_attempt` runs the task. What an `each` asks comes only to an executor that `asks`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,28 @@ import msgspec
 
 from gluepy.core.events import JSON, Reason
 from gluepy.core.graph import Graph, Spec, slug_of
+from gluepy.errors import ExecutorBroken
 from gluepy.extension import Extension
+
+__all__ = [
+    "FINISHED",
+    "Abandoned",
+    "Attempt",
+    "Emission",
+    "Emit",
+    "Executor",
+    "ExecutorBroken",
+    "Metric",
+    "Outcome",
+    "Output",
+    "Progress",
+    "Released",
+    "RunInfo",
+    "Stopped",
+    "emission_message",
+    "emission_of",
+    "local_path",
+]
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
