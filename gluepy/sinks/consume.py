@@ -11,7 +11,7 @@ import inspect
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -30,19 +30,8 @@ async def consume(subscription: Subscription, sink: Consumer) -> None:
     When this is cancelled, a plain sink that has not returned is left behind: it is left (as a context manager) when it
     returns, and neither the event loop nor the interpreter waits for it.
     """
-    consumer: Any = sink
-    aside = _Aside()
     try:
-        async with _entered(consumer, aside):
-            is_async = inspect.iscoroutinefunction(consumer) or inspect.iscoroutinefunction(
-                getattr(consumer, "__call__", None)  # noqa: B004  # whether it is async, not whether it is there
-            )
-            while events := await subscription.take():
-                if is_async:
-                    for event in events:
-                        await consumer(event)
-                else:
-                    await aside.call(partial(_each, consumer, events))
+        await _feed(sink, subscription.take)
     except (Exception, SystemExit) as error:
         import structlog
 
@@ -51,6 +40,32 @@ async def consume(subscription: Subscription, sink: Consumer) -> None:
             sink=repr(sink),
             error=f"{type(error).__name__}: {error}",
         )
+
+
+async def replay(events: Iterable[Event], sink: Consumer) -> None:
+    """Call `sink` with each of `events`, entered and left as in a run. Raises what it raises."""
+    batches = [list(events)]
+
+    async def take() -> list[Event]:
+        return batches.pop() if batches else []
+
+    await _feed(sink, take)
+
+
+async def _feed(sink: Consumer, take: Callable[[], Awaitable[list[Event]]]) -> None:
+    consumer: Any = sink
+    aside = _Aside()
+    try:
+        async with _entered(consumer, aside):
+            is_async = inspect.iscoroutinefunction(consumer) or inspect.iscoroutinefunction(
+                getattr(consumer, "__call__", None)  # noqa: B004  # whether it is async, not whether it is there
+            )
+            while events := await take():
+                if is_async:
+                    for event in events:
+                        await consumer(event)
+                else:
+                    await aside.call(partial(_each, consumer, events))
     finally:
         aside.end()
 

@@ -14,8 +14,9 @@ class Sink(Extension):
     """Base of sinks that are made from settings. A subclass writes `__call__`, plain or async.
 
     A plain one is called in a thread of its own, one event after another. A sink that is a context manager, plain or
-    async, is entered before the first event of a run and left after the last. It gets stored events only, each once
-    and in order. If it raises, that is logged and it gets no more events of the run.
+    async, is entered before the first event of a run and left after the last. It gets each stored event
+    once and in order; `task.output`, which is not stored, only while it keeps up. If it raises, that is logged, and it
+    gets no more events of the run.
 
     A callable without settings need not derive from this class.
     """

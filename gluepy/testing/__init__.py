@@ -1,4 +1,4 @@
-"""The kit for tests of pipelines and executors, with pytest or without. Only `ExecutorContract` needs pytest.
+"""The kit for tests of pipelines and executors, with pytest or without. Only the two contracts need pytest.
 
 - `task_run`: one task, without a run.
 - `ScriptedExecutor` (`Step`, `failed`, `skipped`, `values`, `HELD`, `RUNS`): how each attempt goes, as data; without
@@ -6,7 +6,7 @@
 - `VirtualClock`: hours in no time.
 - `until`, `settle`: wait for something, without guessing how long it takes.
 - `events_of`, `outline`, `assert_events` (`happened`): what a run told.
-- `ExecutorContract`: what every task-level executor has to do, as tests.
+- `ExecutorContract`: what every task-level executor has to do, as tests; `SinkContract`: what every sink has to do.
 - `gluepy.testing.plugin`: fixtures; pytest knows them by itself.
 
 A run in a test, whose tasks are never called:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gluepy.testing.events import Happened, assert_events, events_of, happened, name_of, outline
     from gluepy.testing.run import TaskRun, task_run
     from gluepy.testing.script import HELD, RUNS, ScriptedExecutor, Step, failed, skipped, values
+    from gluepy.testing.sinks import SinkContract
     from gluepy.testing.wait import settle, until
 
 _HOME = {
@@ -37,6 +38,7 @@ _HOME = {
     "gluepy.testing.events": ("Happened", "assert_events", "events_of", "happened", "name_of", "outline"),
     "gluepy.testing.run": ("TaskRun", "task_run"),
     "gluepy.testing.script": ("HELD", "RUNS", "ScriptedExecutor", "Step", "failed", "skipped", "values"),
+    "gluepy.testing.sinks": ("SinkContract",),
     "gluepy.testing.wait": ("settle", "until"),
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "ExecutorContract",
     "Happened",
     "ScriptedExecutor",
+    "SinkContract",
     "Step",
     "TaskRun",
     "VirtualClock",
@@ -66,7 +69,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names:
-            if name == "ExecutorContract":
+            if name in ("ExecutorContract", "SinkContract"):
                 import pytest
 
                 pytest.register_assert_rewrite(module)

@@ -25,6 +25,7 @@ from gluepy import (
     RunError,
     RunResult,
     Runtime,
+    Sink,
     Skip,
     Task,
     TaskError,
@@ -138,6 +139,12 @@ class Diamond(DAG):
 async def sink(event: Event) -> None: ...
 
 
+class Told(Sink):
+    settings_group = None
+
+    async def __call__(self, event: Event) -> None: ...
+
+
 class Mine(Executor):
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         emit(Metric("one", 1.0))
@@ -146,7 +153,9 @@ class Mine(Executor):
 
 
 async def run() -> None:
-    result = await gluepy.run_dag("train", params={"date": "2026-01-01"}, concurrency=4, sinks=[sink, print])
+    result = await gluepy.run_dag(
+        "train", params={"date": "2026-01-01"}, concurrency=4, sinks=[sink, print, Told, Told(), "jsonlines"]
+    )
     assert_type(result, RunResult)
     assert_type(result.tasks["load"], TaskResult)
     assert_type(result.tasks["load"].error, TaskError | None)
