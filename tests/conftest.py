@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import logging
 import os
 import sys
@@ -10,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import gluepy
 from gluepy.conf.schema import Settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile gluepy once where Python is told to leave no bytecode: each of a thousand processes would do it again."""
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(gluepy.__file__).parent, quiet=2)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
