@@ -20,7 +20,7 @@ from gluepy.core.policy import Retry
 from gluepy.exec.parameters import parameters_of
 from gluepy.exec.task import Skip, Task, current_task
 
-PATIENCE_S = 30.0  # for the others of a test; a test that fails must not hang
+PATIENCE_S = 120.0  # for the others of a test; a test that fails must not hang
 
 AnyTask = TypeVar("AnyTask", bound=type[Task])
 ASYNC: dict[type[Task], type[Task]] = {}  # each plain task, and the async one that does the same

@@ -13,7 +13,7 @@ _CALM = 5  # turns of an event loop
 _settling: set[asyncio.Task[object] | None] = set()  # they wait for one another
 
 
-async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 120.0) -> None:
     """Return once `condition()` is true; look again every few milliseconds. Raises `TimeoutError` after `within_s`."""
     deadline = time.monotonic() + within_s
     while not condition():

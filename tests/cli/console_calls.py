@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-DEADLINE_S = 30.0
+DEADLINE_S = 240.0
 _MODULE = (sys.executable, "-m", "gluepy")
 _OURS = ("GLUEPY_", "NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED", "PYTHONPATH")
 

@@ -186,7 +186,7 @@ def test_an_out_of_memory_kill_is_told_with_its_evidence(gluepy: Console, small_
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
-        timeout=30,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 1, done.stderr

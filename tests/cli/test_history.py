@@ -394,7 +394,7 @@ def test_prune_keeps_what_runs(pipe: Console) -> None:
     driver = holding(pipe, "first")
     assert pipe("prune", "--keep", "0").stdout == "deleted 0 runs\n"
     (pipe.folder / "hold.flag").unlink()
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=240)
     assert pipe("runs", "--status", "finished", "--json").stdout.count("run_id") == 1
 
 
@@ -418,11 +418,11 @@ def test_watch_shows_a_run_of_another_process_to_its_end(pipe: Console) -> None:
     assert watcher.stderr.readline().endswith("run first of pipe started: 4 tasks\n")
     assert watcher.stderr.readline().endswith("started    hold\n")
     (pipe.folder / "hold.flag").unlink()
-    out, err = watcher.communicate(timeout=30)
+    out, err = watcher.communicate(timeout=240)
     assert watcher.returncode == 0
     assert out.startswith("run first of pipe finished in ")
     assert err.count("finished") == 3
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=240)
     assert pipe("watch", "first").stdout == out  # and it tells of one that has ended
 
 
@@ -438,7 +438,7 @@ def test_watch_ends_as_the_run_does(pipe: Console) -> None:
     watcher.stderr.readline()
     driver.kill()
     driver.communicate()
-    out, _ = watcher.communicate(timeout=30)
+    out, _ = watcher.communicate(timeout=240)
     assert watcher.returncode == 3
     assert "run lost of pipe was interrupted in " in out
     assert out.endswith(": 1 finished, 1 interrupted, 2 pending\n")
@@ -453,7 +453,7 @@ def test_ctrl_c_stops_watching_only(pipe: Console, terminal: Callable[..., Termi
     assert screen.text.rstrip("\r\n").endswith("\x1b[?25h") or "\x1b[?25h" in screen.text  # the cursor is back
     assert driver.poll() is None
     (pipe.folder / "hold.flag").unlink()
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=240)
     assert driver.returncode == 0
 
 
@@ -466,10 +466,10 @@ def test_logs_are_followed_to_the_end_of_the_run(pipe: Console) -> None:
     done = pipe("logs", "first", "holt", "-f")
     assert (done.returncode, done.stderr) == (2, "error: DAG 'pipe' has no task 'holt'; did you mean 'hold'?\n")
     (pipe.folder / "hold.flag").unlink()
-    out, _ = follower.communicate(timeout=30)
+    out, _ = follower.communicate(timeout=240)
     assert out == "let go\n"
     assert follower.returncode == 0
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=240)
     assert pipe("logs", "first", "hold", "-f").stdout == "==> hold, attempt 1 <==\nholding\nlet go\n"
 
 
@@ -484,7 +484,7 @@ def test_cancel_stops_a_run_of_another_process(pipe: Console) -> None:
     assert done.stdout.startswith("run first of nest was cancelled in ")
     assert done.stdout.endswith(": 1 finished, 1 cancelled\n")
     assert done.stderr.endswith(" resume first\n")
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=240)
     assert driver.returncode == 1  # cancelled from elsewhere
     until(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()), "the end of worker and grandchild")
     assert json.loads(pipe("runs", "--json").stdout)[0]["status"] == "cancelled"

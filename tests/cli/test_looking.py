@@ -273,10 +273,10 @@ def test_events_are_followed_to_the_end_of_the_run(shop: Console) -> None:
     assert "run.started" in follower.stdout.readline()
     assert "task.started" in follower.stdout.readline()
     gate.touch()
-    out, _ = follower.communicate(timeout=30)
+    out, _ = follower.communicate(timeout=240)
     assert out.splitlines()[-1] == log.read_text().splitlines()[-1]
     assert follower.returncode == 0
-    run.communicate(timeout=30)
+    run.communicate(timeout=240)
 
 
 def test_logs_are_whole_or_one_tasks(shop: Console) -> None:

@@ -256,7 +256,7 @@ def test_second_driver_is_refused(pipe: Console) -> None:
         f"error: run first is being driven by another process (process {driver.pid}); "
         "wait for it, or `gluepy cancel first`\n"
     )
-    assert driver.wait(30) == 0
+    assert driver.wait(240) == 0
     driver.communicate()
 
 
@@ -502,7 +502,7 @@ def test_ctrl_c_cancels_a_resumed_run(pipe: Console) -> None:
     until(lambda: (pipe.folder / "ran.txt").exists())
     driver.send_signal(signal.SIGINT)
     (pipe.folder / "wait.flag").unlink()
-    _, err = driver.communicate(timeout=30)
+    _, err = driver.communicate(timeout=240)
     assert driver.returncode == 130
     assert err.endswith(" resume first\n")
 
@@ -559,7 +559,7 @@ def test_executor_beside_the_dag_is_found_without_a_project(gluepy: Console, tmp
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -168,7 +168,7 @@ def test_slow_reader_of_events_gets_them_all(gluepy: Console) -> None:
     while not (record and (record[0] / "events.jsonl").read_text().count("run.finished")):
         record = gluepy.runs  # the run goes on although nobody reads, and its end is not lost
         assert process.poll() is None
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=240)
     assert out == (record[0] / "events.jsonl").read_text()
     assert process.returncode == 0
 

@@ -210,7 +210,7 @@ def test_nothing_that_tasks_start_outlives_the_command(gluepy: Console, end: str
         assert all(map(alive, family.values())), family
         if end != "timeout":
             driver.send_signal(getattr(signal, end))
-    _, stderr = driver.communicate(timeout=30)
+    _, stderr = driver.communicate(timeout=240)
     expected = {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -signal.SIGKILL, "timeout": 1, "by itself": 0}
     assert driver.returncode == expected[end], stderr
     family = family_of(gluepy.folder)
@@ -227,7 +227,7 @@ def test_a_pool_of_processes_works_and_signals_are_the_drivers_alone(gluepy: Con
     assert psutil.Process(driver.pid).is_running()
     driver.send_signal(signal.SIGTERM)
     until(lambda: "run.cancelled" in (gluepy.runs[0] / "events.jsonl").read_text(), "the cancellation")
-    _, stderr = driver.communicate(timeout=30)
+    _, stderr = driver.communicate(timeout=240)
     assert driver.returncode == 143
     assert stderr.count("cancelling") == 1
     assert "forked" not in stderr
@@ -268,11 +268,11 @@ def test_work_that_was_abandoned_neither_holds_up_the_exit_nor_writes_behind_the
 def test_processes_that_are_to_stay_stay(gluepy: Console) -> None:
     gluepy.write("flow.py", STARTERS)
     driver = gluepy.start("run", "flow.py", "--task", "starts", ENDS="1", GLUEPY_LEFTOVER_PROCESSES="warn")
-    assert driver.wait(30) == 0
+    assert driver.wait(240) == 0
     family = family_of(gluepy.folder)
     left = [pid for pid in family.values() if alive(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)  # they hold its stderr, too
-    _, stderr = driver.communicate(timeout=30)
+    _, stderr = driver.communicate(timeout=240)
     assert len(left) == 5
     assert f"sleep (pid {family['thread-child']})" in stderr

@@ -58,7 +58,7 @@ REPORT = (
 
 def imported(folder: Path, *words: str) -> set[str]:
     ran = subprocess.run(
-        [sys.executable, "-c", REPORT, *words], cwd=folder, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", REPORT, *words], cwd=folder, capture_output=True, text=True, timeout=240, check=True
     )
     return set(json.loads(ran.stderr.splitlines()[-1]))
 
@@ -122,7 +122,7 @@ def test_uvloop_is_used_where_it_is_installed(tmp_path: Path, words: tuple[str, 
             env=environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=240,
             check=True,
         )
         assert ("uvloop's" in ran.stderr) == bool(installed)

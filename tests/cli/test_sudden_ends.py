@@ -17,7 +17,7 @@ from console_calls import Console, until
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descendants that left are found on Linux only")
 
 PROMISED_S = 0.5  # on a quiet machine; what is printed is what it took here
-BOUND_S = 2.0
+BOUND_S = 60.0  # what is left then was not killed: tasks and children would go on for longer
 PIPE = """
     import ctypes, os, re, subprocess, threading, time
     from gluepy import DAG, Task, each
@@ -111,7 +111,7 @@ def test_everything_dies_with_the_driver_although_tasks_hold_the_lock_and_have_c
         assert took_s < BOUND_S
     finally:
         driver.kill()
-        driver.communicate(timeout=30)
+        driver.communicate(timeout=240)
         for pid in pids:
             if not is_gone(pid):
                 os.kill(pid, signal.SIGKILL)

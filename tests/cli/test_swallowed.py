@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import pytest
 from console_calls import Console, Terminal
 
 FLOW = """
@@ -32,7 +31,6 @@ FLOW = """
 """
 
 
-@pytest.mark.timeout(120)
 def test_command_ends_although_a_task_goes_on_beyond_its_deadline(gluepy: Console) -> None:
     gluepy.write("flow.py", FLOW)
     done = gluepy("run", "flow.py:LateDAG", "--json")
@@ -42,7 +40,6 @@ def test_command_ends_although_a_task_goes_on_beyond_its_deadline(gluepy: Consol
     assert "resume it with: " in done.stderr
 
 
-@pytest.mark.timeout(120)
 def test_one_signal_ends_the_command_although_a_task_goes_on(
     gluepy: Console, terminal: Callable[..., Terminal]
 ) -> None:

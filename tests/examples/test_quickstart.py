@@ -14,7 +14,7 @@ def python(tmp_path: Path) -> Callable[..., str]:
 
     def run(*arguments: str) -> str:
         command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True).stdout
 
     return run
 

@@ -17,14 +17,14 @@ import pytest
 if TYPE_CHECKING:
     import polars as pl
 
+pytestmark = pytest.mark.xdist_group("retail")  # in one process, so that the data is prepared once
+
 DEPARTMENTS = 32
 HOUSEHOLDS = 2_469
 PRODUCTS = 92_331
 TRANSACTIONS = 1_469_307
 PROMOTIONS = 20_940_529
 KEY = ["product_id", "store_id", "week"]
-
-pytestmark = pytest.mark.timeout(300)  # the full data on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,7 @@ def test_transactions_keep_every_line_and_cent(preprocessed: Path) -> None:
     assert transactions["department"].null_count() == 0
 
 
+@pytest.mark.exhaustive
 def test_train_has_an_example_for_each_household_department_and_week(preprocessed: Path, trained: Path) -> None:
     import polars as pl
 
@@ -136,6 +137,7 @@ def test_train_has_an_example_for_each_household_department_and_week(preprocesse
     assert features.filter(pl.col("week") == 49)["bought"].sum() == known.height
 
 
+@pytest.mark.exhaustive
 def test_train_scores_every_department_with_enough_purchases(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     scores = [table(file) for file in sorted(trained.glob("scores/*.parquet"))]
@@ -148,6 +150,7 @@ def test_train_scores_every_department_with_enough_purchases(trained: Path) -> N
     assert metrics["mean"]["auc"] > metrics["mean"]["habit_auc"] > 0.7
 
 
+@pytest.mark.exhaustive
 def test_train_draws_its_report(trained: Path) -> None:
     from matplotlib.image import imread
 

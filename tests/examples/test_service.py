@@ -56,11 +56,11 @@ def server(examples: Path, tmp_path: Path) -> Iterator[Server]:
         ]
         process = subprocess.Popen(command, cwd=examples / "service", env=env, pass_fds=[descriptor])
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=240) as client:
             yield Server(process, client, runs)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(240)
 
 
 def eventually(true: Callable[[], bool], seconds: float = 20) -> bool:
@@ -131,7 +131,7 @@ def test_shutdown_cancels_what_runs_and_leaves_no_process(server: Server) -> Non
         assert next(events_of(response))["event"] == "run.started"
         workers = server.workers()
         server.process.terminate()
-        server.process.wait(30)
+        server.process.wait(240)
     assert server.events(background)[-1] == server.events(streamed)[-1] == "run.cancelled"
     assert eventually(lambda: not any(worker.is_running() for worker in workers))
 

@@ -236,7 +236,7 @@ def says_what_a_terminal_takes_for_orders(task: Task) -> None:
 
 @bad
 def leaves_a_child(task: Task) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     (task.storage / "child").write_text(str(child.pid))
     child.returncode = 0  # forget it
 

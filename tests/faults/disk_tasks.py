@@ -9,7 +9,7 @@ from evidence import note
 from gluepy import DAG, Task, parallel
 from gluepy.testing import until
 
-PATIENCE_S = 30.0
+PATIENCE_S = 240.0
 
 
 class Step(Task):

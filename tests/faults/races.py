@@ -18,7 +18,7 @@ from sessions import Place, begin, resume
 from gluepy import DAG, Task, parallel
 from gluepy.testing import until
 
-PATIENCE_S = 10.0  # for the one that is refused to say so
+PATIENCE_S = 120.0  # for the one that is refused to say so
 
 
 class Step(Task):

@@ -27,7 +27,7 @@ from gluepy.runs.log import Sync
 from gluepy.runtime import RunResult, Runtime
 from gluepy.testing import until
 
-GONE_S = 5.0  # within which a killed worker is gone, on a busy machine
+GONE_S = 60.0  # a worker that is left then was not killed: it would go on for longer
 Fault = Literal["full", "error", "short", "short and full", "nothing"]
 FAULTS: tuple[Fault, ...] = ("full", "error", "short", "short and full", "nothing")
 WHY = {
@@ -100,7 +100,7 @@ class Scene:
         begun: list[int] = []
         disk.failed = lambda: begun.append(self._begun())
         try:
-            with standing_in(disk.write, disk.flush), anyio.fail_after(30):
+            with standing_in(disk.write, disk.flush), anyio.fail_after(120):
                 return await self.drive()
         finally:
             self.evidence.check()
@@ -218,7 +218,7 @@ async def test_workers_are_killed_when_the_log_cannot_be_written(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return os.write(file, data)
 
-        with standing_in(write), pytest.raises(RunStopped), anyio.fail_after(30):
+        with standing_in(write), pytest.raises(RunStopped), anyio.fail_after(120):
             await scene.drive()
         stopped = time.monotonic()
         (worker,) = {note.pid for note in scene.evidence.notes() if note.task == "processholds"}
@@ -279,5 +279,5 @@ def gluepy(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         env={**plain, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=240,
     )

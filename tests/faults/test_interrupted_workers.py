@@ -90,7 +90,7 @@ async def test_a_child_of_a_call_can_be_interrupted() -> None:
         import signal, subprocess
         child = subprocess.Popen(["sleep", "1000"])
         child.send_signal(signal.SIGINT)
-        result = b"%d" % child.wait(timeout=10)
+        result = b"%d" % child.wait(timeout=240)
         """
     async with WorkerPool() as pool:
         assert (await call(pool, source)).body == b"-2"

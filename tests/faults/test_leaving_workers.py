@@ -167,10 +167,10 @@ def test_coverage_is_measured_in_workers(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COVERAGE_PROCESS_START": str(tmp_path / "config")}
     command = [sys.executable, "-m", "gluepy", "run", "flow.py:Flow", "--quiet"]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=50, capture_output=True)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=240, capture_output=True)
     subprocess.run(
-        [sys.executable, "-m", "coverage", "combine"], cwd=tmp_path, check=True, timeout=50, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "coverage", "combine"], cwd=tmp_path, check=True, timeout=240, stdout=subprocess.DEVNULL
     )
     report = [sys.executable, "-m", "coverage", "report", "--include", "*/flow.py", "-m"]
-    told = subprocess.run(report, cwd=tmp_path, check=True, timeout=50, stdout=subprocess.PIPE, text=True).stdout
+    told = subprocess.run(report, cwd=tmp_path, check=True, timeout=240, stdout=subprocess.PIPE, text=True).stdout
     assert "100%" in told

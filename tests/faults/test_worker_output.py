@@ -186,5 +186,5 @@ async def test_a_daemon_thread_that_fills_the_pipe_between_calls_blocks_nobody(t
 
 async def test_a_child_that_prints_without_end_does_not_hold_up_the_reply() -> None:
     async with WorkerPool() as pool:
-        with anyio.fail_after(10):
+        with anyio.fail_after(120):
             assert (await call(pool, "import subprocess; subprocess.Popen(['yes']); result = b'done'")).body == b"done"

@@ -22,7 +22,7 @@ def _left() -> list[object]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(folder: Path) -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while _left() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert _left() == []

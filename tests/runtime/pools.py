@@ -28,11 +28,11 @@ class Parent(Task):
     pool = "process"
 
     def run(self) -> None:
-        wait = [sys.executable, "-c", "import time; time.sleep(60)"]
+        wait = [sys.executable, "-c", "import time; time.sleep(600)"]
         children = [subprocess.Popen(wait), subprocess.Popen(wait, start_new_session=True)]
         with self.atomic(self.storage / "family") as file:
             file.write_text(" ".join(str(pid) for pid in (os.getpid(), *(child.pid for child in children))))
-        time.sleep(60)
+        time.sleep(600)
 
 
 class Nests(Task):
@@ -211,7 +211,7 @@ class ProcessMisspells(Misspells):
 def halves(word: str, turns: Any) -> None:
     """Print a line in two pieces, between which the other one prints its first."""
     print(f"{word} ", end="")
-    turns.wait(30)
+    turns.wait(240)
     print("whole")
 
 

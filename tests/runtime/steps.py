@@ -20,7 +20,7 @@ from gluepy.exec.scope import current_scope
 from gluepy.runtime import RunResult, Runtime
 from gluepy.testing import until
 
-PATIENCE_S = 30.0
+PATIENCE_S = 240.0
 
 
 def dag_of(*tasks: Any, label: str = "dag") -> type[DAG]:

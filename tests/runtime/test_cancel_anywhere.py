@@ -291,7 +291,6 @@ async def test_run_cancelled_at_any_moment_ends_well_and_can_be_resumed(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("real", [False, True], ids=["scripted", "real"])
 @pytest.mark.parametrize("seed", range(DAGS, EXHAUSTIVE))
 async def test_many_runs_cancelled_at_any_moment_end_well_and_can_be_resumed(

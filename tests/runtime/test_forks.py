@@ -201,7 +201,7 @@ class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == "structlog.dev":
             midway.set()
-            asked.wait(60)
+            asked.wait(240)
             forked.wait(1)  # if the fork does not wait for the import, it is there at once
 
 class Logs(Task):
@@ -210,7 +210,7 @@ class Logs(Task):
 
 class Forks(Task):
     def run(self):
-        midway.wait(60)
+        midway.wait(240)
         os.register_at_fork(before=asked.set, after_in_parent=forked.set)
         child = os.fork()
         if not child:
@@ -229,7 +229,7 @@ run_dag_sync(D, concurrency=2)
 
 
 def test_a_process_that_is_forked_while_another_thread_imports_what_it_needs_does_not_hang(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", IMPORTING], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", IMPORTING], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     assert "said by the copy" in run.stdout
 
@@ -245,7 +245,7 @@ class Slow(io.StringIO):
     def write(self, text):
         if "slow" in text:
             writing.set()
-            forked.wait(60)
+            forked.wait(240)
         return sys.stdout.write(text)
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(Slow()), cache_logger_on_first_use=False)
@@ -256,7 +256,7 @@ class Logs(Task):
 
 class Forks(Task):
     def run(self):
-        writing.wait(60)
+        writing.wait(240)
         child = os.fork()
         if not child:
             signal.alarm(20)
@@ -274,7 +274,7 @@ run_dag_sync(D, concurrency=2)
 
 
 def test_a_process_that_is_forked_while_another_thread_writes_a_line_does_not_hang(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", WRITING], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", WRITING], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     assert "said by the copy" in run.stdout
 

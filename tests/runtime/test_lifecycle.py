@@ -110,7 +110,7 @@ class Lives(RuleBasedStateMachine):
     def teardown(self) -> None:
         for thread in threading.enumerate():
             if thread.name.startswith("gluepy-"):  # an abandoned one may still be writing to the folder
-                thread.join(20)
+                thread.join(240)
         shutil.rmtree(self.folder)
 
     # Editing.

@@ -87,7 +87,9 @@ async def test_an_async_test_opens_a_runtime_with_the_settings(gluepy_settings):
 def pytest_in(folder: Path, *words: str) -> str:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GLUEPY_", "PYTEST_"))}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     return done.stdout + done.stderr
 
 

@@ -137,7 +137,7 @@ async def test_runtime_lets_every_run_go_on_when_a_slot_comes_free(go: Go) -> No
             await until(lambda: outline(events_of(second)) == ["run.started"])
             assert executor.started == [("first", 1)]
             executor.release()
-            with anyio.fail_after(10):
+            with anyio.fail_after(120):
                 assert (await second.result()).status == "finished"
                 assert (await first.result()).status == "finished"
 

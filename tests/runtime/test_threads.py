@@ -27,7 +27,7 @@ class HeldBack(Threads):
         self.begin = threading.Event()
 
     def _serve(self) -> None:
-        self.begin.wait(30)
+        self.begin.wait(240)
         super()._serve()
 
 
@@ -55,7 +55,7 @@ async def test_work_that_is_cancelled_later_is_told_as_abandoned_and_when_it_end
 
     def work() -> None:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(240)
 
     async def call(threads: Threads) -> None:
         await threads.run(work, lambda: told.append("abandoned"), lambda: told.append("released"))
@@ -88,7 +88,7 @@ async def test_work_that_ends_just_before_it_is_cancelled_is_not_abandoned_for_e
 
     def work() -> None:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(240)
 
     async def call(threads: Threads) -> None:
         await threads.run(work, lambda: told.append("abandoned"), lambda: told.append("released"))
@@ -98,7 +98,7 @@ async def test_work_that_ends_just_before_it_is_cancelled_is_not_abandoned_for_e
             tasks.start_soon(call, threads)
             await until(begun.is_set)
             go_on.set()
-            assert threads.rung.wait(30)  # the loop, held up here, has not heard of it yet
+            assert threads.rung.wait(240)  # the loop, held up here, has not heard of it yet
             tasks.cancel_scope.cancel()
         await settle()
     assert told in ([], ["abandoned", "released"])

@@ -185,7 +185,7 @@ async def test_whoever_prints_while_holding_a_lock_does_not_wait_for_a_turn(
     def append(self: FileLog, line: bytes) -> None:
         if in_worker_thread() and not in_turn.is_set():
             in_turn.set()
-            got.append(lock.acquire(timeout=5))
+            got.append(lock.acquire(timeout=30))
             lock.release()
         real(self, line)
 
@@ -211,7 +211,7 @@ async def test_whatever_prints_while_a_line_is_taken_is_taken_too(tmp_path: Path
     output = AttemptOutput(tmp_path / "log", emit)
     writing = threading.Thread(target=output.write, args=("stdout", "first\n"), daemon=True)
     writing.start()
-    writing.join(5)
+    writing.join(30)
     assert not writing.is_alive(), "it waits for itself"
     output.close()
     assert (told, (tmp_path / "log").read_text()) == (["first", "second"], "first\nsecond\n")

@@ -12,7 +12,6 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.timeout(180)
 def test_strict_mypy_takes_what_a_user_writes(tmp_path: Path) -> None:
     config = tmp_path / "mypy.ini"
     config.write_text("[mypy]\nstrict = true\nwarn_unused_ignores = true\n")
@@ -21,7 +20,6 @@ def test_strict_mypy_takes_what_a_user_writes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(180)
 def test_pyright_takes_and_refuses_the_same(tmp_path: Path) -> None:
     if subprocess.run([sys.executable, "-m", "pyright", "--version"], capture_output=True, cwd=tmp_path).returncode:
         pytest.skip("pyright is not installed, or cannot fetch the Node.js that it runs on")

@@ -314,7 +314,6 @@ def test_of_drivers_that_come_at_once_exactly_one_holds_the_run(tmp_path: Path) 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_of_many_drivers_that_come_at_once_exactly_one_holds_the_run(tmp_path: Path) -> None:
     race(tmp_path, EXHAUSTIVE)
 
