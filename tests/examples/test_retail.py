@@ -103,6 +103,7 @@ def test_products_keep_every_row_and_department(preprocessed: Path) -> None:
     assert "CNTRL/STORE SUP" in set(products["department"])
 
 
+@pytest.mark.exhaustive
 def test_prices_have_one_row_for_each_product_store_and_week_sold(preprocessed: Path) -> None:
     import polars as pl
 
