@@ -29,6 +29,7 @@ from gluepy.core.state import RUNNING, State
 from gluepy.errors import ExecutorBroken, RunStopped, TaskError, UnknownInstance
 from gluepy.exec import forks
 from gluepy.exec.boundary import is_worth_retrying, task_error
+from gluepy.exec.continuation import Continuation
 from gluepy.exec.deadlines import Deadlines
 from gluepy.exec.journal import Journal
 from gluepy.exec.port import (
@@ -41,12 +42,11 @@ from gluepy.exec.port import (
     Outcome,
     Output,
     Progress,
-    Relay,
     Released,
     RunInfo,
     Stopped,
 )
-from gluepy.exec.slots import Call, Slot, Turn
+from gluepy.exec.slots import Slot, Turn
 from gluepy.exec.task import outputs_of
 from gluepy.loop import Doorbell, signals
 from gluepy.runs.log import EventLog, LogBroken
@@ -357,7 +357,7 @@ class Engine:
             self._idle.pop().awake.set()
         else:
             assert self._tasks is not None
-            self._tasks.start_soon(self._serve, Slot(self._signal()))
+            self._tasks.start_soon(self._serve, Slot(self._signal(), self.on_emission, self._continue))
 
     def _summon(self) -> None:
         # For a thread, in the event loop but in no task: only a task can start another.
@@ -407,8 +407,8 @@ class Engine:
             if attempt.spec.expands and slot.node in self.state.rows:
                 outcome = FINISHED  # an earlier session recorded what it found
             else:
-                call = Call(self, slot, attempt)
-                running = slot.executor.run(attempt, call if slot.executor.goes_on else call.__call__)
+                emit = slot.handle
+                running = slot.executor.run(attempt, emit if slot.executor.continues else emit.__call__)
                 if attempt.spec.expands and slot.executor is self._here:
                     with self._clock.working():
                         outcome = await running
@@ -428,21 +428,20 @@ class Engine:
                 await anyio.lowlevel.checkpoint()
                 self._breath = self._clock.now()
 
-    def proceed(self, slot: Slot, attempt: Attempt, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
-        """`Relay.proceed`, from the thread that has run the attempt or from inside the slot's call."""
+    def _continue(self, slot: Slot, attempt: Attempt, outcome: Outcome) -> tuple[Attempt, Continuation] | None:
+        """`Continuation.next`, from the thread that has run the attempt or from inside the slot's call."""
         self._be_the_driver()
         with self._turn:
             ended = slot.attempt is attempt and outcome.status == "finished"
             if not ended or slot.stopped or self._is_over or self._commits:
-                return False
+                return None
             self._conclude(slot, self._settle(slot, attempt, outcome))
             if self._is_over or not self._work:
-                return False
+                return None
             _, executor, following = self._work[0]
             if executor is not slot.executor or following.pool != attempt.pool:
-                return False
-            take(self._take(slot), Call(self, slot, following))
-            return True
+                return None
+            return self._take(slot), slot.handle
 
     def _take(self, slot: Slot) -> Attempt:
         """Have the slot take up the attempt that is the next."""
@@ -638,7 +637,7 @@ class Engine:
         there = run.capture and run.record is not None and os.path.exists(os.path.join(run.record, attempt.log))
         return attempt.log if there else None
 
-    def hear(self, slot: Slot, attempt: Attempt, emission: Emission) -> None:
+    def on_emission(self, slot: Slot, attempt: Attempt, emission: Emission) -> None:
         """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended.
 
         May be called from any thread at any moment. A signal handler, a finalizer that the garbage collector runs, or a

@@ -211,23 +211,6 @@ Emission = Progress | Metric | Output | Abandoned | Released | Stopped
 Emit = Callable[[Emission], None]  # called from any thread, in the order in which things happened
 
 
-class Relay:
-    """The `emit` for an executor that `goes_on`: where its attempt has ended, in a thread or in a worker process that
-    it still talks to, it may have the engine take its next turn right there. A hop to the event loop costs more."""
-
-    __slots__ = ()
-
-    def __call__(self, emission: Emission) -> None:
-        """Tell the engine."""
-        raise NotImplementedError
-
-    def proceed(self, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
-        """The attempt has ended as `outcome`. True: that is recorded, and `take` was called with the attempt that is to
-        run next in the same place, and its `emit`; whatever cancels the call from then on means that one. False: return
-        `outcome` from `run`."""
-        raise NotImplementedError
-
-
 def emission_message(emission: Emission) -> dict[str, JSON]:
     """`emission` as JSON-able data; `emission_of` is the inverse."""
     message: dict[str, JSON] = msgspec.to_builtins(emission)
@@ -242,20 +225,20 @@ def emission_of(message: Mapping[str, JSON]) -> Emission:
 class Executor(Extension):
     """Base of task-level executors. A subclass writes `run`; `__aenter__` and `__aexit__` where it has a lifetime.
 
-    One executor may serve many runs at once (`Runtime`). `name` is what events call it. `goes_on`: the `emit` that its
-    `run` gets is a `Relay`. Neither is inherited: what a subclass does to outcomes would not be done to those that its
-    base hands to the engine itself.
+    One executor may serve many runs at once (`Runtime`). `name` is what events call it. With `continues` the `emit`
+    that its `run` gets is a `gluepy.exec.continuation.Continuation`. Neither is inherited: what a subclass does to
+    outcomes would not be done to those that its base hands to the engine itself.
     """
 
     name: str
-    goes_on: bool = False
+    continues: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        if "goes_on" not in cls.__dict__:
-            cls.goes_on = False
+        if "continues" not in cls.__dict__:
+            cls.continues = False
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,8 +8,12 @@ from typing import Protocol
 
 import anyio
 
-from gluepy.exec.port import Attempt, Emission, Executor, Outcome, Relay, Stopped
+from gluepy.exec.continuation import Continuation
+from gluepy.exec.port import Attempt, Emission, Executor, Outcome, Stopped
 from gluepy.loop import Signal
+
+OnEmission = Callable[["Slot", Attempt, Emission], None]
+Proceed = Callable[["Slot", Attempt, Outcome], tuple[Attempt, Continuation] | None]
 
 
 class Turn(Protocol):
@@ -32,7 +36,7 @@ class Turn(Protocol):
 
 
 class Slot:
-    """One of them, and what it is at."""
+    """A slot and the attempt that it is running."""
 
     __slots__ = (
         "abandoned",
@@ -42,9 +46,12 @@ class Slot:
         "cost",
         "ending",
         "executor",
+        "handle",
         "late",
         "lingering",
         "node",
+        "on_emission",
+        "proceed",
         "released",
         "scope",
         "stopped",
@@ -52,8 +59,9 @@ class Slot:
 
     scope: anyio.CancelScope
     executor: Executor
+    handle: AttemptHandle  # of the attempt, or of the latest; set only while holding the turn
 
-    def __init__(self, awake: Signal) -> None:
+    def __init__(self, awake: Signal, on_emission: OnEmission, proceed: Proceed) -> None:
         self.attempt: Attempt | None = None
         self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
         self.lingering: Attempt | None = None  # the run has gone on without it, and its call has not returned
@@ -63,38 +71,33 @@ class Slot:
         self.stopped = False  # whether its call was cancelled, or is about to be
         self.cost: Stopped | None = None
         self.awake = awake  # what it waits for when there is no work
+        self.on_emission, self.proceed = on_emission, proceed  # the engine's
 
     def begin(self, node: int, executor: Executor, attempt: Attempt, now: float) -> None:
         """Take `attempt` up."""
         self.node, self.executor, self.attempt, self.began = node, executor, attempt, now
+        self.handle = AttemptHandle(self, attempt)
         self.late = self.abandoned = self.released = False
         self.cost = None
 
 
-class Ears(Protocol):
-    """The engine, as a `Call` knows it."""
+class AttemptHandle(Continuation):
+    """The `emit` of one attempt in a slot."""
 
-    def hear(self, slot: Slot, attempt: Attempt, emission: Emission) -> None:
-        """Take in what was told of the attempt."""
-        ...
+    __slots__ = ("_attempt", "_slot")
 
-    def proceed(self, slot: Slot, attempt: Attempt, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
-        """Answer `Relay.proceed`."""
-        ...
-
-
-class Call(Relay):
-    """The `emit` of one attempt."""
-
-    __slots__ = ("_attempt", "_engine", "_slot")
-
-    def __init__(self, engine: Ears, slot: Slot, attempt: Attempt) -> None:
-        self._engine, self._slot, self._attempt = engine, slot, attempt
+    def __init__(self, slot: Slot, attempt: Attempt) -> None:
+        self._claim = [True]
+        self._slot, self._attempt = slot, attempt
 
     def __call__(self, emission: Emission) -> None:
-        """Tell the engine."""
-        self._engine.hear(self._slot, self._attempt, emission)
+        """Report to the engine. From any thread, at any moment."""
+        self._slot.on_emission(self._slot, self._attempt, emission)
 
-    def proceed(self, outcome: Outcome, take: Callable[[Attempt, Relay], None]) -> bool:
-        """Have the engine take its next step."""
-        return self._engine.proceed(self._slot, self._attempt, outcome, take)
+    def next(self, outcome: Outcome, /) -> tuple[Attempt, Continuation] | None:
+        """The slot's next attempt, if it is for the same place."""
+        return self._slot.proceed(self._slot, self._attempt, outcome)
+
+    def abandon(self) -> Continuation | None:
+        """Give up the slot's current attempt, which may be a later one than this."""
+        return Continuation.abandon(self._slot.handle)

@@ -22,7 +22,7 @@ import pytest
 from workers import STAY, WORKERS, Heard, alive, call, calling, guard_of, until
 
 from gluepy.exec.executors import worker as far_end
-from gluepy.exec.executors.processes import Call, EntryFailed, Reply, WorkerLost, WorkerPool
+from gluepy.exec.executors.processes import EntryFailed, Reply, WorkerCall, WorkerLost, WorkerPool
 from gluepy.exec.executors.processes.conversation import Conversation
 
 pytestmark = WORKERS
@@ -114,9 +114,9 @@ async def test_an_idle_worker_that_died_does_not_keep_the_driver_awake(heeded: l
         assert len(heeded) < 10
 
 
-def following(source: str, heard: Heard, then: Callable[[Reply], Call | None] | None = None) -> Call:
+def following(source: str, heard: Heard, then: Callable[[Reply], WorkerCall | None] | None = None) -> WorkerCall:
     payload = dedent(source).encode()
-    return Call("process_calls:code", ("", b""), payload, heard.on_line, heard.messages.append, then=then)
+    return WorkerCall("process_calls:code", ("", b""), payload, heard.on_line, heard.messages.append, then=then)
 
 
 async def test_a_call_is_followed_by_another_one_in_the_same_worker_and_each_has_its_own() -> None:
@@ -125,7 +125,7 @@ async def test_a_call_is_followed_by_another_one_in_the_same_worker_and_each_has
     def source(number: int) -> str:
         return f"import sys\nsys.stdout.write('line {number}')\nsend(b'{number}')\nresult = b'{number}'"
 
-    def then(reply: Reply) -> Call | None:
+    def then(reply: Reply) -> WorkerCall | None:
         replies.append(reply)
         number = len(replies)
         assert heard[number - 1].stdout == [f"line {number - 1}"]  # also what lacks its newline
@@ -159,7 +159,7 @@ async def test_nothing_follows_a_call_that_failed_or_cost_its_worker(source: str
 async def test_a_worker_that_is_dead_when_the_next_call_would_follow_is_replaced() -> None:
     pids = []
 
-    def then(reply: Reply) -> Call | None:
+    def then(reply: Reply) -> WorkerCall | None:
         pids.append(reply.pid)
         os.kill(reply.pid, signal.SIGKILL)
         deadline = time.monotonic() + 10
@@ -177,7 +177,7 @@ async def test_a_worker_that_is_dead_when_the_next_call_would_follow_is_replaced
 async def test_a_worker_that_dies_while_its_first_call_goes_out_has_been_there(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Conversation._begin
 
-    def killed_meanwhile(conversation: Conversation, call: Call) -> None:
+    def killed_meanwhile(conversation: Conversation, call: WorkerCall) -> None:
         begin(conversation, call)
         assert select.select([conversation.process.answers], (), (), 10)[0]  # its first words, which nobody has read
         (guard,) = psutil.Process().children()
@@ -196,7 +196,7 @@ async def test_a_worker_that_dies_while_its_first_call_goes_out_has_been_there(m
 async def test_what_stops_a_call_that_followed_means_that_one() -> None:
     first, second = Heard(), Heard()
 
-    def then(_reply: Reply) -> Call | None:
+    def then(_reply: Reply) -> WorkerCall | None:
         return replace(following("print('second', flush=True)" + STAY, second), on_killed=second.killed.append)
 
     async with WorkerPool() as pool, anyio.create_task_group() as group:

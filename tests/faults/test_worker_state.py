@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from workers import WORKERS, Heard, call
 
-from gluepy.exec.executors.processes import Call, Reply, WorkerPool
+from gluepy.exec.executors.processes import Reply, WorkerCall, WorkerPool
 
 pytestmark = WORKERS
 MODULES = (
@@ -174,12 +174,12 @@ async def test_a_call_that_comes_to_a_changed_process_is_made_once_by_another() 
     heard = Heard()
     for_good = FOR_GOOD["hard limit"].encode()
 
-    def then(_reply: Reply) -> Call:
-        return Call("process_calls:code", ("", b""), b"print('once')", heard.on_line, heard.messages.append)
+    def then(_reply: Reply) -> WorkerCall:
+        return WorkerCall("process_calls:code", ("", b""), b"print('once')", heard.on_line, heard.messages.append)
 
     async with WorkerPool() as pool:
         for _ in range(5):
-            first = Call("process_calls:code", ("", b""), for_good, print, print, then=then)
+            first = WorkerCall("process_calls:code", ("", b""), for_good, print, print, then=then)
             await pool.make(first)
     assert heard.stdout == ["once"] * 5
 

@@ -76,7 +76,7 @@ class Scripted(ScriptedExecutor):
 class Local(LocalExecutor):
     """The same, with real tasks. Those in threads go on without a call."""
 
-    goes_on = True
+    continues = True
 
     def __init__(self, moments: Moments) -> None:
         super().__init__()

@@ -16,17 +16,16 @@ import anyio
 
 from gluepy.errors import OptionError
 from gluepy.exec.boundary import execute, execute_async, run_scope
+from gluepy.exec.continuation import Continuation, continuation
 from gluepy.exec.executors.capture import AttemptOutput, tell_failure
 from gluepy.exec.executors.threads import Threads
 from gluepy.exec.forks import refuse_to_go_on
 from gluepy.exec.port import (
     FINISHED,
-    Abandoned,
     Attempt,
     Emit,
     Executor,
     Outcome,
-    Relay,
     Released,
     RunInfo,
 )
@@ -49,7 +48,7 @@ class LocalExecutor(Executor):
     that a thread or loop task has left running are told by name and pid, or killed, as LEFTOVER_PROCESSES says.
     """
 
-    goes_on = True
+    continues = True
 
     def __init__(self, *, inline: bool = False) -> None:
         self._inline = inline
@@ -96,7 +95,7 @@ class LocalExecutor(Executor):
         if scope is None or scope.run is not run:
             scope = self._enter_run(run)
         if attempt.pool == "thread" and not self._inline:
-            chain = _Chain(scope, attempt, emit, self._left)
+            chain = _Chain(scope, attempt, continuation(emit), self._left)
             return self._threads.run(chain.run, chain.abandon, chain.release)
         if attempt.pool == "process" and not self._inline:
             return self._in_process(attempt, emit)
@@ -129,7 +128,7 @@ class LocalExecutor(Executor):
 
     async def _in_process(self, attempt: Attempt, emit: Emit) -> Outcome:
         workers = self._workers or await self._started_workers()
-        return await workers.run(attempt, emit)
+        return await workers.run(attempt, continuation(emit))
 
     async def _started_workers(self) -> Workers:
         async with self._workers_wanted:
@@ -154,21 +153,25 @@ class LocalExecutor(Executor):
 
 
 class _Chain:
-    """What a thread runs: an attempt, and then whatever the engine has it run next."""
+    """What a thread runs: an attempt, and those that follow it in the same thread."""
 
-    def __init__(self, scope: RunScope, attempt: Attempt, emit: Emit, left: _Left) -> None:
-        self._scope, self._left, self._thread = scope, left, 0
-        self._take(attempt, emit)
+    def __init__(self, scope: RunScope, attempt: Attempt, emit: Continuation, left: _Left) -> None:
+        self._scope, self._attempt, self._emit, self._left = scope, attempt, emit, left
+        self._abandoned: Continuation | None = None
 
     def run(self) -> Outcome:
         """In the thread: how the last of the attempts ended."""
         self._thread = threading.get_native_id()
-        while True:
-            attempt, emit, output = self._attempt, self._emit, self._output
-            try:
-                self._claim.pop()
-            except IndexError:
-                return FINISHED  # it never began, and nobody asks
+        outcome = FINISHED
+        step: tuple[Attempt, Continuation] | None = self._attempt, self._emit
+        while step is not None:
+            # Before it is claimed: `abandon` looks at these only if the thread has the claim.
+            attempt, emit = step
+            self._attempt = attempt
+            self._output = output = _output(attempt, emit) if attempt.run.capture else None
+            self._began_s = time.monotonic()
+            if not emit.begin():
+                break
             scope = Scope(self._scope, attempt, emit, output)
             if output is None:
                 outcome = contextvars.copy_context().run(execute, attempt, scope)
@@ -176,28 +179,21 @@ class _Chain:
                 with closing(output):
                     outcome = contextvars.copy_context().run(execute, attempt, scope)
                     tell_failure(attempt, outcome, output)
-            if not isinstance(emit, Relay) or not emit.proceed(outcome, self._take):
-                return outcome
-
-    def _take(self, attempt: Attempt, emit: Emit) -> None:
-        self._attempt, self._emit = attempt, emit
-        self._output = _output(attempt, emit) if attempt.run.capture else None
-        self._began_s = time.monotonic()
-        self._claim = [True]  # whoever pops it, this thread or who cancels the call, has the attempt
+            step = emit.next(outcome)
+        return outcome
 
     def abandon(self) -> None:
         """The call was cancelled while the thread was at work."""
-        try:
-            self._claim.pop()
-        except IndexError:
-            self._emit(Abandoned())
+        self._abandoned = self._emit.abandon()
+        if self._abandoned is not None:
             self._left.by_thread(self._attempt, self._thread, self._began_s)
             if self._output is not None:
                 self._output.close()
 
     def release(self) -> None:
         """The thread of an abandoned call has come to its end."""
-        self._emit(Released())
+        if self._abandoned is not None:
+            self._abandoned(Released())
 
 
 class _Left:

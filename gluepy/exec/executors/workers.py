@@ -10,10 +10,11 @@ from typing import Self
 import msgspec
 
 from gluepy.exec.boundary import failed
+from gluepy.exec.continuation import Continuation
 from gluepy.exec.executors import remote
 from gluepy.exec.executors.capture import AttemptOutput, tell_failure
-from gluepy.exec.executors.processes import Call, EntryFailed, Killed, Reply, WorkerLost, WorkerPool
-from gluepy.exec.port import Attempt, Emit, Outcome, Output, Relay, RunInfo, Stopped
+from gluepy.exec.executors.processes import EntryFailed, Killed, Reply, WorkerCall, WorkerLost, WorkerPool
+from gluepy.exec.port import Attempt, Outcome, Output, RunInfo, Stopped
 from gluepy.exec.scope import redactor_of
 
 _KNOWN_RUNS = 64
@@ -37,7 +38,7 @@ class Workers:
     ) -> None:
         await self._pool.__aexit__(exc_type, exc, traceback)
 
-    async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+    async def run(self, attempt: Attempt, emit: Continuation) -> Outcome:
         """How `attempt` ended, or the last of those that the engine had run after it in the same worker."""
         chain = _Chain(self._shared(attempt.run), attempt, emit)
         try:
@@ -62,24 +63,27 @@ class Workers:
 
 
 class _Chain:
-    """What a worker runs: an attempt, and then whatever the engine has it run next."""
+    """What a worker runs: an attempt, and those that follow it in the same worker.
 
-    def __init__(self, shared: tuple[str, bytes], attempt: Attempt, emit: Emit) -> None:
+    All of it happens in the task that made the call, so that no claim is needed: a cancellation comes before or after.
+    """
+
+    def __init__(self, shared: tuple[str, bytes], attempt: Attempt, emit: Continuation) -> None:
         self._shared = shared
-        self._outcome: Outcome | None = None
-        self._take(attempt, emit)
+        self._begin(attempt, emit)
 
-    def _take(self, attempt: Attempt, emit: Emit) -> None:
+    def _begin(self, attempt: Attempt, emit: Continuation) -> None:
         self.attempt, self._emit, self._output = attempt, emit, None
+        self._outcome: Outcome | None = None
         run = attempt.run
         if run.capture:
             file = Path(run.record, attempt.log) if run.record else None
             self._output = AttemptOutput(file, emit, redactor_of(attempt))
 
-    def call(self) -> Call:
+    def call(self) -> WorkerCall:
         """The attempt, for the pool."""
         spec = self.attempt.spec
-        return Call(
+        return WorkerCall(
             _ENTRY,
             self._shared,
             remote.attempt_message(self.attempt),
@@ -93,15 +97,15 @@ class _Chain:
             None if self._output is None else self._output.redact,
         )
 
-    def _then(self, reply: Reply) -> Call | None:
+    def _then(self, reply: Reply) -> WorkerCall | None:
         """Asked by the pool when the attempt has returned, before its worker is given back: the next one, if any."""
         self._outcome = outcome = _outcome_of(reply)
-        if outcome.status != "finished" or not isinstance(self._emit, Relay):
+        if outcome.status != "finished":
             return None
         self.close()
-        if not self._emit.proceed(outcome, self._take):
+        if (step := self._emit.next(outcome)) is None:
             return None
-        self._outcome = None
+        self._begin(*step)
         return self.call()
 
     def outcome(self, reply: Reply) -> Outcome:

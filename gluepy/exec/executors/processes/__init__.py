@@ -18,25 +18,25 @@ refused.
 
 from gluepy.exec.executors.processes.pool import WorkerPool, importing_main
 from gluepy.exec.executors.processes.results import (
-    Call,
     EntryFailed,
     Killed,
     OnKilled,
     OnLine,
     OnMessage,
     Reply,
+    WorkerCall,
     WorkerLost,
     size,
 )
 
 __all__ = [
-    "Call",
     "EntryFailed",
     "Killed",
     "OnKilled",
     "OnLine",
     "OnMessage",
     "Reply",
+    "WorkerCall",
     "WorkerLost",
     "WorkerPool",
     "importing_main",

@@ -22,7 +22,7 @@ from gluepy.exec.executors.lines import Lines
 from gluepy.exec.executors.processes.ending import Ended
 from gluepy.exec.executors.processes.process import CHUNK, WorkerProcess
 from gluepy.exec.executors.processes.requests import Requests
-from gluepy.exec.executors.processes.results import Call, Killed, Reply
+from gluepy.exec.executors.processes.results import Killed, Reply, WorkerCall
 from gluepy.exec.executors.worker import FRAME, GREETING, NOTE, REPLY
 from gluepy.loop import Signal, Watch
 
@@ -49,7 +49,7 @@ class Conversation:
     calls it is dropped. Nothing else reads what the worker writes, until it is killed.
     """
 
-    call: Call  # the one that it is at, or the latest
+    call: WorkerCall  # the one that it is at, or the latest
 
     def __init__(
         self, number: int, grace_s: float, signal: Callable[[], Signal], oom: OomKills, on_begin: Callable[[], None]
@@ -97,7 +97,7 @@ class Conversation:
         """Whether it lives, but takes no call any more."""
         return self._refused and not self._hung_up and self.process.end is None
 
-    async def leave(self, within_s: float, after: Call | None = None) -> None:
+    async def leave(self, within_s: float, after: WorkerCall | None = None) -> None:
         """Let the worker exit as any program does, then kill what is left of it; after `within_s` at the latest. What
         is printed meanwhile is that of the call `after` which it leaves."""
         if self.is_up and self.process.end is None and not self._unsent and not self.gone.is_set():
@@ -137,12 +137,12 @@ class Conversation:
 
     # --- one call
 
-    async def converse(self, call: Call) -> Answer:
+    async def converse(self, call: WorkerCall) -> Answer:
         """Make `call` and what `then` has it followed by; pass on what is printed and sent meanwhile, and return how
         the last ended. Raises `Ended` when the worker has, or is not what it was any more, and what `on_line` and
         `on_message` raise."""
         self._context = copy_context()
-        following: Call | None = call
+        following: WorkerCall | None = call
         while following is not None:
             self._begin(following)
             await self._until(lambda: self._answer is not None or self._is_over())
@@ -163,7 +163,7 @@ class Conversation:
         self._context, self.idle_since = Context(), time.monotonic()
         return answer
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: WorkerCall) -> None:
         self.call, self.oom_kills = call, self._oom.lately()
         for stream, lines in self.lines.items():
             lines.begin(stream, call)
@@ -368,7 +368,7 @@ class _Text(Lines):
         super().__init__()
         self._decoder = _decoder("replace")
 
-    def begin(self, stream: str, call: Call) -> None:
+    def begin(self, stream: str, call: WorkerCall) -> None:
         """What comes from now on is what `call` prints."""
         self._decoder.reset()
         self.on_line = partial(call.on_line, stream)

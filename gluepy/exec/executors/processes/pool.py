@@ -24,12 +24,12 @@ from gluepy.exec.executors.processes.conversation import Conversation
 from gluepy.exec.executors.processes.ending import Ended
 from gluepy.exec.executors.processes.process import WHO
 from gluepy.exec.executors.processes.results import (
-    Call,
     EntryFailed,
     OnKilled,
     OnLine,
     OnMessage,
     Reply,
+    WorkerCall,
     WorkerLost,
     size,
 )
@@ -135,16 +135,16 @@ class WorkerPool:
         worker dies, `ExecutorBroken` when none can be started. Cancellation kills the worker and all its descendants
         before it goes through; `on_killed` is then told what the call has cost, if its worker had begun.
         """
-        return await self.make(Call(entry, shared, payload, on_line, on_message, on_killed, memory_mb, main))
+        return await self.make(WorkerCall(entry, shared, payload, on_line, on_message, on_killed, memory_mb, main))
 
-    async def make(self, call: Call) -> Reply:
+    async def make(self, call: WorkerCall) -> Reply:
         """`call`, and those that its `then` has it followed by. Returns what the last of them has."""
         if not self._open:
             raise ExecutorBroken(WHO, "the pool is not open", "make calls inside `async with WorkerPool()`")
         await anyio.lowlevel.checkpoint_if_cancelled()
         while True:
             worker, as_it_was = await self._take() or self._new(), False
-            after: Call | None = None
+            after: WorkerCall | None = None
             try:
                 if not worker.is_up:
                     await worker.start(self._limiter)
@@ -201,7 +201,7 @@ class WorkerPool:
         worker.is_leaving = True
         self._group.start_soon(self._leave, worker)
 
-    async def _leave(self, worker: Conversation, after: Call | None = None) -> None:
+    async def _leave(self, worker: Conversation, after: WorkerCall | None = None) -> None:
         """Let `worker` exit as any program does, and forget it. What it prints meanwhile is that of `after`."""
         worker.is_leaving = True
         await self._end(worker, lambda: worker.leave(self.leave_s, after))

@@ -7,7 +7,7 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
-from gluepy.exec.executors.processes.results import Call
+from gluepy.exec.executors.processes.results import WorkerCall
 from gluepy.exec.executors.worker import CALL, FRAME, REMEMBERED
 
 
@@ -20,7 +20,7 @@ class Requests:
         self._path: list[str] | None = None
         self._script_known = False
 
-    def request(self, call: Call) -> bytes:
+    def request(self, call: WorkerCall) -> bytes:
         """The frame that asks for `call`."""
         key, shared = call.shared[0], None
         if key != self._latest or not self._keys:

@@ -14,7 +14,7 @@ OnKilled = Callable[["Killed"], None]
 
 
 @dataclass(slots=True)
-class Call:
+class WorkerCall:
     """What `WorkerPool.call` describes. `then` is asked when the function has returned, before anything else happens:
     the call that it returns is made next, by the same worker. It is not asked when the worker cannot be used again.
     `on_partial` gets, a few times a second, how the line of a progress bar looks; `redact` masks what a line of which
@@ -28,7 +28,7 @@ class Call:
     on_killed: OnKilled | None = None
     memory_mb: int | None = None
     main: bool = False
-    then: Callable[[Reply], Call | None] | None = None
+    then: Callable[[Reply], WorkerCall | None] | None = None
     on_partial: OnLine | None = None
     redact: Callable[[str], str] | None = None
 
