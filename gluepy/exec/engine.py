@@ -11,14 +11,12 @@ from __future__ import annotations
 import contextvars
 import math
 import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 
 from gluepy.clock import Clock
@@ -26,11 +24,11 @@ from gluepy.core import events as e
 from gluepy.core import scheduler as s
 from gluepy.core.graph import Spec
 from gluepy.core.state import RUNNING, State
-from gluepy.errors import ExecutorBroken, RunStopped, TaskError, UnknownInstance
+from gluepy.errors import ExecutorBroken, RunStopped, TaskError
 from gluepy.exec import forks
-from gluepy.exec.boundary import is_worth_retrying, task_error
 from gluepy.exec.continuation import Continuation
 from gluepy.exec.deadlines import Deadlines
+from gluepy.exec.endings import HOST, Endings, rounded, timed_out
 from gluepy.exec.journal import Journal
 from gluepy.exec.port import (
     FINISHED,
@@ -47,15 +45,14 @@ from gluepy.exec.port import (
     Stopped,
 )
 from gluepy.exec.slots import Slot, Turn
-from gluepy.exec.task import outputs_of
 from gluepy.loop import Doorbell, signals
 from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import Feed
 
-_HOST = socket.gethostname()
 _NONE: Mapping[str, e.JSON] = {}
 _Told = Progress | Metric | Abandoned | Released | Stopped
 _ASK_S = 0.25  # how often it is asked whether somebody wants the run to stop
+_TURN_S = 0.05  # how long a cancellation waits for the turn under way
 _BREATH_S = 0.005  # how long attempts that never wait may keep the event loop to themselves
 
 
@@ -92,8 +89,6 @@ class Engine:
         self.errors: dict[int, TaskError] = {}
         self._graph = state.graph
         self._targets = targets
-        self._declares: dict[str, str] = {}  # outputs, by the tasks that declare them, of the first `_declared` nodes
-        self._declared = 0
         self._executor, self._here = executor, here or executor
         self._log = log
         self._feed = feed
@@ -125,9 +120,8 @@ class Engine:
         self._breath = 0.0
         self._commits = log.sync == "commit"
         self._scheduler: s.Scheduler
-        self._stop_first: s.EndRun | None = None
-        self._mistaken = False
-        self._warned = frozenset[int]()
+        self._stop_next: s.EndRun | None = None  # how the run is to end, until the next turn tells the scheduler
+        self._endings: Endings
 
     async def drive(
         self,
@@ -151,8 +145,7 @@ class Engine:
                         for spec, target in zip(self._graph.specs, self._targets, strict=True)
                     ]
                     self._scheduler = decide(self._clock.now(), self._clock.wall())
-                    if self._stop_first is not None:
-                        self._scheduler.stop(self._stop_first)
+                    self._endings = Endings(self.run, self._journal, self._scheduler, self._targets, self.errors)
                     await self._log.durable()
                     await anyio.lowlevel.checkpoint()  # in a scope that is cancelled already nothing starts
                     self._tasks.start_soon(self._keep_time)
@@ -189,26 +182,21 @@ class Engine:
         """Begin nothing more, and have the event loop cancel the run. Idempotent; from any thread, also in a signal
         handler (which may have interrupted a turn: that one goes on to its end)."""
         self._be_the_driver()
-        end = s.EndRun("cancelled")
-        if self._turn.acquire(blocking=False):
-            try:
-                if hasattr(self, "_scheduler"):
-                    self._scheduler.stop(end)
-                else:
-                    self._stop_first = end
-            finally:
-                self._turn.release()
-        self._soon(self.stop, end)
+        # A thread may hold the turn now, past the point where it looks at this, and begin one attempt more. Waiting for
+        # the turn lets it end first: no attempt begins after this has returned. The wait is bounded, since a signal
+        # handler may have interrupted the very thread that holds the turn.
+        self._stop_next = self._stop_next or s.EndRun("cancelled")
+        if self._turn.acquire(timeout=_TURN_S):
+            self._turn.release()
+        self._soon(self.stop, s.EndRun("cancelled"))
 
     def stop(self, end: s.EndRun) -> None:
         """Stop what runs, cancel what waits, and end as `end` says. Idempotent; for a task of the event loop only."""
         self._be_the_driver()
         with self._turn:
-            if not hasattr(self, "_scheduler"):
-                self._stop_first = end
-            elif not self._is_over:
+            self._stop_next = self._stop_next or end
+            if hasattr(self, "_scheduler") and not self._is_over:
                 self._journal.tick()
-                self._scheduler.stop(end)
                 self._advance()
 
     def _open(
@@ -226,10 +214,17 @@ class Engine:
 
     def _record_interrupted(self, node: int) -> None:
         spec = self._graph.spec(node)
-        limit = spec.retry.attempts + self.state.attempts_before_reset.get(node, 0)
-        facts: tuple[Any, ...] = (limit, self._executor_of(spec).name, spec.pool or self._pool, 0.0, "interrupted")
-        what = ("Interrupted", "the driver of the run ended before the attempt did")
-        self._apply(e.TaskFailed(*(*self._about(node, "error"), *facts, *what)))
+        failed = e.TaskFailed(
+            *self._about(node, "error"),
+            max_attempts=spec.retry.attempts + self.state.attempts_before_reset.get(node, 0),
+            executor=self._executor_of(spec).name,
+            pool=spec.pool or self._pool,
+            duration_s=0.0,
+            reason="interrupted",
+            error_type="Interrupted",
+            error_message="the driver of the run ended before the attempt did",
+        )
+        self._apply(failed)
 
     def _apply(self, event: e.Event) -> None:
         self._journal.store(event)
@@ -240,6 +235,9 @@ class Engine:
     def _advance(self, taken: int = 0) -> None:
         """Carry out what the scheduler wants now; `taken` slots are about to look for work themselves."""
         now = self._journal.now
+        if self._stop_next is not None:
+            self._scheduler.stop(self._stop_next)
+            self._stop_next = None
         try:
             while (command := self._scheduler.next(now)) is not None:
                 match command:
@@ -275,20 +273,20 @@ class Engine:
         spec, target, executor, pool = self._kinds[graph.spec_of[node]]
         task, limit = graph.task_id(node), self._scheduler.max_attempts(node)
         event = e.TaskStarted(
-            journal.seq + 1,
-            journal.session,
-            journal.timestamp,
-            "info",
-            journal.run_id,
-            journal.dag,
-            task,
-            number,
-            limit,
-            executor.name,
-            pool,
-            _HOST,
-            self._pid,
-            _rounded(start.queued_s),
+            seq=journal.seq + 1,
+            session=journal.session,
+            timestamp=journal.timestamp,
+            level="info",
+            run_id=journal.run_id,
+            dag=journal.dag,
+            task=task,
+            attempt=number,
+            max_attempts=limit,
+            executor=executor.name,
+            pool=pool,
+            host=HOST,
+            pid=self._pid,
+            queued_s=rounded(start.queued_s),
         )
         self._put(event)
         params = graph.params(node) if spec.params else _NONE
@@ -325,7 +323,7 @@ class Engine:
     def _end(self, end: s.EndRun) -> None:
         if self._is_over:
             return
-        duration_s = _rounded(self._journal.tick() - self._began)
+        duration_s = rounded(self._journal.tick() - self._began)
         counts = self.state.counts()
         self._journal.hand_on()  # which output is dropped shows only then
         dropped = self._feed.dropped or None
@@ -472,7 +470,7 @@ class Engine:
         slot.ending = None
         if slot.released:
             self._scheduler.release(slot.node, events[-1].attempt)
-        if self._mistaken:  # what was asked for cannot be: nothing else runs either
+        if self._endings.mistaken:  # what was asked for cannot be: nothing else runs either
             self._scheduler.stop(s.EndRun("failed"))
         self._advance(taken=1)
 
@@ -484,24 +482,15 @@ class Engine:
         duration_s = self._ended(slot, attempt)
         timeout_s = attempt.spec.timeout_s
         if timeout_s is not None and duration_s > timeout_s and not self._patient:
-            outcome = _timed_out(attempt, outcome)  # it overran, and nobody could interrupt it
-        events = self._events(slot, attempt, outcome, duration_s)
+            outcome = timed_out(attempt, outcome)  # it overran, and nobody could interrupt it
+        events = self._endings.ended(slot, attempt, outcome, duration_s)
         for event in events:
             self._journal.store(event)
         return events
 
     def _interrupted(self, slot: Slot, attempt: Attempt) -> Sequence[e.TaskEvent]:
         """The attempt was stopped, at its deadline or because the run is: store that."""
-        events: Sequence[e.TaskEvent]
-        duration_s = self._ended(slot, attempt)
-        if slot.late:
-            outcome = _timed_out(attempt, slot.cost, slot.abandoned)
-            events = self._events(slot, attempt, outcome, duration_s, slot.abandoned)
-        else:
-            header = (*self._journal.header("warning"), attempt.task, attempt.number)
-            cost = slot.cost or Stopped()
-            where = (cost.worker, cost.pid, cost.host, cost.cpu_s, cost.peak_rss_mb)
-            events = (e.TaskCancelled(*header, _rounded(duration_s), slot.abandoned, *where),)
+        events = self._endings.interrupted(slot, attempt, self._ended(slot, attempt))
         for event in events:
             self._journal.store(event)
         return events
@@ -517,125 +506,6 @@ class Engine:
         if slot.stopped:
             self._patience.forget(slot.node)
         return self._journal.tick() - slot.began
-
-    def _events(
-        self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool = False
-    ) -> Sequence[e.TaskEvent]:
-        """How the attempt ended, as events."""
-        duration_s = _rounded(duration_s)
-        if outcome.status == "finished" and not attempt.spec.expands:
-            return (self._finished(slot, attempt, outcome, duration_s),)
-        node, found = slot.node, False
-        if outcome.status == "finished" and self._graph.expandable(node):
-            wrong = self._graph.clash(node, outcome.value) or self._unknown(node, outcome.value)
-            if wrong is None:
-                found = True
-            else:
-                self._mistaken = isinstance(wrong, UnknownInstance)
-                outcome = Outcome(
-                    status="failed",
-                    reason="exception",
-                    error_type=wrong.__class__.__name__,
-                    error_message=str(wrong),
-                    retryable=not self._mistaken,
-                    exception=wrong,
-                )
-        header = (*self._journal.header("info"), attempt.task, attempt.number)
-        executor, pool, limit = slot.executor.name, attempt.pool, attempt.max_attempts
-        worker, pid, host, cpu_s, rss = outcome.worker, outcome.pid, outcome.host, outcome.cpu_s, outcome.peak_rss_mb
-        if outcome.status == "finished":
-            finished = self._finished(slot, attempt, outcome, duration_s, ahead=int(found))
-            return (e.TaskExpanded(*header, outcome.value), finished) if found else (finished,)
-        if outcome.status == "skipped":
-            return (e.TaskSkipped(*header, "skip", outcome.error_message, duration_s),)
-        if outcome.missing:
-            outcome = msgspec.structs.replace(outcome, error_message=self._whose(outcome.missing))
-        reason = outcome.reason or "exception"
-        delay_s = self._scheduler.retry_delay(node, reason, outcome.retryable, self.run.run_id)
-        log = self._log_of(attempt)
-        type, message, stack = outcome.error_type, outcome.error_message, outcome.error_stack or None
-        if delay_s is not None:
-            limit = max(limit, attempt.number + 1)  # where it lost workers too, there is one more than was known
-            header = (*self._journal.header("warning"), attempt.task, attempt.number)
-            facts: tuple[Any, ...] = (
-                limit,
-                executor,
-                pool,
-                duration_s,
-                _rounded(delay_s),
-                reason,
-                type,
-                message,
-                stack,
-            )
-            return (e.TaskRetrying(*header, *(*facts, worker, pid, host, cpu_s, rss, abandoned, log)),)
-        file = os.path.join(self.run.record, log) if log and self.run.record else ""
-        self.errors[node] = task_error(attempt, outcome, file)
-        header = (*self._journal.header("error"), attempt.task, attempt.number)
-        end: tuple[Any, ...] = (limit, executor, pool, duration_s, reason, type, message, stack)
-        return (e.TaskFailed(*header, *(*end, worker, pid, host, cpu_s, rss, abandoned, log)),)
-
-    def _whose(self, missing: Sequence[str]) -> str:
-        """That declared inputs are missing, and which tasks declare them as outputs."""
-        graph, declares = self._graph, self._declares
-        while self._declared < len(graph.ids):  # an `each` may have added some since the last time
-            node, self._declared = self._declared, self._declared + 1
-            if graph.ids[node] is None:
-                continue
-            target = self._targets[graph.spec_of[node]]
-            if isinstance(target, type):
-                for name in outputs_of(target, graph.spec(node), graph.params(node)):
-                    declares.setdefault(os.path.normpath(name), graph.task_id(node))
-        of = ((name, declares.get(os.path.normpath(name), "no task of this DAG")) for name in missing)
-        return f"its declared inputs are missing: {', '.join(f'{name} (an output of {task})' for name, task in of)}"
-
-    def _unknown(self, node: int, rows: Sequence[Sequence[e.JSON]]) -> UnknownInstance | None:
-        """The error if a task that somebody named is not among what the `each` of `node` makes of `rows`."""
-        if not self._scheduler.awaits(node):
-            return None
-        ids = self._graph.ids_of(node, rows)
-        task = self._scheduler.missing(node, ids)
-        if task is None:
-            return None
-        known = [id for id in ids if id.partition("[")[0] == task.partition("[")[0]]
-        return UnknownInstance(task, self.run.dag, known, self._graph.task_id(node))
-
-    def _finished(
-        self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0
-    ) -> e.TaskFinished:
-        journal = self._journal
-        return e.TaskFinished(
-            journal.seq + 1 + ahead,
-            journal.session,
-            journal.timestamp,
-            "info",
-            journal.run_id,
-            journal.dag,
-            attempt.task,
-            attempt.number,
-            slot.executor.name,
-            attempt.pool,
-            duration_s,
-            outcome.worker,
-            outcome.pid or self._pid,
-            outcome.host or _HOST,
-            outcome.cpu_s,
-            outcome.peak_rss_mb,
-            attempt.max_attempts,
-            self._warning(slot.node, outcome) if outcome.warning else None,
-        )
-
-    def _warning(self, node: int, outcome: Outcome) -> str | None:
-        """What was odd about an attempt, once for all tasks of a class; their logs have it each time."""
-        spec = self._graph.spec_of[node]
-        is_told, self._warned = spec in self._warned, self._warned | {spec}
-        return None if is_told else outcome.warning
-
-    def _log_of(self, attempt: Attempt) -> str | None:
-        """The attempt's log file, relative to the record, if anything was written to it."""
-        run = self.run
-        there = run.capture and run.record is not None and os.path.exists(os.path.join(run.record, attempt.log))
-        return attempt.log if there else None
 
     def on_emission(self, slot: Slot, attempt: Attempt, emission: Emission) -> None:
         """What the executor tells while the attempt runs, and, of an abandoned one, when it has really ended.
@@ -862,26 +732,4 @@ def _warn(run_id: str, event: e.TaskEvent) -> None:
         run_id=run_id,
         task=event.task,
         attempt=event.attempt,
-    )
-
-
-def _rounded(seconds: float) -> float:
-    return int(seconds * 1e6) / 1e6  # microseconds; a quarter of what round() takes
-
-
-def _timed_out(attempt: Attempt, told: Outcome | Stopped | None, abandoned: bool = False) -> Outcome:
-    where = {name: getattr(told, name) for name in ("worker", "pid", "host", "cpu_s", "peak_rss_mb")} if told else {}
-    message = f"it took longer than its timeout_s of {attempt.spec.timeout_s:g} s"
-    if abandoned and attempt.pool == "loop":
-        message += "; it swallows its cancellation, so it goes on (let CancelledError pass)"
-    elif abandoned:
-        message += "; a thread cannot be stopped, so it goes on (pool = 'process' can be)"
-    return Outcome(
-        status="failed",
-        reason="timeout",
-        error_type="TimeoutError",
-        error_message=message,
-        retryable=is_worth_retrying(attempt, TimeoutError),
-        exception=TimeoutError(message),
-        **where,
     )

@@ -124,15 +124,24 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
         return msgspec.convert(dict(message), cls)
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RanAt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where an attempt ran, if not in the driver, and what it cost: processor time in seconds, memory in megabytes."""
+
+    worker: str | None = None
+    pid: int | None = None
+    host: str | None = None
+    cpu_s: float | None = None
+    peak_rss_mb: float | None = None
+
+
+class Outcome(RanAt, frozen=True, kw_only=True, omit_defaults=True):
     """How an attempt ended.
 
     `finished` comes with a `warning` if something about it was odd, `skipped` with `error_message` (what `Skip` said),
     `failed` with `reason` and the error's fields; `retryable`
     is False when the task's `Retry.on` does not name the error, `missing` are the declared inputs that were not there.
     `value` is what an `each` callable returned, as a list of lists of parameter values. `exception` is the user's own
-    exception, where it could be carried over; `worker`, `pid` and `host` say where the attempt ran, when that is not
-    the driver.
+    exception, if it could be carried over.
     """
 
     status: Literal["finished", "skipped", "failed"]
@@ -145,11 +154,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     value: JSON = None
     warning: str = ""
     exception: BaseException | None = None
-    worker: str | None = None
-    pid: int | None = None
-    host: str | None = None
-    cpu_s: float | None = None
-    peak_rss_mb: float | None = None
 
     def message(self) -> dict[str, JSON]:
         """This outcome as JSON-able data, without the exception object; `Outcome.of` is its inverse."""
@@ -197,14 +201,8 @@ class Released(msgspec.Struct, frozen=True, tag="released"):
     """Abandoned work has ended; what it held is free."""
 
 
-class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
-    """The call was cancelled, and the work has been stopped; the fields are those of `Outcome`."""
-
-    worker: str | None = None
-    pid: int | None = None
-    host: str | None = None
-    cpu_s: float | None = None
-    peak_rss_mb: float | None = None
+class Stopped(RanAt, frozen=True, kw_only=True, omit_defaults=True, tag="stopped"):
+    """The call was cancelled, and the work has been stopped."""
 
 
 Emission = Progress | Metric | Output | Abandoned | Released | Stopped

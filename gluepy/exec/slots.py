@@ -13,7 +13,7 @@ from gluepy.exec.port import Attempt, Emission, Executor, Outcome, Stopped
 from gluepy.loop import Signal
 
 OnEmission = Callable[["Slot", Attempt, Emission], None]
-Proceed = Callable[["Slot", Attempt, Outcome], tuple[Attempt, Continuation] | None]
+NextStep = Callable[["Slot", Attempt, Outcome], tuple[Attempt, Continuation] | None]
 
 
 class Turn(Protocol):
@@ -26,8 +26,8 @@ class Turn(Protocol):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> object: ...
 
-    def acquire(self, blocking: bool = True) -> bool:
-        """Take it, waiting for it if `blocking`. False if it was not free."""
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take it, waiting for it if `blocking`, at most `timeout` seconds (-1: for ever). False if it was not free."""
         ...
 
     def release(self) -> None:
@@ -49,9 +49,9 @@ class Slot:
         "handle",
         "late",
         "lingering",
+        "next_step",
         "node",
         "on_emission",
-        "proceed",
         "released",
         "scope",
         "stopped",
@@ -61,7 +61,7 @@ class Slot:
     executor: Executor
     handle: AttemptHandle  # of the attempt, or of the latest; set only while holding the turn
 
-    def __init__(self, awake: Signal, on_emission: OnEmission, proceed: Proceed) -> None:
+    def __init__(self, awake: Signal, on_emission: OnEmission, next_step: NextStep) -> None:
         self.attempt: Attempt | None = None
         self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
         self.lingering: Attempt | None = None  # the run has gone on without it, and its call has not returned
@@ -71,7 +71,7 @@ class Slot:
         self.stopped = False  # whether its call was cancelled, or is about to be
         self.cost: Stopped | None = None
         self.awake = awake  # what it waits for when there is no work
-        self.on_emission, self.proceed = on_emission, proceed  # the engine's
+        self.on_emission, self.next_step = on_emission, next_step  # the engine's
 
     def begin(self, node: int, executor: Executor, attempt: Attempt, now: float) -> None:
         """Take `attempt` up."""
@@ -96,7 +96,7 @@ class AttemptHandle(Continuation):
 
     def next(self, outcome: Outcome, /) -> tuple[Attempt, Continuation] | None:
         """The slot's next attempt, if it is for the same place."""
-        return self._slot.proceed(self._slot, self._attempt, outcome)
+        return self._slot.next_step(self._slot, self._attempt, outcome)
 
     def abandon(self) -> Continuation | None:
         """Give up the slot's current attempt, which may be a later one than this."""

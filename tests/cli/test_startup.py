@@ -36,7 +36,8 @@ gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler
 gluepy.core.selection gluepy.core.state
-gluepy.exec gluepy.exec.boundary gluepy.exec.dag gluepy.exec.deadlines gluepy.exec.engine gluepy.exec.executors
+gluepy.exec gluepy.exec.boundary gluepy.exec.continuation gluepy.exec.dag gluepy.exec.deadlines
+gluepy.exec.endings gluepy.exec.engine gluepy.exec.executors
 gluepy.exec.executors.capture gluepy.exec.executors.following gluepy.exec.executors.lines
 gluepy.exec.executors.local gluepy.exec.executors.logs gluepy.exec.executors.streams gluepy.exec.executors.threads
 gluepy.exec.forks gluepy.exec.journal

@@ -29,10 +29,10 @@ class Turns:
     def __exit__(self, *exc: object) -> None:
         self.release()
 
-    def acquire(self, blocking: bool = True) -> bool:
-        if blocking:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if blocking and timeout < 0:
             self.coming()
-        return self._lock.acquire(blocking)
+        return self._lock.acquire(blocking, timeout)
 
     def release(self) -> None:
         self._lock.release()
