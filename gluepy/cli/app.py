@@ -273,7 +273,7 @@ def run(
 app.command("dag", short_help="The same as `run`.")(run)
 
 
-@app.command(short_help="Go on with a run that failed, was cancelled or lost its driver.")
+@app.command(short_help="Resume a run that failed, was cancelled or whose driver died.")
 def resume(
     ctx: typer.Context,
     run: RunName = "latest",
@@ -302,7 +302,7 @@ def resume(
     progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that failed, was cancelled or lost its driver.
+    """Resume a run that failed, was cancelled or whose driver died.
 
     It runs every task that has not finished, and every one after a task that runs again; what has finished stays,
     unless it is forced or its declared outputs are gone. It says first what runs again, and why. Options that are not

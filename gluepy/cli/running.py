@@ -386,7 +386,7 @@ def conclude(invocation: Invocation, call: Call, ending: Ending | int, own: IO[b
 def check(call: Call) -> None:
     """Raise `OptionError` for options that do not go together or cannot be meant."""
     if call.keep_going and call.fail_fast:
-        raise OptionError("--keep-going and --fail-fast", "only one of them can be meant")
+        raise OptionError("--keep-going and --fail-fast", "they are mutually exclusive")
     if call.as_json and call.events == "-":
         raise OptionError("--json and --events -", "both want stdout", "give --events a file")
     if call.dry_run and call.events is not None:

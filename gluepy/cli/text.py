@@ -183,7 +183,7 @@ def waited_thing(limit: str) -> str:
 
 def damage(bad_lines: int, gaps: int, doubled: int) -> list[str]:
     """What is wrong with an event log, in words; empty when nothing is."""
-    bad = "1 line that is no event" if bad_lines == 1 else f"{bad_lines:,} lines that are no events"
+    bad = "1 unreadable line" if bad_lines == 1 else f"{bad_lines:,} unreadable lines"
     twice = f"{count(doubled, 'event')} with a number that was there before"
     found = ((bad_lines, bad), (gaps, count(gaps, "missing event")), (doubled, twice))
     return [words for number, words in found if number]

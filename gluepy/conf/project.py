@@ -109,7 +109,7 @@ def import_modules(
     `dags` and `commands`); return all of them.
 
     Raises `ImportFailed` for a module that is missing or does not import, with the traceback of the user's own frames,
-    and `SettingsError` for a name that cannot be a module's.
+    and `SettingsError` for a name that is not a valid module name.
     """
     if settings.project is not None:
         put_on_path(settings.project)
@@ -156,8 +156,8 @@ def load_file(file: Path) -> ModuleType:
     """Import a Python file by its path, so that worker processes can import it again by its name.
 
     The file's folder goes first on `sys.path`; for a file in a package that is the folder of the outermost package,
-    and the name is dotted. Raises `ImportFailed` for a file that is missing, whose name cannot be a module's or hides
-    another module, or that does not import.
+    and the name is dotted. Raises `ImportFailed` for a file that is missing, whose name is not a valid module
+    name or hides another module, or that does not import.
     """
     file = file.absolute()
     if file.is_dir():
@@ -166,7 +166,8 @@ def load_file(file: Path) -> ModuleType:
         near = did_you_mean(file.name, (each.name for each in file.parent.glob("*.py")))
         raise ImportFailed(str(file), f"there is no such file{near}")
     if file.suffix != ".py" or not file.stem.isidentifier():
-        raise ImportFailed(str(file), "its name cannot be a module's", hint="rename it to letters, digits, _ and .py")
+        hint = "rename it to letters, digits, _ and .py"
+        raise ImportFailed(str(file), "its name is not a valid module name", hint=hint)
     folder, name = file.parent, file.stem
     while (folder / "__init__.py").is_file() and folder.name.isidentifier():
         folder, name = folder.parent, f"{folder.name}.{name}"
@@ -255,7 +256,7 @@ def _guarded(name: str, asked: str, load: Callable[[], ModuleType], hint: str = 
             raise ImportFailed(asked or name, f"there is no module {error.name!r}{near}", hint=hint) from None
         raise _failed(asked or name, error, hint) from error
     except SystemExit as error:
-        why = 'it exits while it is imported; a script needs `if __name__ == "__main__":`'
+        why = 'it calls sys.exit() on import; a script needs `if __name__ == "__main__":`'
         raise ImportFailed(asked or name, why, user_stack(error), hint) from error
     except Exception as error:
         raise _failed(asked or name, error, hint) from error

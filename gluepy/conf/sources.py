@@ -161,7 +161,7 @@ def _table(file: Path) -> Found:
     tools = table.get("tool")
     keys = tools.get("gluepy", {}) if isinstance(tools, dict) else {}
     if not isinstance(keys, dict):
-        raise SettingsError("[tool.gluepy]", str(file), f"a table is wanted, not {short(keys)}")
+        raise SettingsError("[tool.gluepy]", str(file), f"expected a table, got {short(keys)}")
     found: Found = {}
     for key, value in keys.items():
         name = key.upper().replace("-", "_")

@@ -67,7 +67,7 @@ def timeline(events: Iterable[e.Event], state: State) -> Timeline:
                 bars[event.task, event.attempt] = msgspec.structs.replace(begun, ended_s=now, status=status)
             case e.RunFinished() | e.RunFailed() | e.RunCancelled():
                 now = clock.end(event.duration_s)
-            case e.RunResumed():  # what had no end lost its driver; the DAG may have lost the task too
+            case e.RunResumed():  # what had no end was running when its driver died; the DAG may have lost the task too
                 for key, bar in bars.items():
                     if bar.status == "running":
                         bars[key] = msgspec.structs.replace(bar, ended_s=now, status="failed")

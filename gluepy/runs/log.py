@@ -242,7 +242,7 @@ class LogReader:
     """Reads events from a log that may still grow, from byte `offset` on. Of one that has `ended`, since nobody else
     can write to it, the last event counts even without its newline, which is the first thing that will follow.
 
-    `events()` gives what is there now; called again, what has come since. `bad` counts the lines that are no events,
+    `events()` gives what is there now; called again, what has come since. `bad` counts the unreadable lines,
     `gaps` the events that are missing by their `seq`, `doubled` those with a `seq` that an event before them has. Of
     these, exact copies of a line are passed over. The others are events like any: two writers may have used one number.
     """

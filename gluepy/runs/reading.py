@@ -45,7 +45,7 @@ class RunReader:
 
     @property
     def bad(self) -> int:
-        """Lines that are no events."""
+        """Unreadable lines."""
         return self._log.bad
 
     @property

@@ -171,7 +171,7 @@ class Runtime:
     async def resume_run(
         self, run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]
     ) -> RunResult:
-        """Go on with a run that failed, was cancelled, or lost its driver: `run` is its id, the unique ending of one,
+        """Resume a run that failed, was cancelled, or whose driver died: `run` is its id, the unique ending of one,
         "latest" or "latest:label".
 
         Every task that has not finished runs, and every one after a task that runs again; what has finished does not,
@@ -283,7 +283,7 @@ async def run_dag(dag: str | type[DAG], *, check: bool = True, **options: Unpack
 
 
 async def resume_run(run: str = "latest", *, check: bool = True, **options: Unpack[ResumeOptions]) -> RunResult:
-    """Go on with a run, in a `Runtime` of its own; see `Runtime.resume_run`."""
+    """Resume a run, in a `Runtime` of its own; see `Runtime.resume_run`."""
     async with Runtime(executor=_take_executor(options)) as runtime:
         return await runtime.resume_run(run, check=check, **options)
 

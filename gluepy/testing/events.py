@@ -24,11 +24,11 @@ class HasRecord(Protocol):
 def events_of(run: HasRecord | Path) -> list[Event]:
     """The events in the record of `run`, a `RunResult`, a `Run` or the folder itself; none before the first is there.
 
-    Raises `AssertionError` for lines that are no events, and for gaps and doubles among their numbers.
+    Raises `AssertionError` for unreadable lines, and for gaps and doubles among their numbers.
     """
     reader = LogReader((run if isinstance(run, Path) else run.path) / "events.jsonl")
     events = list(reader.events()) if reader.path.exists() else []
-    assert reader.bad == 0, f"lines of {reader.path} that are no events: {reader.bad}"
+    assert reader.bad == 0, f"unreadable lines in {reader.path}: {reader.bad}"
     assert reader.gaps == 0, f"events that are missing from {reader.path}: {reader.gaps}"
     assert reader.doubled == 0, f"events that stand twice in {reader.path}: {reader.doubled}"
     return events

@@ -234,7 +234,7 @@ def test_show_of_a_run_whose_driver_was_killed(shop: Console) -> None:
     assert done.stdout.endswith("resume first\n")
     with log.open("a") as file:
         file.write('{"torn": \n')
-    assert "the log is damaged: 1 line that is no event" in shop("show", "first").stdout
+    assert "the log is damaged: 1 unreadable line" in shop("show", "first").stdout
 
 
 def test_events_are_the_lines_of_the_log(shop: Console) -> None:
@@ -246,10 +246,10 @@ def test_events_are_the_lines_of_the_log(shop: Console) -> None:
     with (record / "events.jsonl").open("a") as file:
         file.write("torn\n")
     log = record / "events.jsonl"
-    assert shop("events", "latest").stderr == f"{log}: 1 line that is no event\n"
+    assert shop("events", "latest").stderr == f"{log}: 1 unreadable line\n"
     with log.open("a") as file:
         file.write("torn\n")
-    assert shop("events", "latest").stderr == f"{log}: 2 lines that are no events\n"
+    assert shop("events", "latest").stderr == f"{log}: 2 unreadable lines\n"
 
 
 def test_events_are_followed_to_the_end_of_the_run(shop: Console) -> None:

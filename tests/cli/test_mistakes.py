@@ -45,7 +45,7 @@ from console_calls import Console
         (("run", "train", "--params", "nowhere.yaml"), "--params: cannot read 'nowhere.yaml': No such file"),
         (("run", "train", "--params", "list.yaml"), "--params list.yaml: it holds a list where a mapping"),
         (("run", "train", "--params", "bad.yaml"), "bad.yaml, line 2, column 1: "),
-        (("run", "train", "-k", "--fail-fast"), "--keep-going and --fail-fast: only one of them can be meant"),
+        (("run", "train", "-k", "--fail-fast"), "--keep-going and --fail-fast: they are mutually exclusive"),
         (("run", "train", "--json", "--events", "-"), "--json and --events -: both want stdout"),
         (("run", "train", "--dry-run", "--events", "-"), "--events: with --dry-run there are none"),
         (("run", "train", "--events", "no/where"), "--events: cannot write 'no/where': No such file or directory"),

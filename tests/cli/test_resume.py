@@ -353,7 +353,7 @@ def test_damage_of_the_log_is_told(pipe: Console) -> None:
     file.write_bytes(b"".join(lines))
     done = pipe("resume")
     assert done.returncode == 0
-    damage = "1 line that is no event and 1 missing event"
+    damage = "1 unreadable line and 1 missing event"
     assert f"warning: its log has {damage}; tasks whose end is lost run again\n" in done.stderr
     assert "  wait            it was interrupted\n" in done.stderr
 

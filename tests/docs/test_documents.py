@@ -36,7 +36,7 @@ def test_what_a_document_says_works(document: Path, tmp_path: Path) -> None:
             if document.name == "README.md" and commands <= 2:
                 continue
             run(text, fails="fails" in mark, folder=tmp_path)
-    assert commands
+    assert commands or document.stem == "glossary"
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -269,7 +269,7 @@ def test_the_variable_that_names_the_settings_module_is_known(write: Write, monk
             "POOL ([tool.gluepy] in pyproject.toml): input should be 'thread'",
         ),
         ({"pyproject_toml": "[tool.gluepy]\npool = "}, "it is not TOML"),
-        ({"pyproject_toml": "[tool]\ngluepy = 1"}, "a table is wanted, not 1"),
+        ({"pyproject_toml": "[tool]\ngluepy = 1"}, "expected a table, got 1"),
         (
             {"pyproject_toml": "[tool.gluepy]\npool='thread'\nPOOL='thread'"},
             "POOL ([tool.gluepy] in pyproject.toml): it is there twice",
