@@ -139,8 +139,8 @@ BUGS = {
     ),
     "attempt begun after its call was cancelled": Bug(
         "exec/executors/local.py",
-        "return FINISHED  # it never began, and nobody asks",
-        "pass",
+        "            if not emit.begin():\n                break\n",
+        "            emit.begin()\n",
         "tests/runtime/test_turns.py -k never_begins",
     ),
     "attempt begun after the log broke": Bug(
