@@ -260,7 +260,7 @@ async def test_events_of_a_record_with_a_gap_or_a_bad_line_are_refused(go: Go) -
     with pytest.raises(AssertionError, match=r"twice in .*: 1"):
         events_of(result)
     file.write_bytes(b"".join([*lines, b"nonsense\n"]))
-    with pytest.raises(AssertionError, match=r"no events: 1"):
+    with pytest.raises(AssertionError, match=r"unreadable lines in .*: 1"):
         events_of(result)
 
 
