@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import sys
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
@@ -101,7 +103,7 @@ class Watch:
 class Doorbell:
     """Runs calls from other threads in the event loop's thread, in order, many for one wake-up of the loop.
 
-    Made inside the event loop that it serves.
+    Made inside the event loop that it serves; the calls see the context variables of that moment.
     """
 
     def __init__(self) -> None:
@@ -110,6 +112,18 @@ class Doorbell:
         self._soon: Callable[..., Any] = getattr(native, "call_soon_threadsafe", None) or native.run_sync_soon
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._rung = False
+        self._context, self._thread = contextvars.copy_context(), threading.get_ident()
+
+    def is_here(self) -> bool:
+        """Whether the calling thread is the event loop's."""
+        return threading.get_ident() == self._thread
+
+    def call(self, call: Callable[..., object], *args: Any) -> None:
+        """Call it in the event loop's thread: at once if that is the calling one, else as `ring` does."""
+        if self.is_here():
+            call(*args)
+        else:
+            self.ring(call, *args)
 
     def ring(self, call: Callable[..., object], *args: Any) -> None:
         """Have the event loop call `call(*args)` between two steps of its tasks.
@@ -131,7 +145,7 @@ class Doorbell:
         try:
             while calls:
                 call, args = calls.popleft()
-                call(*args)
+                self._context.run(call, *args)
         finally:
             if calls:  # one of them raised
                 self.ring(lambda: None)

@@ -129,10 +129,10 @@ class Scheduler:
     """Decides for one run. `observe` takes every event in (and folds it into `state`); `next` gives the next command.
 
     `concurrency` bounds the tasks that run at once; `shared` are units that every task of the run takes from `limits`
-    besides its own `uses` (a `Runtime`'s concurrency); `on_limit_free` is called when a limit that the run waits for
-    comes free. Without a `selection` all tasks run. `awaited` are ids that the run's options name and that only an
-    `each` can still add, with the nodes that find its values. `weight` estimates a node's duration. `now` and `wall`
-    are the same moment, by the monotonic clock and in seconds since 1970.
+    besides its own `uses` (a `Runtime`'s concurrency). `on_limit_free` is called when a limit that the run waits for
+    comes free; the caller of `next` sets it. Without a `selection` all tasks run. `awaited` are ids that the run's
+    options name and that only an `each` can still add, with the nodes that find its values. `weight` estimates a node's
+    duration. `now` and `wall` are the same moment, by the monotonic clock and in seconds since 1970.
     """
 
     def __init__(
@@ -146,13 +146,13 @@ class Scheduler:
         selection: Selection | None = None,
         awaited: Mapping[str, Collection[int]] | None = None,
         weight: Callable[[int], float] = lambda node: 1.0,
-        on_limit_free: Callable[[], None] = lambda: None,
         now: float = 0.0,
         wall: float = 0.0,
     ) -> None:
         self.state = state
         self.graph = state.graph
         self.concurrency = concurrency
+        self.on_limit_free: Callable[[], None] = lambda: None
         self.on_failure = on_failure
         self.running: set[int] = set()
         self.abandoned: dict[int, tuple[int, float]] = {}  # node -> (abandoned attempt, when to wait for it no longer)
@@ -161,7 +161,6 @@ class Scheduler:
         self._selection = selection
         self._awaited = dict(awaited or {})
         self._weight = weight
-        self._on_limit_free = on_limit_free
         self._paths = self.graph.longest_paths(weight)
         self._waiting = [len(dependencies) for dependencies in self.graph.dependencies]
         self._flags = bytearray(len(self.graph))
@@ -324,7 +323,7 @@ class Scheduler:
         for node in self.running:
             self._release_limits(node)
         self.running.clear()
-        self._limits.stop_waiting(self._on_limit_free)
+        self._limits.stop_waiting(self.on_limit_free)
 
     # What follows from the state: at the start, after an end, after an expansion.
 
@@ -459,7 +458,7 @@ class Scheduler:
                     starved = True
         if best is None:
             if starved:
-                self._limits.wait(self._on_limit_free)
+                self._limits.wait(self.on_limit_free)
             return -1
         node = heapq.heappop(best) & _NODE
         uses = self._uses[self.graph.spec_of[node]]

@@ -1,6 +1,6 @@
-"""How an attempt's end becomes events: finished, expanded, skipped, retrying, failed, cancelled, and why.
+"""How an attempt ended, or the run, as events: finished, expanded, skipped, retrying, failed, cancelled, and why.
 
-The engine asks once per attempt, and stores what it gets. A field of these events is given its value here.
+The engine asks once for each, and stores what it gets. A field of these events is given its value here.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import msgspec
 
 from gluepy.core import events as e
-from gluepy.core.scheduler import Scheduler
+from gluepy.core.scheduler import EndRun, Scheduler
 from gluepy.errors import TaskError, UnknownInstance
 from gluepy.exec.boundary import is_worth_retrying, task_error
 from gluepy.exec.journal import Journal
-from gluepy.exec.port import Attempt, Outcome, RanAt, RunInfo, Stopped
-from gluepy.exec.slots import Slot
+from gluepy.exec.port import Attempt, Outcome, RanAt, RunInfo
+from gluepy.exec.slots import Place, Slot
 from gluepy.exec.task import outputs_of
 
 HOST = socket.gethostname()
@@ -27,7 +27,7 @@ HOST = socket.gethostname()
 class Endings:
     """Makes the events of how attempts of one session end. Only while holding the turn.
 
-    `targets` are what the graph's specs run. `errors` gets the `TaskError` of each task that has failed for good.
+    `places` are those of the graph's specs. `errors` gets the `TaskError` of each task that has failed for good.
     `mistaken` becomes true when a task that the caller named is not among those that its `each` made: the run must end.
     """
 
@@ -36,11 +36,11 @@ class Endings:
         run: RunInfo,
         journal: Journal,
         scheduler: Scheduler,
-        targets: Sequence[Any],
+        places: Sequence[Place],
         errors: dict[int, TaskError],
     ) -> None:
         self._run, self._journal, self._scheduler = run, journal, scheduler
-        self._graph, self._targets, self._errors = scheduler.state.graph, targets, errors
+        self._graph, self._places, self._errors = scheduler.state.graph, places, errors
         self._pid = os.getpid()
         self._declares: dict[str, str] = {}  # outputs, by the tasks that declare them, of the first `_declared` nodes
         self._declared = 0
@@ -78,8 +78,8 @@ class Endings:
 
     def interrupted(self, slot: Slot, attempt: Attempt, duration_s: float) -> Sequence[e.TaskEvent]:
         """The events of an attempt that was stopped, at its deadline or because the run is."""
-        if slot.late:
-            outcome = timed_out(attempt, slot.cost, slot.abandoned)
+        if slot.timed_out:
+            outcome = timed_out(attempt, slot.ran_at, slot.abandoned)
             return self.ended(slot, attempt, outcome, duration_s, slot.abandoned)
         return (
             e.TaskCancelled(
@@ -88,9 +88,23 @@ class Endings:
                 attempt.number,
                 duration_s=rounded(duration_s),
                 abandoned=slot.abandoned,
-                **_where(slot.cost or Stopped()),
+                **_where(slot.ran_at or RanAt()),
             ),
         )
+
+    def run_ended(
+        self, end: EndRun, duration_s: float, dropped: int | None
+    ) -> e.RunFinished | e.RunFailed | e.RunCancelled:
+        """The event of the end of the run; `dropped` lines of output did not reach all who watched."""
+        counts = self._scheduler.state.counts()
+        match end.status:
+            case "finished":
+                return e.RunFinished(*self._journal.header("info"), duration_s, counts, dropped)
+            case "failed":
+                failed = [self._graph.task_id(node) for node in self._errors]
+                return e.RunFailed(*self._journal.header("error"), duration_s, counts, failed, end.reason, dropped)
+            case "cancelled":
+                return e.RunCancelled(*self._journal.header("warning"), duration_s, counts, dropped)
 
     def _finished(
         self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, ahead: int = 0
@@ -106,7 +120,7 @@ class Endings:
             dag=journal.dag,
             task=attempt.task,
             attempt=attempt.number,
-            executor=slot.executor.name,
+            executor=slot.place.executor.name,
             pool=attempt.pool,
             duration_s=duration_s,
             worker=outcome.worker,
@@ -132,7 +146,7 @@ class Endings:
                 attempt.number,
                 # One more than was known when it began, if it was tried again because its worker was lost.
                 max_attempts=max(attempt.max_attempts, attempt.number + 1),
-                executor=slot.executor.name,
+                executor=slot.place.executor.name,
                 pool=attempt.pool,
                 duration_s=duration_s,
                 delay_s=rounded(delay_s),
@@ -152,7 +166,7 @@ class Endings:
             attempt.task,
             attempt.number,
             max_attempts=attempt.max_attempts,
-            executor=slot.executor.name,
+            executor=slot.place.executor.name,
             pool=attempt.pool,
             duration_s=duration_s,
             reason=reason,
@@ -171,7 +185,7 @@ class Endings:
             node, self._declared = self._declared, self._declared + 1
             if graph.ids[node] is None:
                 continue
-            target = self._targets[graph.spec_of[node]]
+            target = self._places[graph.spec_of[node]].target
             if isinstance(target, type):
                 for name in outputs_of(target, graph.spec(node), graph.params(node)):
                     declares.setdefault(os.path.normpath(name), graph.task_id(node))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from gluepy.clock import Clock, rfc3339
 from gluepy.core import events as e
 from gluepy.exec.port import RunInfo
+from gluepy.loop import Doorbell
 from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import ROOM, Feed
 
@@ -21,12 +21,12 @@ class Journal:
     """The events of one session of a run, on their way to its log and its subscribers.
 
     `now` is the present moment by the monotonic clock, `timestamp` the same by the other one: all that is stored before
-    the next `tick` has it. `publish` is called when there is something to `hand_on`, which the event loop must do. All
-    but `tell` and `hand_on` is for whoever has the turn.
+    the next `tick` has it. `seq` is that of the last event. All but `output` is for the holder of the turn, and
+    `publish_pending` for the event loop, which `doorbell` reaches.
     """
 
     def __init__(
-        self, run: RunInfo, session: int, seq: int, log: EventLog, feed: Feed, clock: Clock, publish: Callable[[], None]
+        self, run: RunInfo, session: int, seq: int, log: EventLog, feed: Feed, clock: Clock, doorbell: Doorbell
     ) -> None:
         self.run_id, self.dag = run.run_id, run.dag
         self.session, self.seq = session, seq
@@ -34,13 +34,29 @@ class Journal:
         self._clock, self._second, self._prefix = clock, -1, ""
         self._log, self._size = log, log.size
         self._lines: list[bytes] = []  # stored, and written with the next `flush`
-        self._feed, self._publish, self._asked = feed, publish, False
+        self._feed, self._doorbell = feed, doorbell
         self._stored: list[tuple[e.Event, int, int]] = []  # with the byte of the log at which its line begins, its size
-        self._news: deque[tuple[e.Event, int, int]] = deque()  # what is written, and what was told, as it came
-        self._untold = 0  # characters of output among the news, roughly: threads do not wait for each other to count
-        self._lost: deque[None] = deque()  # lines of output that there was no room for
+        self._pending: deque[tuple[e.Event, int, int]] = deque()  # written events and lines of output, in order
+        self._is_rung = False  # whether `publish_pending` is about to be called; what is pending then, it publishes
+        self._pending_chars = 0  # of output, roughly: threads do not wait for each other to count
+        self._dropped: deque[None] = deque()  # lines of output that there was no room for
         self._published = seq
         self._broken: LogBroken | None = None  # why nothing more can be stored
+
+    @property
+    def commits(self) -> bool:
+        """Whether the end of an attempt has to be on disk before anything follows from it."""
+        return self._log.sync == "commit"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can be stored."""
+        return self._broken is not None
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether all that was stored is written, or cannot be."""
+        return not self._lines or self._broken is not None
 
     def tick(self) -> float:
         """Begin a new moment, and return it."""
@@ -68,16 +84,18 @@ class Journal:
             self._stored.append((event, self._size, len(line)))
         self._size += len(line)
 
-    def tell(self, task: str, attempt: int, stream: str, line: str) -> None:
-        """Take a line of output, for subscribers only. Never waits for a turn: whoever prints may hold locks, such as
-        those of logging, that the holder of the turn may come to want."""
-        if self._untold > ROOM:  # something keeps the event loop to itself
-            self._lost.append(None)
+    def output(self, task: str, attempt: int, stream: str, line: str) -> None:
+        """Take a line of output, for subscribers only. Never waits for a turn: a thread that prints may hold locks, as
+        of logging, that the holder of the turn may come to want."""
+        if not self._feed.live:
             return
-        self._untold += len(line)
+        if self._pending_chars > ROOM:  # something blocks the event loop
+            self._dropped.append(None)
+            return
+        self._pending_chars += len(line)
         header = (0, self.session, rfc3339(self._clock.wall()), "info", self.run_id, self.dag)
-        self._news.append((e.TaskOutput(*header, task, attempt, stream, line), -1, len(line)))
-        self._ask()
+        self._pending.append((e.TaskOutput(*header, task, attempt, stream, line), -1, len(line)))
+        self._publish_soon()
 
     def flush(self) -> None:
         """Write what was stored, in one write, and have it published. Comes before every effect: before an executor
@@ -93,29 +111,42 @@ class Journal:
                 self._stored.clear()
                 raise
             if self._stored:
-                self._news.extend(self._stored)
+                self._pending.extend(self._stored)
                 self._stored.clear()
-                self._ask()
+                self._publish_soon()
 
-    def hand_on(self) -> None:
-        """Publish, in order, what was written and told."""
-        self._asked = False  # first: whoever finds it set has added to the news that are looked at now
-        while self._news:
-            event, offset, size = self._news.popleft()
+    async def durable(self) -> None:
+        """Return when all that is written is on disk, as far as EVENT_SYNC asks for it. Raises `LogBroken`."""
+        await self._log.durable()
+
+    def publish_pending(self) -> int | None:
+        """Publish, in order, what was written and printed. Returns how many lines of output were dropped so far, if any
+        were."""
+        self._is_rung = False  # first: a thread that finds it true has added to what is published now
+        while self._pending:
+            event, offset, size = self._pending.popleft()
             if isinstance(event, e.TaskOutput):
                 self._feed.output(msgspec.structs.replace(event, seq=self._published))
             else:
                 self._published = event.seq
                 self._feed.publish(event, offset, size)
-        self._untold = 0
-        while self._lost:
-            self._lost.pop()
+        self._pending_chars = 0
+        while self._dropped:
+            self._dropped.pop()
             self._feed.lose()
+        return self._feed.dropped or None
 
-    def _ask(self) -> None:
-        if not self._asked:
-            self._asked = True
-            self._publish()
+    def _publish_soon(self) -> None:
+        # Never at once: the garbage collector may have interrupted a subscriber inside `Event.wait`, after it has
+        # looked at the flag and before it is among those who wait; it would not be woken.
+        if not self._is_rung:
+            self._is_rung = True
+            self._doorbell.ring(self.publish_pending)
+
+    def end(self) -> None:
+        """Publish the rest, and let subscribers know that nothing follows."""
+        self.publish_pending()
+        self._feed.close()
 
     def close(self) -> None:
         """Nothing more can be stored."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 
+from gluepy.core.graph import Spec
 from gluepy.exec.continuation import Continuation
-from gluepy.exec.port import Attempt, Emission, Executor, Outcome, Stopped
+from gluepy.exec.port import Attempt, Emission, Executor, Outcome, RanAt
 from gluepy.loop import Signal
 
 OnEmission = Callable[["Slot", Attempt, Emission], None]
@@ -35,50 +36,75 @@ class Turn(Protocol):
         ...
 
 
+class Place(NamedTuple):
+    """Where the attempts of a spec run: by which executor, in which pool. `target` is the class or function to run;
+    `is_here` whether the executor is that of this process, which runs what an `each` asks."""
+
+    spec: Spec
+    target: Any
+    executor: Executor
+    pool: str
+    is_here: bool
+
+
+def places(specs: Sequence[Spec], targets: Sequence[Any], executor: Executor, here: Executor, pool: str) -> list[Place]:
+    """The place of each of `specs`, which run `targets`, by `executor`; `pool` is for a `def run` that names none."""
+
+    def executor_of(spec: Spec) -> Executor:
+        return here if spec.expands and not executor.asks(spec) else executor
+
+    return [
+        Place(spec, target, executor_of(spec), spec.pool or pool, executor_of(spec) is here)
+        for spec, target in zip(specs, targets, strict=True)
+    ]
+
+
 class Slot:
-    """A slot and the attempt that it is running."""
+    """A slot and the attempt that it is running. Its fields change only in a turn, but for `awake` and `scope`."""
 
     __slots__ = (
         "abandoned",
         "attempt",
         "awake",
         "began",
-        "cost",
-        "ending",
-        "executor",
         "handle",
-        "late",
         "lingering",
         "next_step",
         "node",
         "on_emission",
+        "place",
+        "ran_at",
         "released",
         "scope",
         "stopped",
+        "stored",
+        "timed_out",
     )
 
-    scope: anyio.CancelScope
-    executor: Executor
-    handle: AttemptHandle  # of the attempt, or of the latest; set only while holding the turn
+    scope: anyio.CancelScope  # around the calls; cancelled by the engine alone
+    place: Place  # of the attempt, or of the latest
+    handle: AttemptHandle  # of the attempt, or of the latest
 
     def __init__(self, awake: Signal, on_emission: OnEmission, next_step: NextStep) -> None:
-        self.attempt: Attempt | None = None
-        self.ending: Attempt | None = None  # how it ended is stored, but not yet acted on
+        self.attempt: Attempt | None = None  # under way; None once its end is stored
+        self.stored: Attempt | None = None  # its end is stored, and not yet acted on: only while `attempt` is None
         self.lingering: Attempt | None = None  # the run has gone on without it, and its call has not returned
-        self.node = -1
+        self.node = -1  # of the attempt, or of the latest
         self.began = 0.0
-        self.late = self.abandoned = self.released = False
-        self.stopped = False  # whether its call was cancelled, or is about to be
-        self.cost: Stopped | None = None
+        self.timed_out = False  # the attempt's deadline has come
+        self.abandoned = False  # its call ends, and its code goes on
+        self.released = False  # the code of an abandoned attempt has ended
+        self.stopped = False  # its call was cancelled, or is about to be: no other attempt begins before it has ended
+        self.ran_at: RanAt | None = None  # where the attempt was stopped
         self.awake = awake  # what it waits for when there is no work
         self.on_emission, self.next_step = on_emission, next_step  # the engine's
 
-    def begin(self, node: int, executor: Executor, attempt: Attempt, now: float) -> None:
+    def begin(self, node: int, place: Place, attempt: Attempt, now: float) -> None:
         """Take `attempt` up."""
-        self.node, self.executor, self.attempt, self.began = node, executor, attempt, now
+        self.node, self.place, self.attempt, self.began = node, place, attempt, now
         self.handle = AttemptHandle(self, attempt)
-        self.late = self.abandoned = self.released = False
-        self.cost = None
+        self.timed_out = self.abandoned = self.released = False
+        self.ran_at = None
 
 
 class AttemptHandle(Continuation):

@@ -32,9 +32,12 @@ from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.executors.streams import capturing
+from gluepy.exec.journal import Journal
+from gluepy.exec.opening import open_session
 from gluepy.exec.port import Executor, RunInfo
-from gluepy.exec.slots import Turn
+from gluepy.exec.slots import Turn, places
 from gluepy.exec.task import Task, outputs_of
+from gluepy.loop import Doorbell
 from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_hint
@@ -248,26 +251,13 @@ class Session:
                 log = await patiently(
                     lambda: stack.enter_async_context(FileLog(self.record.events, shared.settings.EVENT_SYNC))
                 )
-                engine = Engine(
-                    run=self.run,
-                    state=self.state,
-                    targets=self.compiled.targets,
-                    executor=executor,
-                    here=executor if isinstance(executor, LocalExecutor) else shared.here,
-                    log=log,
-                    feed=self.feed,
-                    clock=shared.clock,
-                    pool=self.pool,
-                    timeout_s=self.options.get("timeout_s"),
-                    stop_asked=self.record.stop_asked,
-                    patient=self.debug,
-                    turn=shared.turn,
-                )
+                subscriptions = [self.feed.subscribe() for _ in self.sinks]
                 before = enumerate(self.state.status) if self.plan else ()
                 finished = {node for node, status in before if status == FINISHED}
+                engine = self._open(executor, log)
                 stack.callback(lambda: learn_durations(self.record.root, self.compiled.label, self.state, finished))
                 self.handle(engine)
-                failure = await self._with_sinks(engine)
+                failure = await self._with_sinks(engine, subscriptions)
         except LogBroken as error:  # when it was opened, or with the last of what was to be flushed
             raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.hint) from error
         finally:
@@ -283,10 +273,10 @@ class Session:
 
         sweep(self.run)
 
-    async def _with_sinks(self, engine: Engine) -> GluepyError | None:
+    async def _with_sinks(self, engine: Engine, subscriptions: list[Subscription]) -> GluepyError | None:
         """Drive the engine while sinks consume its events; returns what stopped the run."""
         if not self.sinks:
-            return await self._driven(engine)
+            return await _driven(engine)
         async with anyio.create_task_group() as tasks:
             scopes: list[anyio.CancelScope] = []
             ended = [anyio.Event() for _ in self.sinks]
@@ -299,10 +289,10 @@ class Session:
                 finally:
                     end.set()
 
-            for sink, end in zip(self.sinks, ended, strict=True):
-                tasks.start_soon(feed, sink, self.feed.subscribe(), end)
+            for each in zip(self.sinks, subscriptions, ended, strict=True):
+                tasks.start_soon(feed, *each)
             try:
-                failure = await self._driven(engine)
+                failure = await _driven(engine)
             finally:
                 with anyio.move_on_after(_LINGER_S, shield=True):
                     for end in ended:
@@ -311,21 +301,34 @@ class Session:
                     scope.cancel()
         return failure
 
-    async def _driven(self, engine: Engine) -> GluepyError | None:
-        # Returned, not raised: a task group around it would wrap it.
-        try:
-            await engine.drive(self._opening, lambda: self._again, lambda now, wall: self._scheduler(engine, now, wall))
-        except GluepyError as error:
-            return error
-        return None
-
-    def _scheduler(self, engine: Engine, now: float, wall: float) -> Scheduler:
-        shared = self.shared
+    def _open(self, executor: Executor, log: FileLog) -> Engine:
+        """Write how the session begins, and make what drives it. Raises `LogBroken`."""
+        shared, state, doorbell = self.shared, self.state, Doorbell()
+        journal = Journal(self.run, state.session + 1, state.seq, log, self.feed, shared.clock, doorbell)
+        journal.tick()
+        here = executor if isinstance(executor, LocalExecutor) else shared.here
+        where = places(state.graph.specs, self.compiled.targets, executor, here, self.pool)
+        open_session(journal, state, self._opening(*journal.header("info")), self._again, where)
         if self.plan is not None and self.options.get("params"):  # they are in the log by now
             try:
                 self.record.write_context(self.parameters.recorded(), self.parameters.recorded_inputs())
             except OSError as error:
                 raise LogBroken(str(self.record.context), error.strerror or str(error), disk_hint(error)) from error
+        return Engine(
+            run=self.run,
+            scheduler=self._scheduler(),
+            journal=journal,
+            places=where,
+            clock=shared.clock,
+            doorbell=doorbell,
+            timeout_s=self.options.get("timeout_s"),
+            ignore_timeouts=self.debug,
+            stop_asked=self.record.stop_asked,
+            turn=shared.turn,
+        )
+
+    def _scheduler(self) -> Scheduler:
+        shared = self.shared
         concurrency = self.options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
         return Scheduler(
             self.state,
@@ -336,9 +339,8 @@ class Session:
             selection=self.selection,
             awaited=awaited(self.state.graph, self._named()),
             weight=self._weight(),
-            on_limit_free=engine.look_again,
-            now=now,
-            wall=wall,
+            now=shared.clock.now(),
+            wall=shared.clock.wall(),
         )
 
     def _named(self) -> list[str]:
@@ -407,6 +409,15 @@ class Session:
             count = f"{len(errors)} task{'s' if len(errors) > 1 else ''}"
             message = f"{count} of DAG {self.run.dag!r} failed (run {self.run.run_id})"
         raise RunError.of(message, errors, self.run.run_id, result)
+
+
+async def _driven(engine: Engine) -> GluepyError | None:
+    # Returned, not raised: a task group around it would wrap it.
+    try:
+        await engine.drive()
+    except GluepyError as error:
+        return error
+    return None
 
 
 def _recorded(dag: str | type[DAG]) -> str:

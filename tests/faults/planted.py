@@ -96,15 +96,15 @@ BUGS = {
         "tests/unit/test_log.py",
     ),
     "seq restarted on resume": Bug(
-        "exec/engine.py",
+        "runtime/session.py",
         "state.session + 1, state.seq, log",
         "state.session + 1, 0, log",
         "tests/faults/test_crash_points.py -k die_anywhere",
     ),
     "cancel not shielded": Bug(
         "exec/engine.py",
-        "with anyio.CancelScope(shield=True):\n                            await self._over.wait()",
-        "with anyio.CancelScope(shield=False):\n                            await self._over.wait()",
+        "with anyio.CancelScope(shield=True):\n                        await self._over.wait()",
+        "with anyio.CancelScope(shield=False):\n                        await self._over.wait()",
         "tests/runtime/test_cancel_anywhere.py",
     ),
     "turns not taken": Bug(
@@ -120,15 +120,15 @@ BUGS = {
         "tests/runtime/test_reentry.py -k 'two_steps or many_tasks'",
     ),
     "published where it is told": Bug(
-        "exec/engine.py",
-        "self._soon(self._journal.hand_on)",
-        "self._on_loop(self._journal.hand_on)",
+        "exec/journal.py",
+        "self._doorbell.ring(self.publish_pending)",
+        "self._doorbell.call(self.publish_pending)",
         "tests/runtime/test_reentry.py -k subscriber",
     ),
-    "what is told in a turn is taken in only after its attempt": Bug(
+    "what is emitted in a turn is recorded only after its attempt": Bug(
         "exec/engine.py",
-        "if self._told:\n            self._take_in()",
-        "if False:\n            self._take_in()",
+        "        self._emissions.record()  # those that came before it ended\n",
+        "",
         "tests/runtime/test_reentry.py",
     ),
     "thread goes on from an attempt that was stopped": Bug(
@@ -150,9 +150,9 @@ BUGS = {
         "tests/runtime/test_turn_races.py -k nothing_begins",
     ),
     "turn taken to print": Bug(
-        "exec/engine.py",
-        "            if self._feed.live and slot.attempt is attempt:\n                self._journal.tell",
-        "            with self._turn:\n                self._journal.tell",
+        "exec/emissions.py",
+        "            if slot.attempt is attempt:\n                self._journal.output",
+        "            with self._turn:\n                self._journal.output",
         "tests/runtime/test_turn_races.py -k whoever_prints",
     ),
 }

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 from steps import Go, Notes
+from turns import Validated
 
 from gluepy.conf.schema import Settings
+from gluepy.runtime import session
 
 
 def _left() -> list[object]:
@@ -26,6 +28,11 @@ def _nothing_is_left_behind(folder: Path) -> Iterator[None]:
     while _left() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert _left() == []
+
+
+@pytest.fixture(autouse=True)
+def _engines_are_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "Engine", Validated)
 
 
 @pytest.fixture

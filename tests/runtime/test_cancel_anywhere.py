@@ -19,6 +19,7 @@ import anyio.lowlevel
 import pytest
 from log_rules import check_log, started_in
 from random_dags import LIMITS, RandomDag
+from turns import Validated
 
 from gluepy.conf.schema import Settings
 from gluepy.core.events import Event, RunCancelled, TaskStarted
@@ -257,7 +258,7 @@ def moments_are_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Ben
             append(self, line)
             bench.moments.pass_by(inside=True)
 
-        class Known(Engine):
+        class Known(Validated):
             def __init__(self, **arguments: Any) -> None:
                 super().__init__(**arguments)
                 bench.engines.append(self)

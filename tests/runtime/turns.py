@@ -1,4 +1,4 @@
-"""The turns of the engines of a runtime, with a test at their door: `Turns`, `taking_turns`."""
+"""The turns of engines, with a test at their door (`Turns`, `taking_turns`) or a check at their end (`Validated`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from steps import Go
 
+from gluepy.exec.engine import Engine
+from gluepy.exec.slots import Turn
 from gluepy.runtime import Runtime
 
 
@@ -37,6 +40,38 @@ class Turns:
     def release(self) -> None:
         self._lock.release()
         self.left()
+
+
+class Validated(Engine):
+    """An engine whose invariants are checked at the end of every turn that it takes."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._turn = _ValidatedTurn(self, self._turn)
+        self._emissions._turn = self._turn
+
+
+class _ValidatedTurn:
+    def __init__(self, engine: Engine, turn: Turn) -> None:
+        self._engine, self._turn = engine, turn
+
+    def __enter__(self) -> None:
+        self._turn.__enter__()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if exc_type is None:
+                self._engine.validate()
+        finally:
+            self._turn.__exit__(exc_type, exc, traceback)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        return self._turn.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        self._turn.release()
 
 
 @asynccontextmanager

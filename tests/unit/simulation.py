@@ -318,17 +318,18 @@ class Run:
         def on_limit_free() -> None:
             self.look = True
 
-        return s.Scheduler(
+        scheduler = s.Scheduler(
             self.state,
             concurrency=self.concurrency,
             limits=self.world.limits,
             shared=self.shared,
             on_failure=self.on_failure,
             selection=self.selection,
-            on_limit_free=on_limit_free,
             now=now,
             wall=now + self.shift,
         )
+        scheduler.on_limit_free = on_limit_free
+        return scheduler
 
     # What an engine does.
 

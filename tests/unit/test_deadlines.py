@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from gluepy.exec.deadlines import Deadlines
+from gluepy.exec.timeouts import Deadlines
 
 
 def test_deadlines_come_due_in_order_and_once() -> None:

@@ -434,8 +434,9 @@ def test_runs_that_share_limits_are_called_when_one_comes_free() -> None:
     called: list[str] = []
     gpu = task("a", uses={"gpu": 1})
     first = Bench.sequence(gpu, limits=limits)
-    second = Bench.sequence(gpu, limits=limits, on_limit_free=lambda: called.append("second"))
-    third = Bench.sequence(gpu, limits=limits, on_limit_free=lambda: called.append("third"))
+    second, third = Bench.sequence(gpu, limits=limits), Bench.sequence(gpu, limits=limits)
+    second.scheduler.on_limit_free = lambda: called.append("second")
+    third.scheduler.on_limit_free = lambda: called.append("third")
     assert (first.go(), second.go(), third.go()) == (["a"], [], [])
     assert second.scheduler.next_wake() == math.inf
     first.finish("a")
@@ -638,8 +639,8 @@ def test_a_run_waits_for_a_limit_that_another_run_holds_whatever_threads_it_has_
     other = Bench.sequence(task("g", uses={"gpu": 1}), limits=limits)
     assert other.go() == ["g"]
     called: list[bool] = []
-    bench = Bench.parallel(A, task("b", uses={"gpu": 1}), limits=limits, on_failure="continue", concurrency=2,
-                           on_limit_free=lambda: called.append(True))  # fmt: skip
+    bench = Bench.parallel(A, task("b", uses={"gpu": 1}), limits=limits, on_failure="continue", concurrency=2)
+    bench.scheduler.on_limit_free = lambda: called.append(True)
     bench.go()
     bench.fail("a", abandoned=True)
     bench.now = 10 * s.GRACE_S
