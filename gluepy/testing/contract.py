@@ -270,6 +270,7 @@ class ExecutorContract:
         assert time.monotonic() - began < self.bound_s
         bench.assert_stopped(files)
         assert_events(events_of(bench.record()), "task.cancelled stays", "run.cancelled")
+        await bench.let_go(files)
 
     async def test_cancelled_run_stops_the_work_soon(self, bench: Bench) -> None:
         async with bench.runtime() as runtime:
