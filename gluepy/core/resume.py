@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from gluepy.core.graph import Graph
-from gluepy.core.selection import Selection
+from gluepy.core.selection import Selection, expanders, resolve_name
 from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
+from gluepy.errors import OptionError
 
 _UNFINISHED: Final = {
     FAILED: "it failed",
@@ -18,15 +21,103 @@ _UNFINISHED: Final = {
 }
 
 
+class Reruns(msgspec.Struct, frozen=True, kw_only=True):
+    """What a resumed run does with each of its tasks.
+
+    `resets` are the nodes that have to be reset, each with the cause, in topological order. By task id: `again` are
+    those of them that run, `waiting` the tasks that have still to begin, `retrying` those that are due for another
+    attempt, `kept` the finished ones that do not run. `no_task_yet` has the names that mean no task as yet, with the
+    reason. `left_out` counts the tasks that the run's selection leaves out.
+    """
+
+    resets: Mapping[int, str]
+    again: Mapping[str, str]
+    waiting: Sequence[str]
+    retrying: Sequence[str]
+    kept: Sequence[str]
+    no_task_yet: Mapping[str, str]
+    left_out: int
+
+
+def plan_resume(
+    state: State,
+    dag: str,
+    *,
+    force: Collection[str] = (),
+    from_task: str | None = None,
+    missing_outputs: Collection[int] = (),
+    selection: Selection | None = None,
+) -> Reruns:
+    """Decide what the run in `state`, of the DAG with the label `dag`, does again.
+
+    `force` are tasks (ids or labels) that run again whether they have finished or not, `from_task` likewise one from
+    which the run resumes; `missing_outputs` are finished nodes whose outputs are not there any more. Raises
+    `UnknownTask`, and `OptionError` if all that is named was left out by the run's selection.
+    """
+    graph, status = state.graph, state.status
+
+    def is_selected(node: int) -> bool:
+        return selection is None or selection.takes(graph, node)
+
+    def ids(nodes: Collection[int], *wanted: int) -> list[str]:
+        return [graph.task_id(node) for node in nodes if status[node] in wanted]
+
+    forced, no_task_yet = _named(state, dag, force, from_task)
+    if forced and not any(map(is_selected, forced)):
+        task, run = graph.task_id(min(forced)), f"the selection of run {state.run_id}"
+        raise OptionError(f"task {task!r}", f"{run} left it out", "start a new run")
+    found = {
+        node: f"{cause}; the values that it found are kept" if node in state.rows else cause
+        for node, cause in resets(state, forced, missing_outputs, selection).items()
+    }
+    rest = [node for node in graph.tasks() if node not in found]
+    to_run = [node for node in rest if is_selected(node)]
+    skipped = state.skip_reason.items()
+    return Reruns(
+        resets=found,
+        again={graph.task_id(node): cause for node, cause in found.items() if is_selected(node)},
+        waiting=ids(to_run, PENDING),
+        retrying=ids(to_run, RETRYING),
+        kept=ids(rest, FINISHED),
+        no_task_yet=no_task_yet,
+        left_out=sum(reason == "unselected" and status[node] == SKIPPED for node, reason in skipped),
+    )
+
+
+def _named(
+    state: State, dag: str, force: Collection[str], from_task: str | None
+) -> tuple[dict[int, str], dict[str, str]]:
+    """The nodes that `force` and `from_task` name, with the cause for each to run again; and the names that mean no
+    task as yet, with the reason. Raises `UnknownTask`."""
+    graph, forced, no_task_yet = state.graph, dict[int, str](), dict[str, str]()
+    wanted = [(name, "it was forced") for name in force]
+    if from_task is not None:
+        wanted.append((from_task, "the run resumes from it"))
+    adders = expanders(graph) if wanted else {}
+    for name, cause in wanted:
+        nodes, adding = resolve_name(graph, dag, name, adders)
+        forced.update(dict.fromkeys(nodes, cause))
+        if nodes:
+            continue
+        each = next((node for node in adding if node not in state.rows), adding[0])
+        if state.skip_reason.get(each) == "unselected":
+            no_task_yet[name] = f"{graph.task_id(each)} is not in the run's selection"
+        elif each not in state.rows:
+            no_task_yet[name] = f"{graph.task_id(each)} has not found its values yet"
+        else:
+            no_task_yet[name] = f"{graph.task_id(each)} found no values"
+    return forced, no_task_yet
+
+
 def resets(
-    state: State, forced: Mapping[int, str], gone: Collection[int] = (), selection: Selection | None = None
+    state: State, forced: Mapping[int, str], missing_outputs: Collection[int] = (), selection: Selection | None = None
 ) -> dict[int, str]:
     """The tasks that have to be reset before the run goes on, each with the cause, in topological order.
 
     That is every task that has not finished (one that waits for a retry keeps waiting, one that never started needs no
-    reset), every one that is `forced`, for the reason given there, every finished one whose outputs are `gone`, and
-    every descendant of one that runs again. What the run leaves out, now or before, does not run: it resets nothing,
-    and hides nothing that comes before it. Where it had begun it is reset, so that it can be left out.
+    reset), every one that is `forced`, for the reason given there, every finished one of `missing_outputs`, and every
+    descendant of one that runs again. What the run leaves out, now or before, does not run: it resets nothing, and
+    hides nothing that comes before it. If it had begun it is reset, so that it can be left out.
     """
     graph, status = state.graph, state.status
     causes: dict[int, str] = {}
@@ -42,7 +133,7 @@ def resets(
                 causes[node] = "the run's selection leaves it out"
             continue
         cause = forced.get(node) or _UNFINISHED.get(status[node], "")
-        if not cause and node in gone:
+        if not cause and node in missing_outputs:
             cause = "its declared outputs are gone"
         if not cause and status[node] == FINISHED and graph.expandable(node):
             cause = "what it found is not known any more"

@@ -147,7 +147,7 @@ class Runtime:
             units=tuple((name, 1) for name in bound),
             concurrency=self._concurrency,
             clock=self._clock,
-            chosen=self._chosen(),
+            named_executor=self._named_executor(),
         )
         return self
 
@@ -228,7 +228,7 @@ class Runtime:
         session.hold.callback(shared.descriptors.give, count)
         return session
 
-    def _chosen(self) -> str | None:
+    def _named_executor(self) -> str | None:
         if self._executor is not None:
             return recorded_name(self._executor)
         from_option = self.settings.sources.get("EXECUTOR_BACKEND", "").startswith("option ")

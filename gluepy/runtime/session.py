@@ -23,10 +23,10 @@ from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.events import SCHEMA_VERSION
 from gluepy.core.graph import Graph
-from gluepy.core.resume import changes, resets
+from gluepy.core.resume import changes, plan_resume
 from gluepy.core.scheduler import Limits, Scheduler
-from gluepy.core.selection import awaited, expanders, resolve_name, select
-from gluepy.core.state import FINISHED, PENDING, RETRYING, SKIPPED, State
+from gluepy.core.selection import awaited, select
+from gluepy.core.state import FINISHED, State
 from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped
 from gluepy.exec.dag import DAG, Compiled, compile_dag
 from gluepy.exec.engine import Engine
@@ -68,12 +68,12 @@ class Shared:
     concurrency: int | None
     clock: Clock
     descriptors: Descriptors = field(default_factory=Descriptors)
-    chosen: str | None = None  # the executor's name, as a run's record has it, where an option chose it
+    named_executor: str | None = None  # by an option, as a run's record has it
     turn: Turn = field(default_factory=threading.Lock)
 
 
-class Choice(NamedTuple):
-    """What a run's options and settings choose. `executor` is its own, where it does not use the runtime's."""
+class Resolved(NamedTuple):
+    """What a run's options and settings stand for. `executor` is its own, None if it uses the runtime's."""
 
     debug: bool
     pool: str
@@ -81,7 +81,7 @@ class Choice(NamedTuple):
     sinks: list[Consumer]
 
 
-def choose(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -> Choice:
+def resolve_options(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -> Resolved:
     """Make what they name. Raises `UsageError`, also for a task that cannot run where they want it."""
     check_storage(settings)
     debug, pool = bool(options.get("debug")), options.get("pool") or settings.POOL
@@ -92,7 +92,7 @@ def choose(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -
         check_processes(compiled, pool)
         if options.get("executor") is not None:
             executor = make_executor(options["executor"], settings)
-    return Choice(debug, pool, executor, make_sinks(options.get("sinks") or (), settings))
+    return Resolved(debug, pool, executor, make_sinks(options.get("sinks") or (), settings))
 
 
 @dataclass
@@ -104,16 +104,16 @@ class Session:
     record: Record
     parameters: RunParameters
     options: Mapping[str, Any]
-    choice: Choice
+    resolved: Resolved
     state: State
     hold: ExitStack
     plan: ResumePlan | None = None
     handle: Callable[[Engine], None] = lambda engine: None
-    _again: Mapping[int, str] = field(default_factory=dict)
+    _resets: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         settings, options = self.shared.settings, self.options
-        self.debug, self.pool, self.own_executor, self.sinks = self.choice
+        self.debug, self.pool, self.own_executor, self.sinks = self.resolved
         self.selection = select(self.state.graph, self.compiled.label, options)
         run_id = self.record.run_id
         self.run = RunInfo(
@@ -137,11 +137,11 @@ class Session:
     def new(cls, shared: Shared, dag: str | type[DAG], options: Mapping[str, Any]) -> Session:
         """A run that has not begun. Raises `UsageError`, and `RunStopped` where it cannot be recorded."""
         settings = shared.settings
-        recorded = _recorded(dag)  # before its file is imported, which may change the current folder
+        recorded = _reference(dag)  # before its file is imported, which may change the current folder
         compiled = compile_dag(find_dag(dag, settings), settings.LIMITS)
         select(compiled.graph, compiled.label, options)
-        choice = choose(settings, compiled, options)
-        (choice.executor or shared.executor).check(compiled.graph)
+        resolved = resolve_options(settings, compiled, options)
+        (resolved.executor or shared.executor).check(compiled.graph)
         parameters = load_parameters(settings, options.get("params") or {})
         options = {**options, "dag": recorded}
         run_id = options.get("run_id")
@@ -153,7 +153,7 @@ class Session:
             except (RunStopped, OSError):
                 record.discard()
                 raise
-            return cls(shared, compiled, record, parameters, options, choice, State(compiled.graph), hold.pop_all())
+            return cls(shared, compiled, record, parameters, options, resolved, State(compiled.graph), hold.pop_all())
         raise AssertionError  # the stack swallows nothing
 
     @classmethod
@@ -165,69 +165,54 @@ class Session:
         settings = shared.settings
         check_storage(settings)
         record = find_record(settings.runs_root, run)
+        run_id = record.run_id
         with ExitStack() as hold:
             hold.enter_context(record.lock())
-            reader = read_record(record, ended=True)
-            state = reader.state
+            log = read_record(record, ended=True)
+            state = log.state
             given = {name: value for name, value in options.items() if value is not None}
             merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
-            merged["dag"] = _recorded(merged.get("dag") or state.dag)  # before its file is imported
-            dag = _dag_again(given.get("dag") or merged["dag"], settings, record.run_id)
-            compiled = compile_dag(dag, settings.LIMITS)
-            if shared.chosen is not None and "executor" not in given:
+            merged["dag"] = _reference(merged.get("dag") or state.dag)  # before its file is imported
+            compiled = compile_dag(_find_again(given.get("dag") or merged["dag"], settings, run_id), settings.LIMITS)
+            if shared.named_executor is not None and "executor" not in given:
                 merged.pop("executor", None)  # it is the runtime's
-            told: list[str] = []
-            if compiled.graph.tree != state.graph.tree:
-                before = state.graph
-                state.carry_over(Graph(compiled.graph.tree))
-                told = changes(before, state.graph)
-            forced, none_of = _forced(state, compiled.label, given)
-            chosen = select(state.graph, compiled.label, merged)
-
-            def is_chosen(node: int) -> bool:
-                return chosen is None or chosen.takes(state.graph, node)
-
-            if forced and not any(map(is_chosen, forced)):
-                task, selection = state.graph.task_id(min(forced)), f"the selection of run {record.run_id}"
-                raise OptionError(f"task {task!r}", f"{selection} left it out", "start a new run")
-            again = {
-                node: f"{cause}; the values that it found are kept" if node in state.rows else cause
-                for node, cause in resets(state, forced, _gone(compiled, state, settings, record), chosen).items()
-            }
-            tasks = {state.graph.task_id(node): cause for node, cause in again.items() if is_chosen(node)}
-            rest = [node for node in state.graph.tasks() if node not in again]
-            kept = [state.graph.task_id(node) for node in rest if state.status[node] == FINISHED]
-            waiting, retrying = (
-                [state.graph.task_id(node) for node in rest if state.status[node] == status and is_chosen(node)]
-                for status in (PENDING, RETRYING)
+            dag_changes = _adopt(state, compiled.graph)
+            force = given.get("force") or ()
+            reruns = plan_resume(
+                state,
+                compiled.label,
+                force=[force] if isinstance(force, str) else force,
+                from_task=given.get("from_task"),
+                missing_outputs=_missing_outputs(compiled, state, settings, record),
+                selection=select(state.graph, compiled.label, merged),
             )
-            reasons = state.skip_reason.items()
-            left_out = sum(why == "unselected" and state.status[node] == SKIPPED for node, why in reasons)
             earlier, params = state.options.get("params") or {}, given.get("params") or {}
-            parameters = resumed_parameters(settings, record.run_id, record.context, record.inputs, params, earlier)
+            parameters = resumed_parameters(settings, run_id, record.context, record.inputs, params, earlier)
             merged["params"] = {**earlier, **parameters.mask_params(params)}
-            stale = [task for task in kept if parameters.changes or task in state.stale]
             plan = ResumePlan(
-                record.run_id,
-                state.session + 1,
-                tasks,
-                waiting,
-                kept,
-                told,
-                state.code_version,
-                code_version(compiled, settings.project),
-                reader.bad,
-                reader.gaps,
-                none_of,
-                retrying,
-                left_out,
-                reader.doubled,
-                parameters.changes,
-                stale,
+                run_id=run_id,
+                session=state.session + 1,
+                again=reruns.again,
+                waiting=reruns.waiting,
+                kept=reruns.kept,
+                changes=dag_changes,
+                code_before=state.code_version,
+                code_version=code_version(compiled, settings.project),
+                bad_lines=log.bad,
+                gaps=log.gaps,
+                none_of=reruns.no_task_yet,
+                retrying=reruns.retrying,
+                left_out=reruns.left_out,
+                doubled=log.doubled,
+                params_changed=parameters.changes,
+                stale=[task for task in reruns.kept if parameters.changes or task in state.stale],
             )
-            choice = choose(settings, compiled, merged)
-            (choice.executor or shared.executor).check(state.graph)
-            return cls(shared, compiled, record, parameters, merged, choice, state, hold.pop_all(), plan, _again=again)
+            resolved = resolve_options(settings, compiled, merged)
+            (resolved.executor or shared.executor).check(state.graph)
+            entered = hold.pop_all()
+            return cls(
+                shared, compiled, record, parameters, merged, resolved, state, entered, plan, _resets=reruns.resets
+            )
         raise AssertionError  # the stack swallows nothing
 
     def close(self) -> None:
@@ -308,7 +293,7 @@ class Session:
         journal.tick()
         here = executor if isinstance(executor, LocalExecutor) else shared.here
         where = places(state.graph.specs, self.compiled.targets, executor, here, self.pool)
-        open_session(journal, state, self._opening(*journal.header("info")), self._again, where)
+        open_session(journal, state, self._opening(*journal.header("info")), self._resets, where)
         if self.plan is not None and self.options.get("params"):  # they are in the log by now
             try:
                 self.record.write_context(self.parameters.recorded(), self.parameters.recorded_inputs())
@@ -365,7 +350,7 @@ class Session:
     def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
         options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}
         own = self.options.get("executor")
-        options["executor"] = self.shared.chosen if own is None else recorded_name(own)
+        options["executor"] = self.shared.named_executor if own is None else recorded_name(own)
         if self.plan is None:
             options.pop("params", None)  # they are in the context
         params = msgspec.json.encode(self.parameters.recorded(), order="sorted")
@@ -420,7 +405,7 @@ async def _driven(engine: Engine) -> GluepyError | None:
     return None
 
 
-def _recorded(dag: str | type[DAG]) -> str:
+def _reference(dag: str | type[DAG]) -> str:
     """By what a later session finds the DAG."""
     if isinstance(dag, str):
         return os.path.abspath(dag) if ".py" in dag else dag
@@ -435,7 +420,7 @@ def _main_script() -> str:
     return os.path.abspath(file) if file is not None and file.endswith(".py") and os.path.isfile(file) else ""
 
 
-def _dag_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DAG]:
+def _find_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DAG]:
     """`find_dag`, which finds the DAG of the script that runs here there, and says what to do where a file or a
     notebook is gone."""
     if not isinstance(dag, str):
@@ -461,30 +446,6 @@ def _dag_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[DA
         raise ImportFailed(error.module, "there is no such file any more", hint=hint) from None
 
 
-def _forced(state: State, dag: str, options: Mapping[str, Any]) -> tuple[dict[int, str], dict[str, str]]:
-    """The nodes that `force` and `from_task` mean, with the cause for each to run again; and the names that mean none
-    as yet, with the reason. Raises `UnknownTask`."""
-    graph, forced, none_of = state.graph, dict[int, str](), dict[str, str]()
-    names = options.get("force") or ()
-    wanted = [(name, "it was forced") for name in ([names] if isinstance(names, str) else names)]
-    if options.get("from_task") is not None:
-        wanted.append((options["from_task"], "the run resumes from it"))
-    adders = expanders(graph) if wanted else {}
-    for name, cause in wanted:
-        nodes, adding = resolve_name(graph, dag, name, adders)
-        forced.update(dict.fromkeys(nodes, cause))
-        if nodes:
-            continue
-        each = next((node for node in adding if node not in state.rows), adding[0])
-        if state.skip_reason.get(each) == "unselected":
-            none_of[name] = f"{graph.task_id(each)} is not in the run's selection"
-        elif each not in state.rows:
-            none_of[name] = f"{graph.task_id(each)} has not found its values yet"
-        else:
-            none_of[name] = f"{graph.task_id(each)} found no values"
-    return forced, none_of
-
-
 def _secrets(settings: Settings, parameters: RunParameters) -> Iterator[str]:
     """What is secret among the parameters, the user's own settings, those of groups and the environment: by REDACT, and
     what CONTEXT_MODEL says."""
@@ -500,11 +461,20 @@ def _secrets(settings: Settings, parameters: RunParameters) -> Iterator[str]:
             yield from secrets_in(name, value, patterns)
 
 
-def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) -> set[int]:
+def _adopt(state: State, graph: Graph) -> list[str]:
+    """Have `state` be that of `graph`, which may differ from what the run's last session had; returns how, in words."""
+    if graph.tree == state.graph.tree:
+        return []
+    before = state.graph
+    state.carry_over(Graph(graph.tree))
+    return changes(before, state.graph)
+
+
+def _missing_outputs(compiled: Compiled, state: State, settings: Settings, record: Record) -> set[int]:
     """The finished tasks of which a declared output is not there any more."""
     from gluepy.exec.files import exists, opened  # which bring fsspec; new runs do without it
 
-    gone = set()
+    missing = set()
     files = opened(settings.run_files(record.run_id))
     for node in state.graph.tasks():
         target = compiled.targets[state.graph.spec_of[node]]
@@ -513,8 +483,8 @@ def _gone(compiled: Compiled, state: State, settings: Settings, record: Record) 
         outputs = outputs_of(target, state.graph.spec(node), state.graph.params(node))
         try:
             if not all(exists(files, name) for name in outputs):
-                gone.add(node)
+                missing.add(node)
         except Exception as error:  # whatever an object store's library raises
             why = f"cannot look for the outputs of {state.graph.task_id(node)}: {error}"
             raise RunStopped(record.run_id, why, "make the storage reachable, and resume it again") from error
-    return gone
+    return missing
