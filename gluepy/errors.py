@@ -270,7 +270,7 @@ class RunError(ExceptionGroup[Exception]):
     result: object
 
     @classmethod
-    def of(cls, message: str, errors: Sequence[Exception], run_id: str, result: object) -> RunError:
+    def from_result(cls, message: str, errors: Sequence[Exception], run_id: str, result: object) -> RunError:
         """The group of `errors` for the run `run_id`."""
         error = cls(message, errors)
         error.run_id, error.result = run_id, result
@@ -278,14 +278,14 @@ class RunError(ExceptionGroup[Exception]):
 
     def derive(self, excs: Sequence[Exception]) -> RunError:  # type: ignore[override]
         """A group of some of its errors, of the same run."""
-        return RunError.of(self.message, excs, self.run_id, self.result)
+        return RunError.from_result(self.message, excs, self.run_id, self.result)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.message, self.exceptions, self.run_id)
 
 
 def _rebuild(message: str, errors: Sequence[Exception], run_id: str) -> RunError:
-    return RunError.of(message, errors, run_id, None)
+    return RunError.from_result(message, errors, run_id, None)
 
 
 class RunStopped(GluepyError):

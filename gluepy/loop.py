@@ -72,26 +72,26 @@ def signals() -> Callable[[], Signal]:
 
 
 class Watch:
-    """Calls `heed` when a descriptor can be read: on asyncio always, on trio while a task waits in `until`.
+    """Calls `on_readable` when a descriptor can be read: on asyncio always, on trio while a task waits in `until`.
 
     On asyncio the descriptor stays registered between waits, which costs no system calls and no turns of the loop.
     """
 
-    def __init__(self, descriptor: int, heed: Callable[[], None]) -> None:
-        self._descriptor, self._heed = descriptor, heed
+    def __init__(self, descriptor: int, on_readable: Callable[[], None]) -> None:
+        self._descriptor, self._on_readable = descriptor, on_readable
         native: Any = current_token().native_token
         self._loop = native if hasattr(native, "add_reader") else None
         if self._loop is not None:
-            self._loop.add_reader(descriptor, heed)
+            self._loop.add_reader(descriptor, on_readable)
 
     async def until(self, signal: Signal) -> None:
-        """Return when `heed` has set the signal."""
+        """Return when `on_readable` has set the signal."""
         if self._loop is not None:
             await signal.wait()
             return
         while not signal.is_set:
             await anyio.wait_readable(self._descriptor)
-            self._heed()
+            self._on_readable()
 
     def close(self) -> None:
         """Watch no longer. Idempotent."""

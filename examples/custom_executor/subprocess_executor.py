@@ -57,7 +57,7 @@ class SubprocessExecutor(Executor):
                 while True:
                     kind, message = json.loads(await lines.receive_until(b"\n", LONGEST))
                     if kind == "outcome":
-                        return Outcome.of(message)
+                        return Outcome.from_message(message)
                     tell(emission_of(message))
         except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError) as error:
             raise ExecutorBroken(self.name, f"the process of {attempt.task!r} died") from error
@@ -82,7 +82,7 @@ def main() -> None:
     def emit(emission: Emission) -> None:
         tell("emission", emission_message(emission))
 
-    attempt = Attempt.of(json.loads(sys.stdin.readline()))
+    attempt = Attempt.from_message(json.loads(sys.stdin.readline()))
     tell("outcome", run_attempt(attempt, emit).message())
 
 

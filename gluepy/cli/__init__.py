@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     if argv is None:  # it is this process's own command line
         put_standard_library_first()
-    from gluepy.cli import leaving
+    from gluepy.cli import exiting
     from gluepy.cli.console import exit_code  # typer takes its time, and scripts import this for `main` alone
 
-    leaving.process_ends = True
-    leaving.leave(exit_code(argv))
+    exiting.process_ends = True
+    exiting.leave(exit_code(argv))

@@ -574,7 +574,7 @@ def startproject(
       cd shop
       ./run.py dag sample
     """
-    from gluepy.cli.making import make_project
+    from gluepy.cli.starting import make_project
 
     raise typer.Exit(make_project(_invocation(ctx), name))
 
@@ -590,7 +590,7 @@ def startmodule(
       gluepy startmodule prices
       gluepy run prices
     """
-    from gluepy.cli.making import make_module
+    from gluepy.cli.starting import make_module
 
     raise typer.Exit(make_module(_invocation(ctx), name))
 

@@ -9,8 +9,8 @@ import time
 
 from gluepy.cli.bars import timeline_text
 from gluepy.cli.invocation import Invocation, NoProject
-from gluepy.cli.onetask import details_text
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
+from gluepy.cli.show_task import details_text
 from gluepy.cli.story import failure_text, run_text, task_table
 from gluepy.cli.text import (
     RESET,
@@ -47,7 +47,7 @@ def show_dags(invocation: Invocation, check: bool, as_json: bool) -> int:
     if settings.project is None and not settings.INSTALLED_MODULES:
         raise NoProject("no DAGs to list", str(invocation.where.absolute()))
     rows: list[dict[str, JSON]] = []
-    found = [Listed.of(dag) for dag in find_dags(settings).values()] if check else list_dags(settings)
+    found = [Listed.from_class(dag) for dag in find_dags(settings).values()] if check else list_dags(settings)
     for each in sorted(found, key=lambda each: each.label):
         row: dict[str, JSON] = {"dag": each.label, "class": f"{each.module}:{each.name}", "about": each.about}
         try:

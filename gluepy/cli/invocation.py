@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO
 
-from gluepy.cli import leaving
+from gluepy.cli import exiting
 from gluepy.cli.text import printable, tell
 from gluepy.errors import OptionError, SettingsWarning, UsageError
 
@@ -188,7 +188,7 @@ def own_stdout() -> Iterator[IO[bytes]]:
         with os.fdopen(own, "wb", buffering=0, closefd=False) as file:
             yield file
     finally:
-        give_back = not leaving.process_ends or not leaving.others_at_work()  # else they would write behind the results
+        give_back = not exiting.process_ends or not exiting.others_at_work()  # else they would write behind the results
         if give_back:
             sys.stdout = stdout
         for stream in (strays, stdout):  # somebody may hold the original one

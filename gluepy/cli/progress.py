@@ -44,7 +44,7 @@ from gluepy.errors import OptionError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from gluepy.cli.ahead import Ahead
+    from gluepy.cli.remaining import Remaining
     from gluepy.conf.schema import Settings
 
 _NONE: Mapping[str, int] = MappingProxyType({})
@@ -217,7 +217,7 @@ class Live:
         self._total = self._known = 0
         self._begun = time.monotonic()
         self._settings = settings
-        self._ahead: Ahead | None = None
+        self._ahead: Remaining | None = None
         self._notice = ""
         self._live = RichLive(
             self,
@@ -344,17 +344,17 @@ class Live:
         return " · ".join(parts) + (f" · {self._notice}" if self._notice else "")
 
     def _open(self, event: e.RunStarted | e.RunResumed) -> None:
-        tree = Tree.of(event.graph)
+        tree = Tree.from_record(event.graph)
         self._total = self._known or _size(tree.root)
         self._begun = time.monotonic() - _age_s(event)
         if self._settings is not None:
-            from gluepy.cli.ahead import MOST, Ahead
+            from gluepy.cli.remaining import MOST, Remaining
             from gluepy.runs.record import Record
 
             if self._total <= MOST:
                 slots = event.options.get("concurrency") or self._settings.CONCURRENCY
                 record = Record(self._settings.runs_root, event.run_id)
-                self._ahead = Ahead(record, event.dag, slots, self._settings.LIMITS)
+                self._ahead = Remaining(record, event.dag, slots, self._settings.LIMITS)
         self._sizes = {tree.specs[each.expander].label: _size(each.item) for each in _open_eaches(tree.root)}
 
     def _ended(self, event: e.Event) -> list[Any]:
@@ -471,7 +471,7 @@ def _headlines(event: e.RunStarted | e.RunResumed) -> Iterable[str]:
     if isinstance(event, e.RunResumed):  # how many tasks there are was said before
         yield f"{run} resumed"
         return
-    tree = Tree.of(event.graph)
+    tree = Tree.from_record(event.graph)
     more = " or more" if any(True for _ in _open_eaches(tree.root)) else ""
     yield f"{run} started: {count(_size(tree.root), 'task')}{more}"
     if any(name in event.options for name in ("tasks", "from_task", "to_task")):

@@ -14,11 +14,11 @@ import anyio
 import msgspec
 from anyio.lowlevel import current_token
 
-from gluepy.cli import leaving
+from gluepy.cli import exiting
+from gluepy.cli.estimate import Estimate
 from gluepy.cli.guard import guarded
 from gluepy.cli.interrupts import Interrupts
 from gluepy.cli.invocation import Invocation, no_stdin, own_stdout
-from gluepy.cli.outlook import Outlook
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
 from gluepy.cli.story import failure_text, summary
@@ -122,7 +122,7 @@ def stdout_kept(call: Call) -> Iterator[IO[bytes] | None]:
             stack.enter_context(no_stdin())
             # before modules of the project are imported and get hold of the streams, and for as long as a thread that
             # could not be stopped may print
-            (leaving.until_the_end if leaving.process_ends else stack).enter_context(capturing())
+            (exiting.until_the_end if exiting.process_ends else stack).enter_context(capturing())
         yield own
 
 
@@ -137,7 +137,7 @@ def carry_out(
     """Drive the run that `start` starts to its end, with progress as `call` wants it; what `explain` says comes before
     it. `own` is stdout, where it is kept for results. Returns the exit code where a signal came before anything
     began."""
-    leaving.tasks_ran = True
+    exiting.tasks_ran = True
     with ExitStack() as stack:
         events = None
         if call.events is not None:
@@ -176,9 +176,9 @@ def carry_out(
             code = conclude(invocation, call, ending, own)
             if own is not None:
                 own.flush()
-            leaving.leave_all_behind(code)
+            exiting.leave_all_behind(code)
 
-        leave_behind = leave_tasks_behind if leaving.process_ends else None
+        leave_behind = leave_tasks_behind if exiting.process_ends else None
         try:
             ending = run_loop(_drive, settings, sinks, start, explain, view, interrupts, leave_behind)
         except KeyboardInterrupt:  # nothing had begun; or a task raised it
@@ -438,14 +438,14 @@ def params_of(call: Call) -> dict[str, JSON]:
 
 
 def _value(name: str, text: str) -> JSON:
-    from gluepy.conf.scalars import Doubtful, typed
+    from gluepy.conf.scalars import Ambiguous, typed
 
     try:
         return typed(text)
-    except Doubtful as doubtful:
+    except Ambiguous as ambiguous:
         quoted = shlex.quote(f"{name}={msgspec.json.encode(text).decode()}")
-        value = f"{shlex.quote(f'{name}={doubtful.instead}')}, or " if doubtful.instead else ""
-        raise OptionError(f"--param {name}", doubtful.problem, f"write {value}{quoted} if it is text") from None
+        value = f"{shlex.quote(f'{name}={ambiguous.instead}')}, or " if ambiguous.instead else ""
+        raise OptionError(f"--param {name}", ambiguous.problem, f"write {value}{quoted} if it is text") from None
 
 
 def _params_file(name: str) -> dict[str, JSON]:
@@ -471,7 +471,7 @@ def _dry_run(call: RunCall, settings: Settings, options: RunOptions) -> int:
     concurrency = 1 if call.debug else settings.CONCURRENCY
     plan = Plan(compiled, selection, pool, concurrency, name)
     known = read_durations(settings.runs_root, compiled.label)
-    outlook = Outlook.of(compiled.graph, selection, concurrency, settings.LIMITS, known)
+    outlook = Estimate.from_durations(compiled.graph, selection, concurrency, settings.LIMITS, known)
     if call.as_json:
         say(json_text({**plan.record(), "outlook": outlook.record()}))
     else:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """Parameters, and where they came from."""
+    """Parameters, and where they came from; `is_parameter` if that is the call, which gave one of them."""
 
     source: str
     values: dict[str, JSON]
+    is_parameter: bool = False
 
 
 def read_files(settings: Settings) -> list[Layer]:

@@ -32,7 +32,7 @@ class Listed:
     dag: type[DAG] | None = None
 
     @classmethod
-    def of(cls, dag: type[DAG]) -> Listed:
+    def from_class(cls, dag: type[DAG]) -> Listed:
         """What there is to say about `dag`."""
         about = inspect.cleandoc(dag.__doc__).partition("\n")[0] if dag.__doc__ else ""
         return cls(dag.label, dag.__module__, dag.__qualname__, about, dag=dag)
@@ -55,11 +55,11 @@ def list_dags(settings: Settings) -> list[Listed]:
             dags = list(_dags(import_modules(settings, _PARTS, only=name)))
             for dag in dags:
                 check_label(dag)
-            listed = [Listed.of(dag) for dag in dags]
+            listed = [Listed.from_class(dag) for dag in dags]
         for each in listed:
             other = found.setdefault(each.label, each)
             if (other.module, other.name) != (each.module, each.name):
-                return [Listed.of(dag) for dag in find_dags(settings).values()]  # raises: two have this label
+                return [Listed.from_class(dag) for dag in find_dags(settings).values()]  # raises: two have this label
     return list(found.values())
 
 

@@ -86,7 +86,7 @@ class SettingsModel(BaseSettings):
         return (init_settings,)
 
 
-def judged(values: Mapping[str, object]) -> dict[str, Any]:
+def validated(values: Mapping[str, object]) -> dict[str, Any]:
     """`values`, by the settings' names, as the settings want them. Raises pydantic's `ValidationError`."""
     model = SettingsModel(**values)  # type: ignore[arg-type]
     return {name: getattr(model, name) for name in values}
@@ -103,4 +103,4 @@ def structured(annotation: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, (list, tuple, set, frozenset, Mapping, BaseModel))
 
 
-__all__ = ["SettingsModel", "ValidationError", "judged", "structured"]
+__all__ = ["SettingsModel", "ValidationError", "structured", "validated"]

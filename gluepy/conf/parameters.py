@@ -157,7 +157,7 @@ def _made(
         if not isinstance(name, str):
             raise ContextError(source, "its name is not text")
         nested = _nested(given, name, as_plain(value, source, name), source)
-        layers.append(Layer(source, nested))
+        layers.append(Layer(source, nested, is_parameter=True))
         _merge(given, nested)
     hidden = {*known, *_secret_places(given, settings.REDACT)}
     given = copied(given)
@@ -178,8 +178,8 @@ def _made(
     sources = {place: known.get(place, "") for place in hidden}
     for layer in layers:
         for place in hidden:
-            if (layer.source.startswith("parameter ") or not sources[place]) and holds(layer.values, place):
-                sources[place] = _PARAMETER if layer.source.startswith("parameter ") else layer.source
+            if (layer.is_parameter or not sources[place]) and holds(layer.values, place):
+                sources[place] = _PARAMETER if layer.is_parameter else layer.source
     return RunParameters(values, tuple(sorted(secrets, key=str)), given, dict(sorted(sources.items(), key=str)))
 
 

@@ -22,7 +22,7 @@ _PLUS = re.compile(r"\+[0-9]+")
 _HASH = re.compile(r"(?=.{7})[0-9]+[eE][0-9]+")  # git abbreviates to seven digits
 
 
-class Doubtful(ValueError):
+class Ambiguous(ValueError):
     """Text that may not mean what it would become. `problem` says what that is, `instead` how the value is written."""
 
     def __init__(self, problem: str, instead: str = "") -> None:
@@ -31,26 +31,26 @@ class Doubtful(ValueError):
 
 
 def number(text: str) -> int | float:
-    """The number that `text`, an `INT` or a `FLOAT`, is. Raises `Doubtful`."""
+    """The number that `text`, an `INT` or a `FLOAT`, is. Raises `Ambiguous`."""
     if INT.fullmatch(text) is None:
         value = math.nan if text[-1] in "fFnN" else float(text)
         if not math.isfinite(value):
-            raise Doubtful(f"{text} is not a number that JSON has", "null")
+            raise Ambiguous(f"{text} is not a number that JSON has", "null")
     else:
         digits = text.lstrip("+-0ox")
         if len(digits) > 20:
-            raise Doubtful(f"{text} is beyond 64 bits")
+            raise Ambiguous(f"{text} is beyond 64 bits")
         value = int(text, 0) if text[1:2] in ("o", "x") else int(text)
         if not -(2**63) <= value < 2**64:
-            raise Doubtful(f"{text} is beyond 64 bits")
+            raise Ambiguous(f"{text} is beyond 64 bits")
     if _LEADING_ZERO.match(text) or _PLUS.fullmatch(text) or _HASH.fullmatch(text):
         written = json.dumps(value)
-        raise Doubtful(f"{text} would be the number {written}", written)
+        raise Ambiguous(f"{text} would be the number {written}", written)
     return value
 
 
 def plain(text: str) -> Any:
-    """What `text` without quotes stands for in YAML. Raises `Doubtful`."""
+    """What `text` without quotes stands for in YAML. Raises `Ambiguous`."""
     if text in NULLS:
         return None
     if text in BOOLS:
@@ -59,43 +59,43 @@ def plain(text: str) -> Any:
 
 
 def typed(text: str) -> Any:
-    """What `text` stands for on a command line: JSON, else text. Raises `Doubtful` for what YAML would read otherwise,
+    """What `text` stands for on a command line: JSON, else text. Raises `Ambiguous` for what YAML would read otherwise,
     and for what only looks like JSON."""
     try:
         return from_json(text)
-    except Doubtful:
+    except Ambiguous:
         raise
     except ValueError as error:
         broken = str(error)
     bare = text.strip()
     if bare == "None":
-        raise Doubtful("None is Python's, not JSON's", "null")
+        raise Ambiguous("None is Python's, not JSON's", "null")
     if bare[:1] in tuple('[{"'):
-        raise Doubtful(f"it begins like JSON and is none ({broken})")
+        raise Ambiguous(f"it begins like JSON and is none ({broken})")
     if len(bare) > 1 and bare[0] == bare[-1] == "'":
-        raise Doubtful("it is in single quotes, which are not JSON's", bare[1:-1])
+        raise Ambiguous("it is in single quotes, which are not JSON's", bare[1:-1])
     value = plain(bare) if bare else text
     if isinstance(value, str):
         return text
-    raise Doubtful(f"{bare} is not JSON, and would be {json.dumps(value)} in YAML", json.dumps(value))
+    raise Ambiguous(f"{bare} is not JSON, and would be {json.dumps(value)} in YAML", json.dumps(value))
 
 
 def from_json(text: str) -> Any:
-    """What the JSON `text` says. Raises `Doubtful` for numbers as above and for a key that is there twice, and
+    """What the JSON `text` says. Raises `Ambiguous` for numbers as above and for a key that is there twice, and
     `ValueError` for what is not JSON."""
     try:
         return json.loads(
             text, object_pairs_hook=_mapping, parse_int=number, parse_float=number, parse_constant=_refused
         )
     except RecursionError:
-        raise Doubtful("it is nested too deeply") from None
+        raise Ambiguous("it is nested too deeply") from None
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise Doubtful(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise Ambiguous(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The settings: their names, defaults and meaning. `conf.sources` gathers their values, `conf.model` judges them.
+"""The settings: their names, defaults and meaning. `conf.sources` gathers their values, `conf.model` validates them.
 
 Nothing here imports pydantic: a value that is already just what its setting wants, as most are, needs no library to say
 so. Anything else goes to the model, which coerces it or tells what is wrong.
@@ -11,7 +11,7 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 from gluepy.conf.project import DEFAULT_MODULE
 from gluepy.errors import SettingsError, did_you_mean
@@ -21,9 +21,35 @@ from gluepy.redact import DOUBTFUL, REDACT, masked
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-TEXT_SOURCES = ("environment ", ".env")  # what comes from these is text, whatever it stands for
+SourceKind = Literal["default", "option", "environment", ".env", "module", "pyproject"]
 
 Group = TypeVar("Group", bound="BaseModel")
+
+
+class Source(str):
+    """Where the value of a setting came from, in words; `kind` is for code to look at.
+
+    `name` is the option, the variable or the file.
+    """
+
+    kind: SourceKind
+
+    def __new__(cls, kind: SourceKind, name: str = "") -> Self:
+        """In a settings module and in pyproject.toml the file says it all."""
+        source = super().__new__(cls, name if kind in ("module", "pyproject") else f"{kind} {name}".rstrip())
+        source.kind = kind
+        return source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Source, (self.kind, str(self) if self.kind in ("module", "pyproject") else self.partition(" ")[2])
+
+    @property
+    def is_text(self) -> bool:
+        """Whether values from there are text, whatever they stand for."""
+        return self.kind in ("environment", ".env")
+
+
+DEFAULT = Source("default")
 
 SHOWN_MASKED = (*REDACT, *DOUBTFUL)
 
@@ -108,15 +134,15 @@ class Settings:
     settings module that are not gluepy's are attributes too. Raises `SettingsError` for what is unknown or ill-typed.
 
     `project` is the project's folder or None; relative places are under it, or else under the folder that was the
-    current one (`folder`). `sources` says in words where each value came from. `own` has the user's own names,
+    current one (`folder`). `sources` says where each value came from. `own` has the user's own names,
     `groups` what the sources say for settings of executors and sinks.
     """
 
     project: Path | None
     folder: Path
-    sources: Mapping[str, str]
+    sources: Mapping[str, Source]
     own: Mapping[str, Any]
-    groups: Mapping[str, Mapping[str, tuple[Any, str]]]
+    groups: Mapping[str, Mapping[str, tuple[Any, Source]]]
 
     SETTINGS_MODULE: str
     INSTALLED_MODULES: list[str]
@@ -138,7 +164,7 @@ class Settings:
         self,
         *,
         project: Path | None = None,
-        sources: Mapping[str, str] = {},
+        sources: Mapping[str, Source] = {},
         own: Mapping[str, Any] = {},
         **values: Any,
     ) -> None:
@@ -184,6 +210,10 @@ class Settings:
         other.__dict__.update({**self.__dict__, **given, **parts}, _given=self._given | given.keys())
         return other
 
+    def source(self, name: str) -> Source:
+        """Where the value of the setting `name` came from."""
+        return self.sources.get(name, DEFAULT)
+
     def snapshot(self) -> Settings:
         """These settings. (Of the proxy `gluepy.conf.settings`: the settings that it stands for now.)"""
         return self
@@ -198,9 +228,9 @@ class Settings:
             if name in self._given
             and (name in _BY_PLACE or getattr(self, name) != _SETTINGS[name].default(self.folder))
         }
-        data |= {name: value for name, value in self.own.items() if self.sources.get(name, "").startswith("option ")}
+        data |= {name: value for name, value in self.own.items() if self.source(name).kind == "option"}
         for name, fields in self.groups.items():
-            given = {field: value for field, (value, source) in fields.items() if source.startswith("option ")}
+            given = {field: value for field, (value, source) in fields.items() if source.kind == "option"}
             if given:
                 data[name] = given
         if not isinstance(data.get("EXECUTOR_BACKEND", ""), str):
@@ -263,7 +293,7 @@ class Settings:
                 values[key] = value
                 continue
             info = model.model_fields[field]
-            if isinstance(value, str) and source.startswith(TEXT_SOURCES) and structured(info.annotation):
+            if isinstance(value, str) and source.is_text and structured(info.annotation):
                 value = decoded(f"{name}.{field}", value, source)
             values[info.validation_alias if isinstance(info.validation_alias, str) else field] = value
         try:
@@ -271,9 +301,9 @@ class Settings:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
-            source = found.get(place.partition(".")[0].lower(), (None, "not set"))[1]
+            where: str = found.get(place.partition(".")[0].lower(), (None, "not set"))[1]
             setting = f"{name}.{place}" if place else name
-            raise SettingsError(setting, source, problem(setting, first, self._patterns)) from None
+            raise SettingsError(setting, where, problem(setting, first, self._patterns)) from None
 
     @property
     def _patterns(self) -> Sequence[str]:
@@ -285,9 +315,9 @@ class Settings:
 
     def masked(self) -> dict[str, tuple[Any, str]]:
         """Every setting, the user's own and those of groups (`GROUP.FIELD`): the value fit to be shown, its source."""
-        shown = {name: (self.mask(name, getattr(self, name)), self.sources.get(name, "default")) for name in NAMES}
+        shown = {name: (self.mask(name, getattr(self, name)), str(self.source(name))) for name in NAMES}
         for name, value in self.own.items():
-            shown[name] = (self.mask(name, value), self.sources.get(name, ""))
+            shown[name] = (self.mask(name, value), str(self.source(name)))
         for name, fields in self.groups.items():
             if {source for _, source in fields.values()} == {self.sources.get(name)}:
                 continue  # all of it is the user's own mapping, above
@@ -295,7 +325,7 @@ class Settings:
             for field, (value, source) in fields.items():
                 full = f"{name}.{field.upper()}"
                 hidden = self.mask(name, {field: value})[field]
-                shown[full] = (hidden, source)
+                shown[full] = (hidden, str(source))
         return shown
 
 
@@ -305,20 +335,20 @@ def _check_utf8(what: str, place: str, source: str) -> None:
         raise SettingsError(what, source, why, "rename it, or take another folder")
 
 
-def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+def _checked(values: Mapping[str, Any], sources: Mapping[str, Source]) -> dict[str, Any]:
     """`values` as the settings want them, in copies. Raises `SettingsError`."""
     checked: dict[str, Any] = {}
-    doubtful: dict[str, Any] = {}
+    unchecked: dict[str, Any] = {}
     for name, value in values.items():
         if name in _SETTINGS and _SETTINGS[name].is_plain(value):
             checked[name] = value.copy() if type(value) in (list, dict) else value
         else:
-            doubtful[name] = value
-    if doubtful:
-        from gluepy.conf.model import ValidationError, judged
+            unchecked[name] = value
+    if unchecked:
+        from gluepy.conf.model import ValidationError, validated
 
         try:
-            checked |= judged(doubtful)
+            checked |= validated(unchecked)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0])

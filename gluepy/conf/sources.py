@@ -9,22 +9,22 @@ import typing
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gluepy.conf.plugins import EXECUTORS, SINKS, entry_points, find
 from gluepy.conf.project import DEFAULT_MODULE, load_settings_module, put_on_path
-from gluepy.conf.schema import JSON_NAMES, NAMES, SHOWN_MASKED, TEXT_SOURCES, Settings, decoded, problem, short
+from gluepy.conf.schema import DEFAULT, JSON_NAMES, NAMES, SHOWN_MASKED, Settings, Source, decoded, problem, short
 from gluepy.errors import ImportFailed, SettingsError, SettingsWarning, nearest
 from gluepy.extension import Extension
 
 PREFIX = "GLUEPY_"
-PYPROJECT = "[tool.gluepy] in pyproject.toml"
+PYPROJECT = Source("pyproject", "[tool.gluepy] in pyproject.toml")
 SHIPPED_GROUPS = (
     "LOCAL",
     "JSONLINES",
 )  # groups of the executors and sinks in this package, known without importing them
 
-Found = dict[str, tuple[Any, str]]  # a value and where it came from, by name
+Found = dict[str, tuple[Any, Source]]  # a value and where it came from, by name
 Kinds = dict[str, Any]  # annotations, by name
 
 _OPTIONS = {
@@ -48,18 +48,18 @@ def load_settings(
     if project is not None:
         project = project.absolute()
         put_on_path(project)
-    layers = [_options(options), _environment(os.environ, "environment ")]
+    layers = [_options(options), _environment(os.environ, "environment")]
     if project is not None:
         layers += [_dotenv(project / ".env"), _table(project / "pyproject.toml")]
-    named = next((layer["SETTINGS_MODULE"] for layer in layers if "SETTINGS_MODULE" in layer), (DEFAULT_MODULE, ""))
-    module, source = named
+    named = [layer["SETTINGS_MODULE"] for layer in layers if "SETTINGS_MODULE" in layer]
+    module, source = named[0] if named else (DEFAULT_MODULE, DEFAULT)
     if not isinstance(module, str):
         raise SettingsError("SETTINGS_MODULE", source, f"the name of a module is wanted, not {short(module)}")
     if not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         hint = f"write {dotted}" if all(part.isidentifier() for part in dotted.split(".")) else ""
         raise SettingsError("SETTINGS_MODULE", source, f"{module!r} is not the name of a module", hint)
-    from_module, own, kinds = _module(module, project, source, warn)
+    from_module, own, kinds = _module(module, project, str(source) if named else "", warn)
     layers.insert(3, from_module)
 
     found: Found = {}
@@ -67,7 +67,7 @@ def load_settings(
         for name in NAMES:
             if name in layer:
                 found.setdefault(name, layer[name])
-    sources = dict.fromkeys(NAMES, "default") | {name: source for name, (_, source) in found.items()}
+    sources = dict.fromkeys(NAMES, DEFAULT) | {name: source for name, (_, source) in found.items()}
     settings = Settings(project=project, sources=sources, **{name: value for name, (value, _) in found.items()})
     _take_own(settings, layers, own, kinds)
     groups = _groups(settings, layers, own)
@@ -80,13 +80,13 @@ def load_settings(
 
 def _options(options: Mapping[str, object]) -> Found:
     return {
-        name: (value, f"option {_OPTIONS.get(name, name.lower())}")
+        name: (value, Source("option", _OPTIONS.get(name, name.lower())))
         for name, value in options.items()
         if value is not None
     }
 
 
-def _environment(variables: Mapping[str, str | None], where: str) -> Found:
+def _environment(variables: Mapping[str, str | None], kind: Literal["environment", ".env"]) -> Found:
     found: Found = {}
     for variable, text in variables.items():
         if not variable.startswith(PREFIX) or not text:
@@ -94,7 +94,7 @@ def _environment(variables: Mapping[str, str | None], where: str) -> Found:
         name = variable.removeprefix(PREFIX)
         if _of_kubernetes(name, text):
             continue
-        source = f"{where}{variable}"
+        source = Source(kind, variable)
         value: Any = text
         if name in JSON_NAMES:
             value = decoded(name, text, source)
@@ -121,7 +121,7 @@ def variables_of(project: Path) -> dict[str, str]:
 
 
 def _dotenv(file: Path) -> Found:
-    return _environment(_read_dotenv(file), ".env ")
+    return _environment(_read_dotenv(file), ".env")
 
 
 def _read_dotenv(file: Path) -> dict[str, str | None]:
@@ -186,7 +186,7 @@ def _module(name: str, project: Path | None, named_by: str, warn: bool) -> tuple
         if not each.isupper() or each.startswith("_") or each == "TYPE_CHECKING" or isinstance(value, types.ModuleType):
             continue
         known = each in NAMES and each != "SETTINGS_MODULE"
-        (ours if known else own)[each] = (value, str(source))
+        (ours if known else own)[each] = (value, Source("module", str(source)))
     for each in own if warn else ():
         bare = each.removeprefix(PREFIX)
         near = bare if bare in NAMES else nearest(bare, NAMES, cutoff=0.85)
@@ -237,9 +237,9 @@ def _take_own(settings: Settings, layers: list[Found], own: Found, annotated: Ca
                 own[base] = (_typed(name, value, kinds.get(base), default, source), source)
 
 
-def _typed(name: str, value: Any, kind: Any, default: Any, source: str) -> Any:
+def _typed(name: str, value: Any, kind: Any, default: Any, source: Source) -> Any:
     """What `value`, text unless an option says it, is for a name with this annotation, or else this default."""
-    if not isinstance(value, str) or not source.startswith(TEXT_SOURCES):
+    if not isinstance(value, str) or not source.is_text:
         return value
     kind = type(default) if kind is None else kind
     if kind in (str, type(None)):
@@ -299,7 +299,7 @@ def _groups(settings: Settings, layers: list[Found], own: Found) -> dict[str, Fo
             if field:
                 fields.setdefault(field.lower(), (value, source))
                 continue
-            if isinstance(value, str) and source.startswith(TEXT_SOURCES):
+            if isinstance(value, str) and source.is_text:
                 value = decoded(name, value, source)
             if not isinstance(value, Mapping):
                 raise SettingsError(name, source, f"a mapping is wanted, not {short(value)}")
@@ -308,7 +308,7 @@ def _groups(settings: Settings, layers: list[Found], own: Found) -> dict[str, Fo
     return groups
 
 
-def _declared(settings: Settings, name: str, source: str) -> list[str]:
+def _declared(settings: Settings, name: str, source: Source) -> list[str]:
     """The groups of settings that extensions declare, looked for because `name` may be of one: of those that
     EXECUTOR_BACKEND and SINKS name, which are imported for it, and by the short names of all that are installed."""
     groups = [short_name.upper() for kind in (EXECUTORS, SINKS) for short_name in entry_points(kind)]
@@ -329,16 +329,16 @@ def _declared(settings: Settings, name: str, source: str) -> list[str]:
     return groups
 
 
-def _unknown(name: str, source: str, known: list[str], settings: Settings) -> SettingsError:
+def _unknown(name: str, source: Source, known: list[str], settings: Settings) -> SettingsError:
     spelled: Callable[[str], str] = str
     asked = name
-    if source.startswith(TEXT_SOURCES):
+    if source.is_text:
         spelled, asked = (lambda each: PREFIX + each), PREFIX + name
     elif source == PYPROJECT:
         spelled, asked = str.lower, name.lower()
     near = nearest(name.upper(), known)
     hint = f"did you mean {spelled(near)!r}?" if near else "`gluepy settings` lists them all"
-    if not near and source.startswith(TEXT_SOURCES):
+    if not near and source.is_text:
         hint += f"; one of your own has to be in {settings.SETTINGS_MODULE}.py"
-    where = source.partition(" ")[0] if source.startswith(TEXT_SOURCES) else source
+    where = source.partition(" ")[0] if source.is_text else source
     return SettingsError(asked, where, "there is no such setting", hint)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gluepy.conf.scalars import BOOLS, FLOAT, INT, NULLS, Doubtful, from_json, plain
+from gluepy.conf.scalars import BOOLS, FLOAT, INT, NULLS, Ambiguous, from_json, plain
 from gluepy.errors import ContextError
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class _Loader(_Base):
     def construct_core(self, node: yaml.ScalarNode) -> Any:
         try:
             return plain(node.value)
-        except Doubtful as doubtful:
-            instead = f"write {doubtful.instead}, or " if doubtful.instead else ""
-            raise _mistake(f"{doubtful.problem}; {instead}put it in quotes if it is text", node.start_mark) from None
+        except Ambiguous as ambiguous:
+            instead = f"write {ambiguous.instead}, or " if ambiguous.instead else ""
+            raise _mistake(f"{ambiguous.problem}; {instead}put it in quotes if it is text", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[object, yaml.Mark] = {}
@@ -73,9 +73,9 @@ def parse(text: str, source: str) -> Any:
     if text.lstrip("\ufeff \t\r\n")[:1] == "{":  # YAML 1.1 parsers read some of JSON's escapes otherwise
         try:
             return from_json(text.lstrip("\ufeff"))
-        except Doubtful as doubtful:
-            instead = f"write {doubtful.instead}, or put it in quotes" if doubtful.instead else ""
-            raise ContextError(source, doubtful.problem, instead) from None
+        except Ambiguous as ambiguous:
+            instead = f"write {ambiguous.instead}, or put it in quotes" if ambiguous.instead else ""
+            raise ContextError(source, ambiguous.problem, instead) from None
         except ValueError:
             pass
     try:

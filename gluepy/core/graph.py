@@ -95,7 +95,7 @@ class Tree(msgspec.Struct, frozen=True):
         return record
 
     @classmethod
-    def of(cls, record: Mapping[str, JSON]) -> Tree:
+    def from_record(cls, record: Mapping[str, JSON]) -> Tree:
         """The tree that `record` describes. Raises `msgspec.ValidationError` for anything else."""
         return msgspec.convert(record, cls)
 

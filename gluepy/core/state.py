@@ -79,13 +79,13 @@ class State:
         self.first_code_version = self.code_version = ""
 
     @classmethod
-    def of(cls, events: Iterable[Event]) -> State:
+    def from_events(cls, events: Iterable[Event]) -> State:
         """The state after `events`, of which the first is `run.started`. Raises `ValueError` where it is not."""
         stream = iter(events)
         first = next(stream, None)
         if not isinstance(first, e.RunStarted):
             raise ValueError("a run's events begin with run.started")
-        state = cls(Graph(Tree.of(first.graph)))
+        state = cls(Graph(Tree.from_record(first.graph)))
         state.apply(first)
         for event in stream:
             state.apply(event)
@@ -155,7 +155,7 @@ class State:
             case e.TaskExpanded():
                 return self._expanded(event)
             case e.RunStarted() | e.RunResumed():
-                if isinstance(event, e.RunResumed) and (tree := Tree.of(event.graph)) != self.graph.tree:
+                if isinstance(event, e.RunResumed) and (tree := Tree.from_record(event.graph)) != self.graph.tree:
                     self.carry_over(Graph(tree))
                 if self.run == "running":  # the session before has no end
                     self.run_duration_s += _between(self.began_at, before)

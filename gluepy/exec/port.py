@@ -11,9 +11,9 @@ then stop the work, shielded and bounded, before it lets the cancellation throug
 thread) is told to the engine by `emit(Abandoned())` before that, and by `emit(Released())` when it has really ended;
 where work has been stopped, `emit(Stopped(…))` may tell where it ran and what it has cost.
 
-For work in another process or on another machine all that travels is JSON: `Attempt.message` and `Attempt.of` on the
-way there, `Outcome.message`, `emission_message` and their inverses on the way back. There,
-`gluepy.exec.executors.run_attempt` runs the task. What an `each` asks comes only to an executor that `asks`.
+For work in another process or on another machine all that travels is JSON: `Attempt.message` and
+`Attempt.from_message` on the way there, `Outcome.message`, `emission_message` and their inverses on the way back.
+There, `gluepy.exec.executors.run_attempt` runs the task. What an `each` asks comes only to an executor that `asks`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
         return f"logs/{self.slug}.{self.number}.log"
 
     def message(self) -> dict[str, JSON]:
-        """This attempt as JSON-able data, for another process or machine; `Attempt.of` is its inverse."""
+        """This attempt as JSON-able data, for another process or machine; `Attempt.from_message` is its inverse."""
         return {
             "run": msgspec.to_builtins(self.run),
             "spec": msgspec.to_builtins(self.spec),
@@ -119,7 +119,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
         }
 
     @classmethod
-    def of(cls, message: Mapping[str, JSON]) -> Attempt:
+    def from_message(cls, message: Mapping[str, JSON]) -> Attempt:
         """The attempt that `message` describes. Raises `msgspec.ValidationError` for anything else."""
         return msgspec.convert(dict(message), cls)
 
@@ -156,12 +156,12 @@ class Outcome(RanAt, frozen=True, kw_only=True, omit_defaults=True):
     exception: BaseException | None = None
 
     def message(self) -> dict[str, JSON]:
-        """This outcome as JSON-able data, without the exception object; `Outcome.of` is its inverse."""
+        """This outcome as JSON-able data, without the exception object; `Outcome.from_message` is its inverse."""
         message: dict[str, JSON] = msgspec.to_builtins(msgspec.structs.replace(self, exception=None))
         return message
 
     @classmethod
-    def of(cls, message: Mapping[str, JSON]) -> Outcome:
+    def from_message(cls, message: Mapping[str, JSON]) -> Outcome:
         """The outcome that `message` describes. Raises `msgspec.ValidationError` for anything else."""
         return msgspec.convert(dict(message), cls)
 

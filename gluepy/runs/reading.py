@@ -75,7 +75,7 @@ class RunReader:
         for event in self._log.events():
             try:
                 if self._state is None:
-                    self._state = State.of([event])
+                    self._state = State.from_events([event])
                 else:
                     self._state.apply(event)
             except _CONTRADICTIONS as error:

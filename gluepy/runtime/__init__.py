@@ -231,7 +231,7 @@ class Runtime:
     def _named_executor(self) -> str | None:
         if self._executor is not None:
             return recorded_name(self._executor)
-        from_option = self.settings.sources.get("EXECUTOR_BACKEND", "").startswith("option ")
+        from_option = self.settings.source("EXECUTOR_BACKEND").kind == "option"
         return recorded_name(self.settings.EXECUTOR_BACKEND) if from_option else None
 
     def _refuse_other_loop(self, hint: str) -> None:

@@ -80,8 +80,8 @@ def make_executor(option: Any, settings: Settings) -> Executor:
     """The executor that `option` means: one, its class, the class's dotted path or entry point. Raises `UsageError`."""
     named_by = "the option executor"
     if option is settings.EXECUTOR_BACKEND or option == settings.EXECUTOR_BACKEND:
-        source = settings.sources.get("EXECUTOR_BACKEND", "")
-        named_by = f"the {source}" if source.startswith("option ") else "EXECUTOR_BACKEND"
+        source = settings.source("EXECUTOR_BACKEND")
+        named_by = f"the {source}" if source.kind == "option" else "EXECUTOR_BACKEND"
     executor: Executor = resolve(_EXECUTOR, option, settings, named_by)
     return executor
 

@@ -393,7 +393,7 @@ class Session:
         else:
             count = f"{len(errors)} task{'s' if len(errors) > 1 else ''}"
             message = f"{count} of DAG {self.run.dag!r} failed (run {self.run.run_id})"
-        raise RunError.of(message, errors, self.run.run_id, result)
+        raise RunError.from_result(message, errors, self.run.run_id, result)
 
 
 async def _driven(engine: Engine) -> GluepyError | None:

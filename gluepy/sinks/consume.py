@@ -54,9 +54,9 @@ async def replay(events: Iterable[Event], sink: Consumer) -> None:
 
 async def _feed(sink: Consumer, take: Callable[[], Awaitable[list[Event]]]) -> None:
     consumer: Any = sink
-    aside = _Aside()
+    thread = _SinkThread()
     try:
-        async with _entered(consumer, aside):
+        async with _entered(consumer, thread):
             is_async = inspect.iscoroutinefunction(consumer) or inspect.iscoroutinefunction(
                 getattr(consumer, "__call__", None)  # noqa: B004  # whether it is async, not whether it is there
             )
@@ -65,22 +65,22 @@ async def _feed(sink: Consumer, take: Callable[[], Awaitable[list[Event]]]) -> N
                     for event in events:
                         await consumer(event)
                 else:
-                    await aside.call(partial(_each, consumer, events))
+                    await thread.call(partial(_each, consumer, events))
     finally:
-        aside.end()
+        thread.end()
 
 
 @asynccontextmanager
-async def _entered(consumer: Any, aside: _Aside) -> AsyncIterator[None]:
+async def _entered(consumer: Any, thread: _SinkThread) -> AsyncIterator[None]:
     if hasattr(consumer, "__aenter__"):
         async with consumer:
             yield
     elif hasattr(consumer, "__enter__"):
-        await aside.call(consumer.__enter__)
+        await thread.call(consumer.__enter__)
         try:
             yield
         finally:
-            await aside.call(partial(consumer.__exit__, *sys.exc_info()))
+            await thread.call(partial(consumer.__exit__, *sys.exc_info()))
     else:
         yield
 
@@ -90,7 +90,7 @@ def _each(consumer: Callable[[Event], object], events: list[Event]) -> None:
         consumer(event)
 
 
-class _Aside:
+class _SinkThread:
     """A thread for the plain calls of one sink, in order; started with the first. Nobody waits for it to end."""
 
     def __init__(self) -> None:

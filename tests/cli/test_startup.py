@@ -23,25 +23,26 @@ class One(DAG):
     tasks = (Hello,)
 """
 HELP = """
-gluepy gluepy.cli gluepy.cli.app gluepy.cli.console gluepy.cli.group gluepy.cli.invocation gluepy.cli.leaving
+gluepy gluepy.cli gluepy.cli.app gluepy.cli.console gluepy.cli.group gluepy.cli.invocation gluepy.cli.exiting
 gluepy.cli.text gluepy.conf
 gluepy.conf.context gluepy.conf.places gluepy.conf.plugins gluepy.conf.project gluepy.errors gluepy.extension
 gluepy.traces gluepy.version
 """
 RUN = f"""{HELP}
-gluepy.cli.guard gluepy.cli.interrupts gluepy.cli.outlook gluepy.cli.plan gluepy.cli.progress
+gluepy.cli.guard gluepy.cli.interrupts gluepy.cli.estimate gluepy.cli.plan gluepy.cli.progress
 gluepy.cli.running gluepy.cli.story
 gluepy.clock gluepy.conf.contextfiles gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema
 gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler
 gluepy.core.selection gluepy.core.state
-gluepy.exec gluepy.exec.boundary gluepy.exec.continuation gluepy.exec.dag gluepy.exec.deadlines
+gluepy.exec gluepy.exec.boundary gluepy.exec.continuation gluepy.exec.dag gluepy.exec.emissions
 gluepy.exec.endings gluepy.exec.engine gluepy.exec.executors
 gluepy.exec.executors.capture gluepy.exec.executors.following gluepy.exec.executors.lines
 gluepy.exec.executors.local gluepy.exec.executors.logs gluepy.exec.executors.streams gluepy.exec.executors.threads
 gluepy.exec.forks gluepy.exec.journal
-gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task gluepy.exec.values
+gluepy.exec.opening gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task
+gluepy.exec.timeouts gluepy.exec.values
 gluepy.loop gluepy.redact gluepy.report gluepy.report.failures gluepy.runs gluepy.runs.durations gluepy.runs.log
 gluepy.runs.record gluepy.runtime gluepy.runtime.checks gluepy.runtime.descriptors gluepy.runtime.options
 gluepy.runtime.results gluepy.runtime.session gluepy.sinks gluepy.sinks.consume gluepy.sinks.feed

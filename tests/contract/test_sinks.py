@@ -10,7 +10,7 @@ import anyio
 import pytest
 from pydantic import BaseModel
 
-from gluepy.conf.schema import Settings
+from gluepy.conf.schema import Settings, Source
 from gluepy.core.events import Event
 from gluepy.runtime import Runtime
 from gluepy.sinks import Consumer, Sink
@@ -99,7 +99,7 @@ async def test_the_runs_of_the_contract_have_every_event_that_there_is(settings:
 
 
 async def test_outside_sink_is_made_from_settings_and_writes_at_the_end(settings: Settings, folder: Path) -> None:
-    named = settings.replaced(SINKS=[Tally], groups={"TALLY": {"folder": ("tallies", "settings.py")}})
+    named = settings.replaced(SINKS=[Tally], groups={"TALLY": {"folder": ("tallies", Source("module", "settings.py"))}})
     result = await run(named, script())
     counts = (folder / "tallies/counts").read_text()
     assert "'run.failed': 1" in counts

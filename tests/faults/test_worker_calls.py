@@ -21,7 +21,7 @@ import psutil
 import pytest
 from workers import STAY, WORKERS, Heard, alive, call, calling, guard_of, until
 
-from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors import worker as worker_main
 from gluepy.exec.executors.processes import EntryFailed, Reply, WorkerCall, WorkerLost, WorkerPool
 from gluepy.exec.executors.processes.conversation import Conversation
 
@@ -69,7 +69,7 @@ async def test_names_of_workers_are_reused() -> None:
             assert (await call(pool)).worker == "process-1"
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_536 - far_end.FRAME.size, 20_000_000])
+@pytest.mark.parametrize("size", [0, 1, 65_536 - worker_main.FRAME.size, 20_000_000])
 async def test_payloads_shared_bytes_messages_and_results_of_any_size_arrive_whole(size: int) -> None:
     block = bytes(random.Random(size).randbytes(min(size, 1000))) * (size // 1000 + 1)
     block = block[:size]
@@ -85,13 +85,13 @@ async def test_payloads_shared_bytes_messages_and_results_of_any_size_arrive_who
 @pytest.fixture
 def heeded(monkeypatch: pytest.MonkeyPatch) -> list[Conversation]:
     """Whom the driver has listened to, once for each time."""
-    heed, heeded = Conversation.heed, list[Conversation]()
+    on_readable, heeded = Conversation.on_readable, list[Conversation]()
 
     def counted(conversation: Conversation) -> None:
-        heed(conversation)
+        on_readable(conversation)
         heeded.append(conversation)
 
-    monkeypatch.setattr(Conversation, "heed", counted)
+    monkeypatch.setattr(Conversation, "on_readable", counted)
     return heeded
 
 
@@ -371,7 +371,7 @@ async def test_a_signal_handler_that_raises_while_sending_tears_no_message(repea
     heard = Heard()
     async with WorkerPool() as pool:
         source = source.replace("REPEATS", str(repeats))
-        if repeats * 8 < far_end.PIECE:
+        if repeats * 8 < worker_main.PIECE:
             reply = await call(pool, source, heard)
             assert int(reply.body) > 10
             assert (await call(pool)).pid == reply.pid
@@ -394,7 +394,7 @@ async def test_shared_bytes_are_sent_once_to_a_worker_which_keeps_the_last_few()
         async def got(key: str) -> bytes:
             return (await call(pool, "result = shared", shared=told(key))).body
 
-        keys = [f"key{number}" for number in range(far_end.REMEMBERED)]
+        keys = [f"key{number}" for number in range(worker_main.REMEMBERED)]
         first = {key: await got(key) for key in keys}
         assert len(set(first.values())) == len(keys)
         assert {key: await got(key) for key in keys} == first

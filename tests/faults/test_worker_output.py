@@ -15,7 +15,7 @@ import psutil
 import pytest
 from workers import STAY, WORKERS, Heard, alive, call, calling, until
 
-from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors import worker as worker_main
 from gluepy.exec.executors.lines import LINE_LENGTH
 from gluepy.exec.executors.processes import WorkerLost, WorkerPool
 
@@ -71,7 +71,7 @@ async def test_what_c_libraries_and_child_processes_print_belongs_to_the_call() 
 
 async def test_bytes_on_descriptor_1_that_look_like_our_protocol_change_nothing() -> None:
     heard = Heard()
-    frame = far_end.FRAME.pack(far_end.RETURNED, 5) + b"wrong"
+    frame = worker_main.FRAME.pack(worker_main.RETURNED, 5) + b"wrong"
     async with WorkerPool() as pool:
         reply = await call(pool, f"import os; [os.write(fd, {frame!r}) for fd in (1, 2)]; result = b'right'", heard)
     assert reply.body == b"right"

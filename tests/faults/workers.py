@@ -16,7 +16,7 @@ import anyio
 import psutil
 import pytest
 
-from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors import worker as worker_main
 from gluepy.exec.executors.processes import Killed, Reply, WorkerPool
 
 WORKERS = [
@@ -97,7 +97,7 @@ def wait_for_reply(pool: WorkerPool, body: bytes, *messages: bytes) -> None:
     """Return when the messages and the reply of the only worker lie in its pipe. Nothing else happens in the driver
     meanwhile."""
     (worker,) = pool._workers
-    size = sum(far_end.FRAME.size + len(each) for each in (*messages, bytes(far_end.REPLY.size) + body))
+    size = sum(worker_main.FRAME.size + len(each) for each in (*messages, bytes(worker_main.REPLY.size) + body))
     deadline = time.monotonic() + 10
     there = 0
     while there < size:
@@ -107,7 +107,7 @@ def wait_for_reply(pool: WorkerPool, body: bytes, *messages: bytes) -> None:
 
 
 def alive(*pids: int) -> list[int]:
-    return [pid for pid in pids if far_end._stat(pid)[:1] not in ([], [b"Z"], [b"X"])]
+    return [pid for pid in pids if worker_main._stat(pid)[:1] not in ([], [b"Z"], [b"X"])]
 
 
 def guard_of(worker: int) -> int:

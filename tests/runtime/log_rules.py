@@ -33,7 +33,7 @@ def check_log(events: Sequence[e.Event]) -> dict[str, str]:
             session += 1
             open_ = True
             if isinstance(event, e.RunResumed) and event.changes:  # what was taken out of the DAG may come back
-                absent = tasks.keys() - State.of(events[: event.seq]).graph.index
+                absent = tasks.keys() - State.from_events(events[: event.seq]).graph.index
         assert open_, f"after the end of its session: {event}"
         assert event.session == session, event
         if isinstance(event, e.TaskEvent):

@@ -215,7 +215,7 @@ class Bench:
         """The log is whole, each task has ended, the live state is the fold, and no limit is taken."""
         engine = self.engines[-1]
         ended = check_log(events)
-        state = State.of(events)
+        state = State.from_events(events)
         assert {task: STATUS[state.status[node]] for task, node in state.graph.index.items()} == ended
         assert facts(engine.state) == facts(state)
         if isinstance(events[-1], RunCancelled):
@@ -227,7 +227,7 @@ class Bench:
             assert limits.free == limits.capacity
 
     async def resume(self, runtime: Runtime, run_id: str, events: list[Event]) -> None:
-        before = State.of(events)
+        before = State.from_events(events)
         finished = {task for task, node in before.graph.index.items() if STATUS[before.status[node]] == "finished"}
         result = await runtime.resume_run(run_id, check=False)
         assert {task: each.status for task, each in result.tasks.items()} == self.expected

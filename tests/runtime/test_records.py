@@ -110,7 +110,7 @@ async def test_result_is_the_fold_of_the_log(go: Go) -> None:
     executor = ScriptedExecutor({"a": failed(), "b": skipped("no"), "c": Ends()})
     tasks = parallel((Step(id="a"), Step(id="x")), (Step(id="b"), Step(id="y")), Step(id="c"))
     result = await go(tasks, each(Region, region=lambda: ["eu"]), executor=executor, on_failure="continue")
-    state = State.of(events_of(result))
+    state = State.from_events(events_of(result))
     folded = {state.graph.task_id(node): STATUS[state.status[node]] for node in state.graph.tasks()}
     assert folded == {id: task.status for id, task in result.tasks.items()}
     assert (state.run, state.run_duration_s, state.started_at) == (

@@ -116,7 +116,7 @@ def check(result: RunResult, told: list[e.Event]) -> None:
     """The log is whole, says what the result says, and was told whole; nothing that was told is lost."""
     events = events_of(result)
     assert check_log(events) == statuses(result)
-    state = State.of(events)
+    state = State.from_events(events)
     assert {task: STATUS[state.status[node]] for task, node in state.graph.index.items()} == statuses(result)
     stored = [e.encode(event) for event in told if not isinstance(event, e.TaskOutput)]
     assert b"".join(stored) == (result.path / "events.jsonl").read_bytes()

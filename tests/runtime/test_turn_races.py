@@ -217,7 +217,7 @@ async def test_whatever_prints_while_a_line_is_taken_is_taken_too(tmp_path: Path
     assert (told, (tmp_path / "log").read_text()) == (["first", "second"], "first\nsecond\n")
 
 
-class Ahead(SystemClock):
+class Remaining(SystemClock):
     """A clock that a task may put ahead, from any thread."""
 
     by = 0.0
@@ -227,7 +227,7 @@ class Ahead(SystemClock):
 
 
 async def test_a_time_out_that_a_thread_finds_out_stops_the_rest_of_the_run(go: Go) -> None:
-    clock, begun, end = Ahead(), threading.Event(), threading.Event()
+    clock, begun, end = Remaining(), threading.Event(), threading.Event()
 
     class Waiting(Task):
         def run(self) -> None:

@@ -283,8 +283,8 @@ class Run:
         """Another session after `lines`: what was interrupted is settled, and what has not finished runs again."""
         self.luck, self.look = luck, True
         self.lines = list(lines)
-        self.state = State.of(map(e.decode, lines))
-        self.mirror = State.of(map(e.decode, lines))
+        self.state = State.from_events(map(e.decode, lines))
+        self.mirror = State.from_events(map(e.decode, lines))
         self.session = self.state.session + 1
         last = e.decode(lines[-1])
         for event in map(e.decode, lines):
@@ -512,7 +512,7 @@ class Run:
         copy = e.decode(self.lines[-1])
         assert e.encode(copy) == self.lines[-1], f"{copy} was {event}"
         if self.mirror is None:
-            self.mirror = State.of([copy])
+            self.mirror = State.from_events([copy])
         else:
             self.mirror.apply(copy)
         assert fingerprint(self.mirror) == fingerprint(self.state), f"the fold differs after {event}"

@@ -667,7 +667,7 @@ def test_the_compiled_tree_is_json_and_builds_the_same_graph() -> None:
     )  # fmt: skip
     for shape in (tasks, {Load: (), Fit: Load, Train(region={"a": [1]}, id="x"): (Load, Fit)}):
         graph = graph_of(shape)
-        again = Graph(Tree.of(graph.tree.record()))
+        again = Graph(Tree.from_record(graph.tree.record()))
         assert again.tree == graph.tree
         assert (again.ids, again.values, list(map(list, again.dependencies))) == (
             graph.ids,

@@ -16,7 +16,7 @@ import pytest
 from gluepy.conf import default_context
 from gluepy.conf.context import Context
 from gluepy.conf.parameters import load_context
-from gluepy.conf.scalars import Doubtful, typed
+from gluepy.conf.scalars import Ambiguous, typed
 from gluepy.conf.schema import Settings
 from gluepy.errors import ContextError, ImportFailed
 
@@ -166,7 +166,7 @@ def test_what_would_become_something_else_is_refused_in_files_and_parameters_ali
     assert error.startswith("1.yaml, line 2, column 6: ")
     assert "put it in quotes if it is text" in error
     for given in (text, f"[{text}]"):
-        with pytest.raises(Doubtful):
+        with pytest.raises(Ambiguous):
             typed(given)
     assert load(f"a: '{text}'").a == typed(f'"{text}"') == text
 
@@ -175,7 +175,7 @@ def test_what_would_become_something_else_is_refused_in_files_and_parameters_ali
     "text", ["False", "~", ".5", "0x1F", "None", " TRUE", "'x'", "[1, 2", "{a: 1}", '"x', '{"a": 1, "a": 2}']
 )
 def test_a_parameter_that_is_no_json_and_not_clearly_text_is_refused(text: str) -> None:
-    with pytest.raises(Doubtful):
+    with pytest.raises(Ambiguous):
         typed(text)
 
 

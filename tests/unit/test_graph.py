@@ -182,10 +182,10 @@ def test_a_tree_is_data_there_and_back() -> None:
     for seed in range(50):
         tree = RandomTree(random.Random(seed), 20).tree()
         line = msgspec.json.encode(tree.record())
-        assert Tree.of(msgspec.json.decode(line)) == tree
-        assert shape(Graph(Tree.of(msgspec.json.decode(line)))) == shape(Graph(tree))
+        assert Tree.from_record(msgspec.json.decode(line)) == tree
+        assert shape(Graph(Tree.from_record(msgspec.json.decode(line)))) == shape(Graph(tree))
     with pytest.raises(msgspec.ValidationError):
-        Tree.of({"specs": [], "root": {"type": "other"}})
+        Tree.from_record({"specs": [], "root": {"type": "other"}})
 
 
 # ---- expansion

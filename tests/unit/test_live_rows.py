@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gluepy.cli.ahead import Ahead
 from gluepy.cli.progress import message_of
+from gluepy.cli.remaining import Remaining
 from gluepy.cli.text import fit_middle
 from gluepy.clock import rfc3339
 from gluepy.core import events as e
@@ -83,7 +83,7 @@ def learned(root: Path, **labels: float) -> None:
 def test_what_is_left_counts_what_limits_let_run(tmp_path: Path) -> None:
     learned(tmp_path, load=10.0, use=20.0)
     run = Written(tmp_path, Tree(SPECS, Seq((Leaf(0), Each(Leaf(1), ("n",), [[1], [2], [3]])))))
-    ahead = Ahead(run.record, "dag", 8, {"one": 1})
+    ahead = Remaining(run.record, "dag", 8, {"one": 1})
     ahead.look(0.0)
     assert ahead.left_s == pytest.approx(70)
     run.start("load")
@@ -100,7 +100,7 @@ def test_what_is_left_counts_what_limits_let_run(tmp_path: Path) -> None:
 
 def test_of_what_never_ran_nothing_is_said_until_some_of_it_did(tmp_path: Path) -> None:
     run = Written(tmp_path, Tree(SPECS, Seq((Leaf(0), Each(Leaf(1), ("n",), [[1], [2], [3]])))))
-    ahead = Ahead(run.record, "dag", 8, {"one": 1})
+    ahead = Remaining(run.record, "dag", 8, {"one": 1})
     run.start("load")
     run.finish("load", 10.0)
     ahead.look(0.0)
@@ -114,7 +114,7 @@ def test_of_what_never_ran_nothing_is_said_until_some_of_it_did(tmp_path: Path) 
 def test_what_an_each_will_find_is_beyond_what_is_known(tmp_path: Path) -> None:
     learned(tmp_path, load=10.0, use=20.0, **{"each-use": 1.0})
     run = Written(tmp_path, Tree(SPECS, Seq((Leaf(0), Each(Leaf(1), ("n",), None, 2)))))
-    ahead = Ahead(run.record, "dag", 8, {"one": 1})
+    ahead = Remaining(run.record, "dag", 8, {"one": 1})
     ahead.look(0.0)
     assert ahead.at_least
     assert ahead.left_s == pytest.approx(11)
@@ -129,6 +129,6 @@ def test_what_an_each_will_find_is_beyond_what_is_known(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_read_disturbs_no_display(tmp_path: Path) -> None:
     record = Record(tmp_path, "nowhere")
-    ahead = Ahead(record, "dag", 8, {})
+    ahead = Remaining(record, "dag", 8, {})
     ahead.look(0.0)
     assert (ahead.left_s, ahead.usual_s, ahead.waiting) == (None, {}, {})

@@ -418,7 +418,7 @@ def test_every_byte_prefix_of_a_log_is_the_events_of_its_whole_lines(path: Path)
         assert list(reader.events()) == events[:whole], cut
         assert (reader.bad, reader.gaps, reader.doubled) == (0, 0, 0)
         if whole and cut in (ends[whole], ends[whole] + 1):
-            assert fingerprint(read_record(recorded(path)).state) == fingerprint(State.of(events[:whole]))
+            assert fingerprint(read_record(recorded(path)).state) == fingerprint(State.from_events(events[:whole]))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from gluepy.conf import default_context, settings
-from gluepy.conf.model import SettingsModel, judged
+from gluepy.conf.model import SettingsModel, validated
 from gluepy.conf.schema import NAMES, Settings
 from gluepy.conf.sources import load_settings
 from gluepy.errors import ImportFailed, SettingsError
@@ -400,7 +400,7 @@ ODD: list[Any] = [
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_a_value_that_is_not_given_to_the_model_is_what_the_model_makes_of_it(name: str, value: Any) -> None:
     try:
-        expected = judged({name: value})[name]
+        expected = validated({name: value})[name]
     except ValidationError:
         with pytest.raises(SettingsError):
             Settings(**{name: value})

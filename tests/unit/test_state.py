@@ -35,7 +35,7 @@ class Story:
     def __init__(self, root: Element) -> None:
         self.seq = 0
         self.events: list[e.Event] = [self.opening(e.RunStarted, tree(root))]
-        self.state = State.of(self.events)
+        self.state = State.from_events(self.events)
 
     def opening(self, kind: Any, tree: Tree, session: int = 1, **more: Any) -> Any:
         self.seq += 1
@@ -164,7 +164,7 @@ def test_a_run_ends(story: Story, kind: Any, facts: Iterable[Any], status: str) 
 def test_a_log_that_does_not_begin_with_its_run_is_refused(story: Story) -> None:
     for events in ([], [story.opening(e.RunResumed, story.state.graph.tree, changes=[])]):
         with pytest.raises(ValueError, match=r"begin with run\.started"):
-            State.of(events)
+            State.from_events(events)
 
 
 def test_an_event_about_an_unknown_task_is_refused(story: Story) -> None:
@@ -175,11 +175,11 @@ def test_an_event_about_an_unknown_task_is_refused(story: Story) -> None:
 def test_live_state_is_the_fold_for_every_prefix_of_every_log() -> None:
     for seed in range(20):
         run = World(seed).play().runs[0]
-        folded = State.of([e.decode(run.lines[0])])
+        folded = State.from_events([e.decode(run.lines[0])])
         for cut, line in enumerate(run.lines[1:], start=2):
             folded.apply(e.decode(line))
             if cut % 7 == 0 or cut == len(run.lines):
-                assert fingerprint(folded) == fingerprint(State.of(map(e.decode, run.lines[:cut])))
+                assert fingerprint(folded) == fingerprint(State.from_events(map(e.decode, run.lines[:cut])))
         assert fingerprint(folded) == fingerprint(run.state)
 
 
@@ -313,10 +313,10 @@ def test_the_state_of_a_run_whose_dag_changes_is_the_fold_at_every_prefix(story:
     ]
     for step in session:
         step()
-        assert fingerprint(State.of(story.events)) == fingerprint(story.state)
-        before, last = State.of(story.events[:-1]), story.events[-1]
+        assert fingerprint(State.from_events(story.events)) == fingerprint(story.state)
+        before, last = State.from_events(story.events[:-1]), story.events[-1]
         if isinstance(last, e.RunResumed):
-            before.carry_over(Graph(Tree.of(last.graph)))
+            before.carry_over(Graph(Tree.from_record(last.graph)))
             before.apply(last)
             assert fingerprint(before) == fingerprint(story.state)
     assert story.status() == {
@@ -468,7 +468,7 @@ def told(*lines: tuple[float, int, type[Any], tuple[Any, ...]]) -> tuple[list[e.
     for seq, (seconds, session, kind, facts) in enumerate(lines, start=1):
         more = opening if kind is e.RunStarted else (*opening, []) if kind is e.RunResumed else ()
         events.append(kind(seq, session, at(seconds), "info", "r", "dag", *more, *facts))
-    return events, State.of(events)
+    return events, State.from_events(events)
 
 
 def starting(task: str, attempt: int = 1, queued_s: float = 0.0) -> tuple[Any, ...]:
@@ -501,7 +501,7 @@ def test_a_clock_that_was_set_back_or_a_damaged_timestamp_makes_no_time(last_at:
     (opening, starts, resumed), _ = told(
         (0.0, 1, e.RunStarted, ()), (5.0, 1, *starting("a")), (9.0, 2, e.RunResumed, ())
     )
-    state = State.of([opening, structs.replace(starts, timestamp=last_at)])
+    state = State.from_events([opening, structs.replace(starts, timestamp=last_at)])
     assert state.lasted_s() == 0.0
     state.apply(resumed)
     assert state.lasted_s() == 0.0

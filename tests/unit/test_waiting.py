@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gluepy.cli.bars import timeline_text
-from gluepy.cli.outlook import Outlook
+from gluepy.cli.estimate import Estimate
 from gluepy.cli.story import run_text
 from gluepy.conf.sources import load_settings
 from gluepy.core import events as e
@@ -80,7 +80,7 @@ def test_a_forecast_knows_which_limit_keeps_a_run(limit: int, narrowest: tuple[s
     found = forecast(graph, lambda node: 1.0 + (graph.spec_of[node] == 1), concurrency=20, limits={"one": limit})
     assert (found.narrowest, found.makespan_s) == (narrowest, makespan_s)
     known = Durations(1, {}, {"use": [2.0], "load": [1.0], "free": [1.0], "after": [1.0]})
-    outlook = Outlook.of(Graph(TREE), None, 20, {"one": limit}, known)
+    outlook = Estimate.from_durations(Graph(TREE), None, 20, {"one": limit}, known)
     assert outlook.typical_s == makespan_s
     bound = "at least 6.00 s however many tasks run at a time, for limit one"
     assert (bound in list(outlook.text())) == (limit == 1)

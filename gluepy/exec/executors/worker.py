@@ -489,9 +489,9 @@ class _Server:
                 kind, body = RETURNED, result
             finally:
                 self.armed = False
-                self._put_right()
+                self._undo_changes()
         except BaseException as error:  # every way out of a call is a reply: the driver must never have to guess
-            self._put_right()  # again: this error may be that of a signal handler which broke off the first time
+            self._undo_changes()  # again: this error may be that of a signal handler which broke off the first time
             kind, body = FAILED, _described(phase, error)
         own_after, below_after = self.getrusage(self.SELF), self.getrusage(self.CHILDREN)
         largest_child_mb = _megabytes(below_after.ru_maxrss)
@@ -521,7 +521,7 @@ class _Server:
         self.entries[entry] = function
         return function
 
-    def _put_right(self) -> None:
+    def _undo_changes(self) -> None:
         """Undo what a call may do to its process, and what would meet the next call or our own code."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.set_handler(signal.SIGINT, self._interrupted)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import anyio
 
-from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors import worker as worker_main
 from gluepy.exec.executors.cgroup import OomKills
 from gluepy.exec.executors.lines import Lines
 from gluepy.exec.executors.processes.ending import Ended
@@ -45,8 +45,8 @@ class Answer(NamedTuple):
 class Conversation:
     """A worker process, and what the driver says to it and hears from it.
 
-    `heed` is called when there may be something to read. What is printed and sent during a call is passed on, between
-    calls it is dropped. Nothing else reads what the worker writes, until it is killed.
+    `on_readable` is called when there may be something to read. What is printed and sent during a call is passed on,
+    between calls it is dropped. Nothing else reads what the worker writes, until it is killed.
     """
 
     call: WorkerCall  # the one that it is at, or the latest
@@ -59,7 +59,7 @@ class Conversation:
         self.lines = {stream: _Text() for stream in ("stdout", "stderr")}
         self.last_words = ""  # what it printed before it was up
         self.gone = anyio.Event()
-        self.forsaken = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
+        self.unreaped = False  # asyncio's own cancellation, unlike anyio's, breaks off even what is shielded
         self.is_up = self.is_leaving = False
         self.oom_kills = 0  # before its latest call
         self.was_gone = False  # or of no use, before it could be told of its latest call
@@ -85,7 +85,7 @@ class Conversation:
     async def start(self, limiter: anyio.CapacityLimiter) -> None:
         """Start the process. Raises `ExecutorBroken`."""
         await self.process.start(limiter)
-        self._watch = Watch(self.process.selector.fileno(), lambda: self._context.run(self.heed))
+        self._watch = Watch(self.process.selector.fileno(), lambda: self._context.run(self.on_readable))
         self.is_up = True
 
     def is_ready(self) -> bool:
@@ -105,7 +105,7 @@ class Conversation:
                 if after is not None:
                     lines.begin(stream, after)
             with anyio.CancelScope(shield=True), suppress(OSError):
-                os.write(self.process.calls, FRAME.pack(far_end.LEAVE, 0))
+                os.write(self.process.calls, FRAME.pack(worker_main.LEAVE, 0))
                 with anyio.move_on_after(within_s) as scope:
                     await self._until(lambda: self.process.end is not None)
                 if scope.cancelled_caught and after is not None:
@@ -137,7 +137,7 @@ class Conversation:
 
     # --- one call
 
-    async def converse(self, call: WorkerCall) -> Answer:
+    async def exchange(self, call: WorkerCall) -> Answer:
         """Make `call` and what `then` has it followed by; pass on what is printed and sent meanwhile, and return how
         the last ended. Raises `Ended` when the worker has, or is not what it was any more, and what `on_line` and
         `on_message` raise."""
@@ -158,7 +158,7 @@ class Conversation:
             if self._watched:
                 answer = await self._relaxed_after(answer)
             following = None
-            if self.call.then is not None and answer.kind == far_end.RETURNED and not answer.left:
+            if self.call.then is not None and answer.kind == worker_main.RETURNED and not answer.left:
                 following = self.call.then(answer.reply)
         self._context, self.idle_since = Context(), time.monotonic()
         return answer
@@ -192,7 +192,7 @@ class Conversation:
             await self._until(lambda: self.process.end is not None)
         if self.process.end is not None:
             return self.process.end
-        self.process.order(far_end.KILL)
+        self.process.order(worker_main.KILL)
         with anyio.move_on_after(self.process.grace_s):
             await self._until(lambda: self.process.end is not None)
         return Ended(self.process.end.note if self.process.end else b"", cut_off=True)
@@ -206,20 +206,20 @@ class Conversation:
 
     def _order_to_watch(self, memory_mb: float) -> None:
         self._watched, self._began = True, math.inf
-        self.process.order(far_end.WATCH, memory_mb, self._earlier_mb)
+        self.process.order(worker_main.WATCH, memory_mb, self._earlier_mb)
 
     async def _relaxed_after(self, answer: Answer) -> Answer:
         """Watch its memory no more, and take account of the most that was seen."""
         self._relaxed = None
         before_mb = self._files_mb
-        self.process.order(far_end.RELAX)
+        self.process.order(worker_main.RELAX)
         await self._until(lambda: self._relaxed is not None or self.process.end is not None)
         seen_mb, files_mb = self._relaxed or (0.0, 0.0)
         if self.process.end is not None and self._relaxed is None:
             seen_mb, files_mb = self.process.end.tree_mb, self.process.end.files_mb
         reply = answer.reply
         # The kernel's high-water mark has mapped files in it, but knows of the shortest peak.
-        has_mapped = files_mb > before_mb + far_end.SMALL_MB
+        has_mapped = files_mb > before_mb + worker_main.SMALL_MB
         peak_mb = seen_mb if has_mapped else max(reply.peak_rss_mb, seen_mb)
         return answer._replace(reply=reply._replace(peak_rss_mb=peak_mb))
 
@@ -229,7 +229,7 @@ class Conversation:
         if end is None or not end.kind:
             return Killed(process.name, process.pid, None, None)
         own_mb = 0.0
-        if end.own_mb > self._child_mb and end.files_mb <= self._files_mb + far_end.SMALL_MB:
+        if end.own_mb > self._child_mb and end.files_mb <= self._files_mb + worker_main.SMALL_MB:
             # else it is that of an earlier call's child, or has mapped files in it
             own_mb = max(0.0, end.own_mb - self._files_mb - self._earlier_mb)
         cpu_s = round(max(0.0, end.cpu_s - self._cpu_s), 6)
@@ -251,7 +251,7 @@ class Conversation:
 
     # --- what comes back
 
-    def heed(self) -> None:
+    def on_readable(self) -> None:
         """Take in what the worker and its guard say, and what is printed."""
         try:
             self._receive()
@@ -302,11 +302,11 @@ class Conversation:
             body = bytes(received[FRAME.size : end])
             del received[:end]
             match kind:
-                case far_end.MESSAGE:
+                case worker_main.MESSAGE:
                     self.call.on_message(body)
-                case far_end.HELLO:
+                case worker_main.HELLO:
                     self.process.pid, self._cpu_s, self._files_mb = GREETING.unpack(body)
-                case far_end.REFUSED:
+                case worker_main.REFUSED:
                     self._refused = True
                 case _:
                     self._take_answer(kind, body)
@@ -330,7 +330,7 @@ class Conversation:
             return
         except OSError:
             note = b""
-        if note[:1] == far_end.RELAXED:
+        if note[:1] == worker_main.RELAXED:
             _, _, _, seen_mb, _, files_mb = NOTE.unpack(note)
             self._relaxed = seen_mb, files_mb
         elif note:

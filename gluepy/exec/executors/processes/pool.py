@@ -18,7 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from gluepy.errors import ExecutorBroken, GluepyError, OptionError
-from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors import worker as worker_main
 from gluepy.exec.executors.cgroup import OomKills
 from gluepy.exec.executors.processes.conversation import Conversation
 from gluepy.exec.executors.processes.ending import Ended
@@ -148,7 +148,7 @@ class WorkerPool:
             try:
                 if not worker.is_up:
                     await worker.start(self._limiter)
-                kind, reply, left = await worker.converse(call)
+                kind, reply, left = await worker.exchange(call)
                 as_it_was, after = not left, worker.call
                 break
             except Ended as ended:
@@ -168,7 +168,7 @@ class WorkerPool:
                     await self._leave(worker, after)
                 else:
                     await self._remove(worker)
-        if kind == far_end.FAILED:
+        if kind == worker_main.FAILED:
             raise EntryFailed(worker.call.entry, *marshal.loads(reply.body))  # noqa: S302 - written by our own worker
         return reply
 
@@ -208,7 +208,7 @@ class WorkerPool:
 
     async def _remove(self, worker: Conversation) -> None:
         """Kill `worker` with its descendants, hand over what they printed to the end, and forget it."""
-        if worker.forsaken or not worker.is_leaving:
+        if worker.unreaped or not worker.is_leaving:
             await self._end(worker, worker.kill)
 
     async def _end(self, worker: Conversation, end: Callable[[], Awaitable[None]]) -> None:
@@ -216,14 +216,14 @@ class WorkerPool:
             try:
                 await end()
             finally:
-                worker.forsaken = not worker.gone.is_set()
+                worker.unreaped = not worker.gone.is_set()
             self._workers.discard(worker)
             heappush(self._free_numbers, worker.number)
 
     async def _retire(self) -> None:
         """Remove workers that nobody used for `idle_s`, and such as were not seen to their end."""
         while True:
-            for worker in [worker for worker in self._workers if worker.forsaken]:
+            for worker in [worker for worker in self._workers if worker.unreaped]:
                 worker.mute()
                 await self._remove(worker)
             now = time.monotonic()
@@ -256,10 +256,10 @@ class WorkerPool:
                 for worker in list(self._workers):
                     if worker in idle:
                         group.start_soon(self._leave, worker)
-                    elif worker.forsaken:
+                    elif worker.unreaped:
                         group.start_soon(self._remove, worker)
                     else:  # its call is still there, gets to know, and removes it
-                        worker.process.order(far_end.KILL)
+                        worker.process.order(worker_main.KILL)
                         group.start_soon(worker.gone.wait)
 
     def _lost(self, worker: Conversation, ended: Ended) -> GluepyError:
@@ -271,11 +271,11 @@ class WorkerPool:
             return ExecutorBroken(
                 WHO,
                 f"{why}: {last}" if last else why,
-                f"try `{sys.executable} -P {far_end.__file__}` by hand; it should fail only for want of arguments",
+                f"try `{sys.executable} -P {worker_main.__file__}` by hand; it should fail only for want of arguments",
             )
         description, hint = ended.words()
         used, memory_mb = worker.used(), worker.call.memory_mb
-        over = ended.kind == far_end.OVER
+        over = ended.kind == worker_main.OVER
         oom = self._oom.count() > worker.oom_kills and not over and (ended.signal == signal.SIGKILL or not ended.kind)
         if over:
             description = f"killed at {size(ended.tree_mb)}, more than its memory_mb = {memory_mb}"

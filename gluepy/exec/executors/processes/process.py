@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from gluepy.errors import ExecutorBroken
-from gluepy.exec.executors import worker as far_end
+from gluepy.exec.executors import worker as worker_main
 from gluepy.exec.executors.processes.ending import Ended
 from gluepy.exec.executors.worker import NOTE
 
@@ -57,7 +57,7 @@ class WorkerProcess:
             _close(theirs)
             raise _cannot_start(error) from error
         command = [
-            *(sys.executable, *_interpreter_flags(), "-P", far_end.__file__),
+            *(sys.executable, *_interpreter_flags(), "-P", worker_main.__file__),
             *(str(calls), str(answers), str(life), str(os.getpid())),
         ]
         owner = [theirs]  # whoever takes them out closes them: a thread that began cannot be called back
@@ -94,7 +94,7 @@ class WorkerProcess:
         if self._popen is None:
             return
         with anyio.CancelScope(shield=True):
-            self.order(far_end.KILL)
+            self.order(worker_main.KILL)
             with anyio.move_on_after(self.grace_s):
                 await self._until_guard_ended()
                 await self._until_reaped(self._popen)
@@ -118,7 +118,7 @@ class WorkerProcess:
                 except BlockingIOError:
                     await anyio.wait_readable(self.life)
         note = told[-NOTE.size :]
-        if note[:1] in (far_end.ENDED, far_end.OVER):
+        if note[:1] in (worker_main.ENDED, worker_main.OVER):
             self.end = Ended(note)
 
     async def _until_reaped(self, popen: subprocess.Popen[bytes]) -> None:

@@ -20,7 +20,7 @@ _LOOK_S = 1.0
 _UNKNOWN = 0.25  # of the tasks that are left: with more of which nothing is known, nothing is said
 
 
-class Ahead:
+class Remaining:
     """Looks at the log of a run, once a second at most, and tells from it and from earlier runs what is ahead.
 
     `left_s` are the seconds that are left, None while too little is known (`at_least`: an `each` has still to find its

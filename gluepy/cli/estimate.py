@@ -14,7 +14,7 @@ from gluepy.runs.durations import Durations, typical
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class Estimate:
     """A run's expected length in seconds: with each task's median duration, its shortest, its longest.
 
     `runs` is the number of earlier runs that it is learned from, `new` the number of `tasks` that none of them had, and
@@ -34,9 +34,9 @@ class Outlook:
     limit_s: float = 0.0
 
     @classmethod
-    def of(
+    def from_durations(
         cls, graph: Graph, selection: Selection | None, concurrency: int, limits: Mapping[str, int], known: Durations
-    ) -> Outlook:
+    ) -> Estimate:
         """The outlook on a run of `graph`, from what is `known` of earlier runs."""
         chosen = [node for node in graph.tasks() if selection is None or node in selection.nodes]
         names = {node: (graph.task_id(node), graph.spec(node).label) for node in chosen}
