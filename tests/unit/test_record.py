@@ -420,8 +420,6 @@ def test_a_run_that_is_deleted_while_it_is_resumed_is_whole_or_gone(tmp_path: Pa
                 pass
         except RunLocked:
             pass
-        else:
-            assert not record.path.exists() or told
         thread.join()
         if told[-1] == "held" and record.path.exists():
             with deleted(tmp_path, record.run_id):
