@@ -154,27 +154,33 @@ class Scheduler:
         self.concurrency = concurrency
         self.on_limit_free: Callable[[], None] = lambda: None
         self.on_failure = on_failure
+        # Nodes for which `next` has given a Start and no event of an end has come. They hold their limits and a slot.
         self.running: set[int] = set()
-        self.abandoned: dict[int, tuple[int, float]] = {}  # node -> (abandoned attempt, when to wait for it no longer)
+        # Nodes whose attempt was given up and goes on: which attempt, and until when a retry waits for it. They hold
+        # limits and a slot as running ones do, and are never running: a retry takes them over.
+        self.abandoned: dict[int, tuple[int, float]] = {}
         self._limits = limits if limits is not None else Limits({})
         self._uses = [shared + tuple(spec.uses.items()) for spec in self.graph.specs]
         self._selection = selection
         self._awaited = dict(awaited or {})
         self._weight = weight
         self._paths = self.graph.longest_paths(weight)
+        # Of each node, the dependencies that have not ended yet; it is judged when this becomes 0, never again.
         self._waiting = [len(dependencies) for dependencies in self.graph.dependencies]
-        self._flags = bytearray(len(self.graph))
+        self._flags = bytearray(len(self.graph))  # of each node, from those of its dependencies that have ended
         self._ready_at = array("d", bytes(8 * len(self.graph)))
-        self._causes: dict[int, tuple[int, ...]] = {}
-        self._commands: deque[Command] = deque()
+        self._causes: dict[int, tuple[int, ...]] = {}  # for each node with the flag _FAILED, what failed before it
+        self._commands: deque[Command] = deque()  # what `next` gives before it decides anything
+        # Ready nodes, by what they use: pending or retrying, with nothing to wait for but limits and a slot. Each is in
+        # one heap, and not delayed.
         self._heaps: dict[tuple[tuple[str, int], ...], list[int]] = {}
-        self._delayed: list[tuple[float, int]] = []
+        self._delayed: list[tuple[float, int]] = []  # a heap of retrying nodes, each once, with when they are due
         self._failed: list[int] = []
         self._transparent: set[int] = set()  # left out in an earlier session: they hand on what comes before them
-        self._draining = False
+        self._draining = False  # after a failure, unless `on_failure` is "continue"; never undone
         self._fast_path = selection is None  # everything is to run, and nothing has gone wrong
-        self._stopping: EndRun | None = None
-        self._ended = False
+        self._stopping: EndRun | None = None  # once set, nothing is ready or delayed
+        self._ended = False  # EndRun was given or is among the commands
         self._began = now
         self._shift = now - wall  # from the seconds in the log to those of `now`
         self._restore(now)
@@ -324,6 +330,32 @@ class Scheduler:
             self._release_limits(node)
         self.running.clear()
         self._limits.stop_waiting(self.on_limit_free)
+
+    def validate(self) -> None:
+        """Check what holds whenever `next` has returned None. Raises `AssertionError`; takes time for every node."""
+        status, running, abandoned = self.state.status, self.running, self.abandoned
+        ready = [key & _NODE for heap in self._heaps.values() for key in heap]
+        delayed = [node for _, node in self._delayed]
+        assert not self._commands, f"left to do: {list(self._commands)}"
+        assert not running & abandoned.keys(), f"running and abandoned: {running & abandoned.keys()}"
+        assert len(running) + len(abandoned) <= self.concurrency, f"{running} and {abandoned} of {self.concurrency}"
+        assert all(status[node] == RUNNING for node in running), f"not all of {running} are running"
+        assert len({*ready, *delayed}) == len(ready) + len(delayed), f"twice in {ready} and {delayed}"
+        assert not running & {*ready, *delayed}, f"running and waiting: {running & {*ready, *delayed}}"
+        assert all(status[node] in (PENDING, RETRYING) and not self._waiting[node] for node in ready), f"{ready}"
+        assert all(status[node] == RETRYING for node in delayed), f"delayed, and not to be retried: {delayed}"
+        for uses, heap in self._heaps.items():
+            assert all(self._uses[self.graph.spec_of[key & _NODE]] == uses for key in heap), f"in the heap of {uses}"
+        assert not (self._stopping and (ready or delayed)), "something is ready in a run that is stopped"
+        assert not (self._ended and running), f"the run has ended, and {running} run"
+        assert not (self._fast_path and (self._draining or self._selection is not None)), "the fast path is not open"
+        assert min(self._waiting, default=0) >= 0, "a node waits for fewer than none"
+        held = dict.fromkeys(self._limits.capacity, 0)
+        for node in (*running, *abandoned):
+            for name, amount in self._uses[self.graph.spec_of[node]]:
+                held[name] += amount
+        for name, amount in held.items():
+            assert 0 <= self._limits.free[name] <= self._limits.capacity[name] - amount, f"{name}: {amount} are held"
 
     # What follows from the state: at the start, after an end, after an expansion.
 

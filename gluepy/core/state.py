@@ -103,6 +103,29 @@ class State:
         """How long the run has taken up to its last event: all its sessions, without the time between them."""
         return self.run_duration_s + (_between(self.began_at, self.last_at) if self.run == "running" else 0.0)
 
+    def validate(self) -> None:
+        """Check that what is known fits together. Raises `AssertionError`; takes time for every node."""
+        graph, attempt = self.graph, self.attempt
+        assert len(self.status) == len(attempt) == len(self.duration_s) == len(graph), "columns of several lengths"
+        for node, code in enumerate(self.status):
+            name, error = graph.ids[node], self.error.get(node)
+            what = f"{name} is {STATUS[code]}"
+            if name is None:
+                assert code == PENDING, f"the join {node} is {STATUS[code]}"
+            elif code == FAILED:
+                assert isinstance(error, e.TaskFailed), f"{what}, after {error}"
+            elif code == RETRYING:
+                assert isinstance(error, e.TaskRetrying) and node in self.retry_at, f"{what}, after {error}"
+                assert self.failures.get(node, 0) + self.losses.get(node, 0) > 0, f"{what}, and has not failed"
+            elif code == SKIPPED:
+                assert node in self.skip_reason, f"{what} for no reason"
+            elif code == BLOCKED:
+                assert self.blocked_by.get(node), f"{what} by nothing"
+            if code in (RUNNING, RETRYING):
+                assert attempt[node] > 0, f"{what}, and has never begun"
+            assert self.attempts_before_reset.get(node, 0) <= attempt[node], f"{what}, attempt {attempt[node]}"
+        assert not self.removed_tasks.keys() & graph.index.keys(), "a task is in the DAG and removed from it"
+
     def apply(self, event: Event) -> int:
         """Take `event` in; returns the node it is about, -1 for an event about the run.
 

@@ -355,6 +355,8 @@ class Run:
             command = self.scheduler.next(self.world.now)
             match command:
                 case None:
+                    self.scheduler.validate()
+                    self.state.validate()
                     self.check_nothing_can_start()
                     return
                 case s.Start():

@@ -36,6 +36,7 @@ class Bench:
         self.now = 0.0
         self.seq = 0
         self.wall = 0.0
+        self.validates = True
         self.options = {"concurrency": 100, **options}
         self.scheduler = s.Scheduler(self.state, **self.options)
 
@@ -80,6 +81,9 @@ class Bench:
                 case s.EndRun(status, reason):
                     told.append(f"run {status}" + (f" ({reason})" if reason else ""))
                     break
+        if self.validates:
+            self.scheduler.validate()
+            self.state.validate()
         return told
 
     def about(self, node: int, attempt: int | None = None) -> tuple[int, int, str, str, str, str, str, int]:
@@ -936,6 +940,7 @@ def played(size: int, policy: OnFailure) -> None:
     specs = (task("p", params=("x",), retry=Retry(attempts=2)), task("q", params=("x",), trigger="all_done"))
     root = Seq((Each(Leaf(0), ("x",), rows=rows), Each(Leaf(1), ("x",), rows=rows)))
     bench = Bench(specs, root, on_failure=policy, concurrency=count)
+    bench.validates = False  # that costs as much as the graph is large
     started = bench.go()
     for number, name in enumerate(started):
         if number % 3 == 0:
