@@ -220,7 +220,13 @@ class RunReport:
 
     def to_json(self) -> dict[str, JSON]:
         """What `gluepy show --json` prints."""
-        return {**self.summary_json(), "parameters": self.parameters, "timeline": self.timeline.to_json()}
+        return {
+            **self.summary_json(),
+            "sessions": self.sessions,
+            "damage": self.damage.to_json(),
+            "parameters": self.parameters,
+            "timeline": self.timeline.to_json(),
+        }
 
     @property
     def _slots(self) -> int:

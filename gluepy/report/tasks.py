@@ -40,7 +40,13 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, JSON]:
         """As in the `tasks` of `gluepy show --json`, where the task's id is the key."""
-        told: dict[str, JSON] = {"status": self.status, "attempts": self.attempts, "duration_s": self.duration_s}
+        told: dict[str, JSON] = {
+            "label": self.label,
+            "status": self.status,
+            "attempts": self.attempts,
+            "max_attempts": self.max_attempts,
+            "duration_s": self.duration_s,
+        }
         if self.reason is not None:
             told["reason"] = self.reason
         if self.why is not None:

@@ -134,7 +134,9 @@ def test_the_timeline_knows_what_the_run_had_to_wait_for(failed: Told) -> None:
 def test_everything_is_json(failed: Told) -> None:
     run = read_run(failed.record.path)
     told = json.loads(json.dumps(run.to_json()))
-    assert told["tasks"]["load"] == {"status": "finished", "attempts": 2, "duration_s": 2.0}
+    load = {"label": "load", "status": "finished", "attempts": 2, "max_attempts": 3, "duration_s": 2.0}
+    assert told["tasks"]["load"] == load
+    assert (told["sessions"], told["damage"]) == (1, {"bad_lines": 0, "gaps": 0, "doubled": 0})
     assert told["tasks"]["fit"]["error"]["log"] == str(failed.record.path / "logs/fit.1.log")
     assert told["timeline"]["waited_for_s"] == {"a slot": 1.0}
     details = json.loads(json.dumps(run.details("fit").to_json()))
