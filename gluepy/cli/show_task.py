@@ -18,6 +18,8 @@ def details_text(run_id: str, details: TaskDetails, colour: bool) -> Iterator[st
     declared = [f"up to {details.max_attempts} attempts"] if details.max_attempts > 1 else []
     declared += [f"at most {details.timeout_s:g} s"] if details.timeout_s is not None else []
     declared += [f"at most {details.memory_mb:,} MB"] if details.memory_mb is not None else []
+    declared += [f"{details.cpus} CPUs"] if details.cpus is not None else []
+    declared += [f"queue {details.queue}"] if details.queue is not None else []
     declared += [f"uses {units:,} {name}" for name, units in details.uses.items()]
     declared += [f"trigger {details.trigger}"] if details.trigger != "all_success" else []
     status = styled(task.status, STYLE_OF.get(task.status, "bold"), colour)

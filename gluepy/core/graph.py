@@ -27,7 +27,8 @@ _MUTABLE = frozenset((list, dict))
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What all instances of a task class share. `cls` is `module:qualname`; `pool` None leaves the choice to the run;
-    `params` are the parameters' names in declaration order. `expands` marks the task that asks an `each` for values."""
+    `params` are the parameters' names in declaration order. `expands` marks the task that asks an `each` for values.
+    `cpus` and `queue` are for executors on other machines."""
 
     cls: str
     label: str
@@ -38,6 +39,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: float | None = None
     uses: dict[str, int] = {}
     memory_mb: int | None = None
+    cpus: int | None = None
+    queue: str | None = None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     expands: bool = False

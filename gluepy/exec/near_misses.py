@@ -20,6 +20,8 @@ _TASK = {  # what other tools, and habit, call the attributes of a task
     "timeout_s": "timeout time_out timeouts timeout_seconds timeout_secs timeout_sec timeout_ms task_timeout "
     "execution_timeout run_timeout worker_timeout time_limit max_runtime",
     "memory_mb": "memory mem mem_mb memory_gb memory_limit memory_limit_mb max_memory max_memory_mb ram ram_mb",
+    "cpus": "cpu num_cpus n_cpus cores num_cores n_cores cpus_per_task",
+    "queue": "queue_name queues task_queue",
     "uses": "use resources resource limits limit",
     "pool": "pools pool_name",
     "trigger": "triggers trigger_rule",
@@ -123,6 +125,8 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "retries": _is_number,
     "timeout_s": _is_number,
     "memory_mb": lambda value: _is_number(value) or _is_text(value),
+    "cpus": _is_number,
+    "queue": _is_text,
     "uses": lambda value: isinstance(value, Mapping),
     "pool": _is_text,
     "trigger": _is_text,

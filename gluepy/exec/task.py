@@ -50,6 +50,8 @@ class Task(Parametrized):
     timeout_s: ClassVar[float | None] = None
     uses: ClassVar[Mapping[str, int]] = {}
     memory_mb: ClassVar[int | None] = None
+    cpus: ClassVar[int | None] = None
+    queue: ClassVar[str | None] = None
     trigger: ClassVar[Trigger] = "all_success"
     if TYPE_CHECKING:
         id: str | None = field(default=None, kw_only=True)  # every task can be given one
@@ -65,7 +67,7 @@ class Task(Parametrized):
             return scope.attempt.task if self._id is None and scope is not None else self._id
 
     _configurable: ClassVar[frozenset[str]] = frozenset(
-        ("label", "pool", "retries", "timeout_s", "uses", "memory_mb", "trigger", "inputs", "outputs")
+        ("label", "pool", "retries", "timeout_s", "uses", "memory_mb", "cpus", "queue", "trigger", "inputs", "outputs")
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -226,6 +228,10 @@ def spec_of(task: type[Task]) -> Spec:
         raise fail(
             "memory_mb without pool = 'process'", "only a worker process can be held to a limit: set pool = 'process'"
         )
+    if task.cpus is not None and not (_is_int(task.cpus) and task.cpus > 0):
+        raise fail(f"cpus is {task.cpus!r}", "it must be a positive whole number, of processor cores, or None")
+    if task.queue is not None and not (isinstance(task.queue, str) and task.queue):
+        raise fail(f"queue is {task.queue!r}", "it must be the name of a queue that workers take from, or None")
     if not isinstance(task.uses, Mapping) or not all(
         isinstance(name, str) and _is_int(amount) and amount > 0 for name, amount in task.uses.items()
     ):
@@ -240,6 +246,8 @@ def spec_of(task: type[Task]) -> Spec:
         timeout_s=None if timeout_s is None else float(timeout_s),
         uses=dict(task.uses),
         memory_mb=memory_mb,
+        cpus=task.cpus,
+        queue=task.queue,
         inputs=_datasets(task, "inputs", fail),
         outputs=_datasets(task, "outputs", fail),
     )

@@ -157,6 +157,8 @@ class RunReport:
             max_attempts=spec.retry.attempts,
             timeout_s=spec.timeout_s,
             memory_mb=spec.memory_mb,
+            cpus=spec.cpus,
+            queue=spec.queue,
             uses=spec.uses,
             inputs=list(spec.inputs),
             outputs=list(spec.outputs),

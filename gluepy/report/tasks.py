@@ -117,6 +117,8 @@ class TaskDetails(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int
     timeout_s: float | None
     memory_mb: int | None
+    cpus: int | None
+    queue: str | None
     uses: Mapping[str, int]
     inputs: list[str]
     outputs: list[str]
@@ -135,6 +137,8 @@ class TaskDetails(msgspec.Struct, frozen=True, kw_only=True):
             "max_attempts": self.max_attempts,
             "timeout_s": self.timeout_s,
             "memory_mb": self.memory_mb,
+            "cpus": self.cpus,
+            "queue": self.queue,
             "uses": dict(self.uses),
             "inputs": self.inputs,
             "outputs": self.outputs,

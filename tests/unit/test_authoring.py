@@ -532,6 +532,8 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "a pool that is none": ((task(pool="threads"),), "pool is 'threads'"),
     "memory of a thread": ((task(memory_mb=100),), "memory_mb without pool = 'process'"),
     "memory that is none": ((task(memory_mb=-1, pool="process"),), "memory_mb is -1"),
+    "no CPUs": ((task(cpus=0),), "cpus is 0"),
+    "a queue without a name": ((task(queue=""),), "queue is ''"),
     "half a megabyte": ((task(memory_mb=0.5, pool="process"),), "memory_mb is 0.5"),
     "a trigger that is none": ((task(trigger="always"),), "use one of all_success, none_failed, all_done, one_failed"),
     "a time-out in the past": ((task(timeout_s=0),), "timeout_s is 0"),
@@ -575,6 +577,7 @@ def test_an_async_run_cannot_go_to_a_process_and_has_no_other_pool() -> None:
     assert spec_of(with_run(run, pool="thread")).pool == "loop"
     assert spec_of(task()).pool is None
     assert spec_of(task(pool="process", memory_mb=10)).memory_mb == 10
+    assert (spec_of(task(cpus=2, queue="gpu")).cpus, spec_of(task(cpus=2, queue="gpu")).queue) == (2, "gpu")
 
 
 def test_a_run_that_yields_is_refused() -> None:
@@ -736,6 +739,7 @@ def test_a_policy_of_what_is_no_number_says_what_it_was_given(wrong: dict[str, A
         ),
         ({"timeout": 5}, "did you mean timeout_s?"),
         ({"memory": 100}, "did you mean memory_mb?"),
+        ({"num_cpus": 2}, "did you mean cpus?"),
         ({"retires": 2}, "did you mean retries?"),
         ({"output": ("a.csv",)}, "did you mean outputs?"),
         ({"use": {"gpu": 1}}, "did you mean uses?"),
