@@ -26,7 +26,7 @@ from gluepy.cli.text import (
 from gluepy.core.events import JSON
 from gluepy.errors import GluepyError, OptionError, RunLocked, UnknownRun, did_you_mean
 from gluepy.exec.drafts import discard
-from gluepy.exec.port import RunInfo
+from gluepy.exec.port import RunInfo, local_path
 from gluepy.report import RunDifference, RunReport, RunSummary, compare_runs, read_runs
 from gluepy.runs.index import Index
 from gluepy.runs.prune import deleted, prunable, sweep
@@ -85,6 +85,8 @@ def prune(
     """`gluepy prune`"""
     if keep is None and older_than is None:
         raise OptionError("prune", "it has to be said which runs go", "give --keep N, --older-than 30d, or both")
+    from gluepy.exec.executors.remote.fence import claims_of  # brings all that runs attempts
+
     settings = invocation.settings()
     if files:
         check_storage(settings)
@@ -100,7 +102,10 @@ def prune(
                 try:
                     with deleted(root, run.run_id):
                         place = settings.run_files(run.run_id)
-                        discard(RunInfo(run_id=run.run_id, dag=run.dag, path=place, storage=settings.storage_root))
+                        of_run = RunInfo(run_id=run.run_id, dag=run.dag, path=place, storage=settings.storage_root)
+                        discard(of_run)
+                        if files or local_path(settings.storage_root) is not None:
+                            _delete_files(claims_of(of_run))
                         if files:
                             _delete_files(place)
                 except RunLocked:

@@ -65,6 +65,7 @@ class SettingsModel(BaseSettings):
     CONTEXT_MODEL: str | None = None
     EVENT_SYNC: Literal["batch", "commit", "none"] = "batch"
     LEFTOVER_PROCESSES: Literal["auto", "warn", "kill"] = "auto"
+    CODE_CHECK: Literal["warn", "refuse", "ignore"] = "warn"
     LOG_FORMAT: Literal["console", "json"] = "console"
     SINKS: list[Annotated[Any, AfterValidator(_sink)]] = []
     REDACT: list[str] = []

@@ -116,6 +116,7 @@ _SETTINGS = {
     "CONTEXT_MODEL": _Setting(lambda _: None, lambda value: value is None or type(value) is str),
     "EVENT_SYNC": _Setting(lambda _: "batch", _is_one_of("batch", "commit", "none")),
     "LEFTOVER_PROCESSES": _Setting(lambda _: "auto", _is_one_of("auto", "warn", "kill")),
+    "CODE_CHECK": _Setting(lambda _: "warn", _is_one_of("warn", "refuse", "ignore")),
     "LOG_FORMAT": _Setting(lambda _: "console", _is_one_of("console", "json")),
     "SINKS": _Setting(lambda _: [], lambda value: type(value) is list and all(map(is_sink, value))),
     "REDACT": _Setting(lambda _: list(REDACT), _is_texts),
@@ -156,6 +157,7 @@ class Settings:
     CONTEXT_MODEL: str | None
     EVENT_SYNC: Literal["batch", "commit", "none"]
     LEFTOVER_PROCESSES: Literal["auto", "warn", "kill"]
+    CODE_CHECK: Literal["warn", "refuse", "ignore"]
     LOG_FORMAT: Literal["console", "json"]
     SINKS: list[str | type[Any] | Callable[[Any], object]]
     REDACT: list[str]

@@ -58,6 +58,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     `secrets` where those of them are that must not be written down (keys and indices that lead there), `project` the
     folder to put on `sys.path`, `settings` what the settings of this run differ in from the defaults.
     `redact` are the patterns of REDACT, `masked` what is known to be secret: neither logs nor events tell it.
+    `code_version` says which code the driver has of `modules`, those of the DAG and its tasks.
     """
 
     run_id: str
@@ -73,6 +74,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "console"
     redact: tuple[str, ...] = ()
     masked: tuple[str, ...] = ()
+    code_version: str = ""
+    modules: tuple[str, ...] = ()
 
 
 def local_path(place: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -59,36 +58,7 @@ def check_storage(settings: Settings) -> None:
             raise SettingsError("STORAGE_ROOT", source, why, "install it, or give a folder") from None
 
 
-def code_version(compiled: Compiled, project: Path | None) -> str:
-    """Which code the DAG has: the git commit where there is one, and a digest of its modules' sources."""
-    modules = {compiled.dag.__module__} | {
-        target.__module__ for target in compiled.targets if isinstance(target, type) and issubclass(target, Task)
-    }
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None:
-            try:
-                digest.update(Path(file).read_bytes())
-            except OSError:
-                digest.update(name.encode())
-    commit = _git_commit(project or Path())
-    return f"{commit[:12]}+{digest.hexdigest()[:12]}" if commit else digest.hexdigest()[:12]
-
-
-def _git_commit(folder: Path) -> str:
-    """The commit that is checked out around `folder`, read without git; empty where that is not plain."""
-    try:
-        git = next(
-            each / ".git" for each in (folder.absolute(), *folder.absolute().parents) if (each / ".git").is_dir()
-        )
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        ref = head.removeprefix("ref: ")
-        if (git / ref).is_file():
-            return (git / ref).read_text().strip()
-        packed = (git / "packed-refs").read_text().splitlines()
-        return next(line.split()[0] for line in packed if line.endswith(f" {ref}"))
-    except (OSError, StopIteration, UnicodeError):
-        return ""
+def modules_of(compiled: Compiled) -> tuple[str, ...]:
+    """The modules of a DAG and its tasks."""
+    tasks = {target.__module__ for target in compiled.targets if isinstance(target, type) and issubclass(target, Task)}
+    return tuple(sorted({compiled.dag.__module__} | tasks))

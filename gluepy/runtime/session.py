@@ -16,10 +16,12 @@ import anyio
 import msgspec
 
 from gluepy.clock import Clock
+from gluepy.conf.code import code_version
 from gluepy.conf.context import Context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.parameters import RunParameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
+from gluepy.conf.secrets import known_secrets
 from gluepy.core import events as e
 from gluepy.core.events import SCHEMA_VERSION
 from gluepy.core.graph import Graph
@@ -38,11 +40,10 @@ from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.slots import Turn, places
 from gluepy.exec.task import Task, outputs_of
 from gluepy.loop import Doorbell
-from gluepy.redact import secrets_in
 from gluepy.runs.durations import learn_durations, read_durations, typical
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_hint
 from gluepy.runs.record import Record, new_run_id
-from gluepy.runtime.checks import check_processes, check_storage, code_version
+from gluepy.runtime.checks import check_processes, check_storage, modules_of
 from gluepy.runtime.descriptors import Descriptors, patiently
 from gluepy.runtime.options import make_executor, make_sinks, recorded_name
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResults
@@ -116,6 +117,10 @@ class Session:
         self.debug, self.pool, self.own_executor, self.sinks = self.resolved
         self.selection = select(self.state.graph, self.compiled.label, options)
         run_id = self.record.run_id
+        if self.plan is not None:
+            self.code_version = self.plan.code_version
+        else:
+            self.code_version = code_version(modules_of(self.compiled), settings.project)
         self.run = RunInfo(
             run_id=run_id,
             dag=self.compiled.label,
@@ -129,9 +134,16 @@ class Session:
             capture=bool(options.get("capture")) and not self.debug,
             log_format=settings.LOG_FORMAT,
             redact=tuple(settings.REDACT),
-            masked=tuple(_secrets(settings, self.parameters)),
+            masked=tuple(known_secrets(settings, self._contexts())),
+            code_version=self.code_version,
+            modules=modules_of(self.compiled),
         )
         self.feed = Feed(lambda offset: LogReader(self.record.events, offset))
+
+    def _contexts(self) -> Iterator[Context]:
+        parameters = self.parameters
+        yield parameters.context()
+        yield Context(parameters.given, "", list(parameters.hidden))
 
     @classmethod
     def new(cls, shared: Shared, dag: str | type[DAG], options: Mapping[str, Any]) -> Session:
@@ -197,7 +209,7 @@ class Session:
                 kept=reruns.kept,
                 changes=dag_changes,
                 code_before=state.code_version,
-                code_version=code_version(compiled, settings.project),
+                code_version=code_version(modules_of(compiled), settings.project),
                 bad_lines=log.bad,
                 gaps=log.gaps,
                 none_of=reruns.no_task_yet,
@@ -361,7 +373,7 @@ class Session:
             os.getpid(),
             self.state.graph.tree.record(),
             hashlib.sha256(params).hexdigest()[:16],
-            self.plan.code_version if self.plan else code_version(self.compiled, self.shared.settings.project),
+            self.code_version,
             {name: value for name, value in options.items() if value not in (None, False, "", [], ())},
         )
         if self.plan is None:
@@ -444,21 +456,6 @@ def _find_again(dag: str | type[DAG], settings: Settings, run_id: str) -> type[D
             raise
         hint = f"if it was moved: gluepy run FILE --retry {run_id}"
         raise ImportFailed(error.module, "there is no such file any more", hint=hint) from None
-
-
-def _secrets(settings: Settings, parameters: RunParameters) -> Iterator[str]:
-    """What is secret among the parameters, the user's own settings, those of groups and the environment: by REDACT, and
-    what CONTEXT_MODEL says."""
-    patterns = settings.REDACT
-    environment = {name: value for name, value in os.environ.items() if name not in ("PWD", "OLDPWD")}
-    given = Context(parameters.given, "", list(parameters.hidden))
-    for values in (parameters.context(), given, settings.own, environment):
-        for secret in secrets_in("", values, patterns):
-            if not (secret.startswith("/") and os.path.exists(secret)):  # a file that holds one is none
-                yield secret
-    for fields in settings.groups.values():
-        for name, (value, _) in fields.items():
-            yield from secrets_in(name, value, patterns)
 
 
 def _adopt(state: State, graph: Graph) -> list[str]:

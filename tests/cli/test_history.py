@@ -350,6 +350,7 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
         pipe("run", "pipe", "--run-id", run_id, "-q", "--task", "load")
         (pipe.folder / f"data/runs/{run_id}").mkdir(parents=True)
         pipe.write(f".gluepy-drafts/{run_id}/unpublished/load.1.0a1b2c3d/rows.csv", "precious")
+        pipe.write(f"data/.gluepy-attempts/{run_id}/load.1", "worker 1")
     done = pipe("prune", "--keep", "2", "--dry-run")
     assert done.returncode == 0
     assert done.stdout.startswith("a  pipe  finished  ")
@@ -364,6 +365,7 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
     assert not (pipe.folder / ".gluepy/runs/a").exists()
     assert (pipe.folder / "data/runs/a").is_dir()
     assert sorted(os.listdir(pipe.folder / ".gluepy-drafts")) == ["bb", "c"]
+    assert sorted(os.listdir(pipe.folder / "data/.gluepy-attempts")) == ["bb", "c"]
     time.sleep(1.1)
     done = pipe("prune", "--older-than", "1s", "--files")
     assert "deleted 2 runs and their files in " in done.stdout

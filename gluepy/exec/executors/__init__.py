@@ -10,12 +10,12 @@ from gluepy.exec.executors.capture import logged
 from gluepy.exec.executors.local import LocalExecutor
 
 if TYPE_CHECKING:
-    from gluepy.exec.executors.remote import run_attempt
+    from gluepy.exec.executors.entry import run_attempt
 
 __all__ = ["LocalExecutor", "logged", "run_attempt"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "run_attempt":  # drivers do without its module
-        return import_module("gluepy.exec.executors.remote").run_attempt
+        return import_module("gluepy.exec.executors.entry").run_attempt
     raise AttributeError(f"module 'gluepy.exec.executors' has no attribute {name!r}")

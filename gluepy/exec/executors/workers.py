@@ -11,14 +11,14 @@ import msgspec
 
 from gluepy.exec.boundary import failed
 from gluepy.exec.continuation import Continuation
-from gluepy.exec.executors import remote
+from gluepy.exec.executors import entry
 from gluepy.exec.executors.capture import AttemptOutput, tell_failure
 from gluepy.exec.executors.processes import EntryFailed, Killed, Reply, WorkerCall, WorkerLost, WorkerPool
 from gluepy.exec.port import Attempt, Outcome, Output, RunInfo, Stopped
 from gluepy.exec.scope import redactor_of
 
 _KNOWN_RUNS = 64
-_ENTRY = "gluepy.exec.executors.remote:run_message"
+_ENTRY = "gluepy.exec.executors.entry:run_message"
 
 
 class Workers:
@@ -57,7 +57,7 @@ class Workers:
             while len(self._runs) >= _KNOWN_RUNS:
                 del self._runs[next(iter(self._runs))]
             self._sessions += 1
-            known = run, (f"{run.run_id}:{self._sessions}", remote.encode_run(run))
+            known = run, (f"{run.run_id}:{self._sessions}", entry.encode_run(run))
             self._runs[run.run_id] = known
         return known[1]
 
@@ -86,7 +86,7 @@ class _Chain:
         return WorkerCall(
             _ENTRY,
             self._shared,
-            remote.attempt_message(self.attempt),
+            entry.attempt_message(self.attempt),
             self._on_line,
             self._on_message,
             self._on_killed,
@@ -130,7 +130,7 @@ class _Chain:
             print(line, file=sys.stdout if stream == "stdout" else sys.stderr)
 
     def _on_message(self, data: bytes) -> None:
-        emission = remote.decode_emission(data)
+        emission = entry.decode_emission(data)
         if self._output is not None and isinstance(emission, Output):
             self._output.line(emission.stream, emission.line)
         else:
@@ -142,7 +142,7 @@ class _Chain:
 
 def _outcome_of(reply: Reply) -> Outcome:
     return msgspec.structs.replace(
-        remote.outcome_of(reply.body),
+        entry.outcome_of(reply.body),
         worker=reply.worker,
         pid=reply.pid,
         cpu_s=reply.cpu_s,

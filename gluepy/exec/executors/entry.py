@@ -1,4 +1,4 @@
-"""The far end of an attempt: a message comes in, its task runs, an outcome goes back.
+"""Where attempts enter a process that runs them: a message comes in, its task runs, an outcome goes back.
 
 Both ways all is msgpack of plain data. An exception travels as type, message and traceback text; the object itself
 only between processes of one machine, and only if it survives pickling there and back.
@@ -71,6 +71,8 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
     finally:
         leave_scope(token)
     attempt = msgspec.structs.replace(attempt, target=target)
+    if pool == "loop":  # on another machine: in the driver its event loop runs them
+        return lambda: _ended(run_loop(execute_async, attempt, own), output)
     return lambda: _ended(execute(attempt, own), output)
 
 
@@ -133,8 +135,8 @@ class _Unpickler(pickle.Unpickler):  # what it reads was written by our own work
 
 
 def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
-    """Run `attempt`, plain or async, here and now, and tell how it ended: the far end of an executor, for a process
-    that runs nothing else meanwhile.
+    """Run `attempt`, plain or async, here and now, and tell how it ended: for the process that an executor has
+    started for it, which runs nothing else meanwhile.
 
     The run's project goes on `sys.path`. `emit` gets metrics and progress and, while the run captures, what the task
     prints and logs as `Output`, also the traceback of a failure; from whatever thread they come. What it writes to the
