@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -279,11 +278,14 @@ def test_a_process_that_is_forked_while_another_thread_writes_a_line_does_not_ha
     assert "said by the copy" in run.stdout
 
 
-class ForksInC(Task):
-    """Python does not notice the fork, so none of its hooks run."""
+IN_C = """
+import ctypes, os, sys
+import anyio
+from gluepy import DAG, Task, run_dag
 
-    def run(self) -> None:
-        child = ctypes.PyDLL(None).fork()
+class ForksInC(Task):
+    def run(self):
+        child = ctypes.PyDLL(None).fork()  # Python does not notice, so none of its hooks run
         if not child:
             try:
                 self.metric("told", 1)
@@ -292,8 +294,22 @@ class ForksInC(Task):
             os._exit(9)
         self.metric("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
+class D(DAG):
+    tasks = (ForksInC,)
 
-async def test_a_process_forked_behind_pythons_back_is_refused(go: Go) -> None:
-    result, events = await ran(go, ForksInC)
-    assert result.status == "finished"
-    assert metrics_of(events) == {"status": 7, "after": 1}
+async def main():
+    await run_dag(D, run_id="forks")
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_process_forked_behind_pythons_back_is_refused(backend: str, tmp_path: Path) -> None:
+    # In a process with as few threads as can be: the copy has none of them, and the locks that they held.
+    run = subprocess.run(
+        [sys.executable, "-c", IN_C, backend], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert run.returncode == 0, run.stderr
+    events = list(LogReader(tmp_path / ".gluepy/runs/forks/events.jsonl", ended=True).events())
+    assert metrics_of(events) == {"status": 7}
