@@ -532,6 +532,34 @@ def cancel(
     raise typer.Exit(cancel_command(_invocation(ctx), run))
 
 
+@app.command(short_help="Run attempts of other machines' runs, for the executor 'celery'.")
+def worker(
+    ctx: typer.Context,
+    queue: Annotated[
+        str | None, typer.Option("--queue", "-q", metavar="Q", help="Take attempts from this queue. [CELERY.queue]")
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", "-c", metavar="N", min=1, help="Run N attempts at a time. [CONCURRENCY]"),
+    ] = None,
+) -> None:
+    """Run the attempts of runs whose executor is 'celery', with this project's code, settings and secrets.
+
+    It takes them from a queue of CELERY.broker_url. SIGTERM and Ctrl-C let it finish what runs, and take nothing more;
+    another one kills what runs, and its driver tries it elsewhere if its task may be retried. SIGHUP starts it anew,
+    with the code and settings as they are then.
+
+    \b
+      gluepy worker --concurrency 4
+      gluepy worker --queue gpu
+
+    Exit codes: 0 it was stopped; 2 a mistake in the settings; 3 the broker cannot be reached.
+    """
+    from gluepy.cli.working import work
+
+    raise typer.Exit(work(_invocation(ctx), queue, concurrency))
+
+
 @app.command(short_help="Delete the records of old runs.")
 def prune(
     ctx: typer.Context,

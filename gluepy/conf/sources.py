@@ -21,6 +21,7 @@ PREFIX = "GLUEPY_"
 PYPROJECT = Source("pyproject", "[tool.gluepy] in pyproject.toml")
 SHIPPED_GROUPS = (
     "LOCAL",
+    "CELERY",
     "JSONLINES",
 )  # groups of the executors and sinks in this package, known without importing them
 

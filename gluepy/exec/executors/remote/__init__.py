@@ -40,5 +40,18 @@ from gluepy.exec.executors.remote.agent import Agent, Lease, Tell
 from gluepy.exec.executors.remote.calls import Call, Calls
 from gluepy.exec.executors.remote.fence import Fence, StorageFence
 from gluepy.exec.executors.remote.here import cancel_here, close_here, run_here
+from gluepy.exec.executors.remote.messages import stopped_report
 
-__all__ = ["Agent", "Call", "Calls", "Fence", "Lease", "StorageFence", "Tell", "cancel_here", "close_here", "run_here"]
+__all__ = [
+    "Agent",
+    "Call",
+    "Calls",
+    "Fence",
+    "Lease",
+    "StorageFence",
+    "Tell",
+    "cancel_here",
+    "close_here",
+    "run_here",
+    "stopped_report",
+]

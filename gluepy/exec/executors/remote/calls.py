@@ -27,7 +27,8 @@ class Calls:
     """The attempts that an executor has under way elsewhere. `executor` is what errors call it.
 
     `beat_s` has workers tell every so many seconds that an attempt goes on, for engines that do not notice when a
-    worker dies; one that is silent for `silence_s` is lost. `patience_s` has a worker stop an attempt whose driver is
+    worker dies; one that is silent for `silence_s` is lost, and after a second delivery of its attempt one that is
+    silent for `confirm_s`. `patience_s` has a worker stop an attempt whose driver is
     silent for so long, for engines that do not tell a worker when a driver dies; the executor then sees to it that
     `Lease.renew` is called more often than that.
     """
@@ -38,10 +39,12 @@ class Calls:
         *,
         beat_s: float | None = None,
         silence_s: float | None = None,
+        confirm_s: float | None = None,
         patience_s: float | None = None,
     ) -> None:
         self.executor = executor
         self.beat_s, self.silence_s, self.patience_s = beat_s, silence_s, patience_s
+        self.confirm_s = confirm_s or silence_s or 0.0
         self._preparing = anyio.Lock()
         self._open: dict[str, Call] = {}
         self._runs: dict[str, tuple[RunInfo, RunInfo, str | None]] = {}  # as they are, as they travel, their tokens
@@ -110,7 +113,8 @@ class Call:
         self._reports: dict[int, Report] = {}  # that have come before one that is still missing
         self._next = 0  # the number of the report that is to be taken next
         self._last: Report | None = None
-        self._answer: Report | None = None  # of a delivery that runs nothing
+        self._answer: Report | None = None  # of a delivery that runs nothing, and the one that runs it is silent since
+        self._answered = 0.0
         self._heard = time.monotonic()
         self._news = anyio.Event()
 
@@ -122,14 +126,14 @@ class Call:
     def take(self, report: Report) -> None:
         """`Calls.take`, of one that is this attempt's."""
         if report.number < 0 and report.delivery != self._delivery:  # of one that runs nothing, or a beat that is ahead
-            if report.taken:
-                self._answer = report
+            if report.taken and self._answer is None:
+                self._answer, self._answered = report, time.monotonic()
                 self._news.set()
             return
         self._delivery = self._delivery or report.delivery
         if report.delivery != self._delivery:
             return
-        self._heard = time.monotonic()
+        self._heard, self._answer = time.monotonic(), None
         if report.number < self._next:
             return
         self._reports[report.number] = report
@@ -147,7 +151,7 @@ class Call:
         while self._last is None:
             # A second delivery comes to nothing while the first is well. Where workers do not beat, the engine delivers
             # again only if it has lost the first.
-            if self._answer is not None and (silence_s is None or self._is_silent()):
+            if self._answer is not None and time.monotonic() - self._answered >= self._calls.confirm_s:
                 return self.lost(f"it was begun before, and not ended, by {self._answer.taken}")
             if self._delivery and self._is_silent():
                 return self.lost(f"nothing was heard of its worker for {silence_s:g} s")

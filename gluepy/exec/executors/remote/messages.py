@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,3 +106,8 @@ def encode_report(report: Report) -> str:
 def decode_report(text: str) -> Report:
     """The report in `text`. Raises `msgspec.DecodeError` for anything else."""
     return _reports.decode(text)
+
+
+def stopped_report(key: str, why: str) -> str:
+    """The only report of a delivery that could not come to an agent, or that the agent failed at."""
+    return encode_report(Report(key=key, delivery=os.urandom(8).hex(), number=0, stopped=why))

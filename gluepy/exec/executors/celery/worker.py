@@ -1,0 +1,233 @@
+"""The worker's side: `gluepy worker`, a Celery worker whose prefork processes have an `Agent` each."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+import anyio
+from anyio.from_thread import BlockingPortal
+from anyio.streams.memory import MemoryObjectReceiveStream
+from billiard.process import current_process
+from celery.signals import worker_process_shutdown, worker_ready, worker_shutting_down
+
+from gluepy.errors import ExecutorBroken
+from gluepy.exec.executors.celery.application import TASK, check_version, make_application, queue_of
+from gluepy.exec.executors.celery.channel import Unreachable, Word, check_urls, open_worker_end
+from gluepy.exec.executors.celery.options import CelerySettings, shown
+from gluepy.exec.executors.remote import Agent, Lease, stopped_report
+from gluepy.loop import run_loop
+
+_WHO = "gluepy worker"
+_AT_ONCE = 100  # reports
+_LOOK_S = 0.5
+
+
+class _Attempt:
+    """An attempt that runs in this process."""
+
+    def __init__(self, driver: str, run: str, key: str) -> None:
+        self.driver, self.run, self.key = driver, run, key
+        self.lease = Lease()
+
+    def hear(self, word: Word) -> None:
+        """A driver has said it."""
+        if word.cancel == self.key:
+            self.lease.cancel()
+        elif word.driver == self.driver:
+            self.lease.renew()
+        elif self.run in word.runs:  # a run has one driver
+            self.lease.cancel("another driver goes on with the run")
+
+
+class _Process:
+    """What a prefork process has: a thread with an event loop, in which agent and channel live. A daemon: when the pool
+    ends the process, or something kills it, the guards kill what runs."""
+
+    def __init__(self, settings: CelerySettings, worker: str) -> None:
+        self.pid = os.getpid()
+        self._settings, self._worker = settings, worker
+        self._attempts: set[_Attempt] = set()
+        self._gone: set[str] = set()  # drivers of which nothing is heard
+        self._is_ready = threading.Event()
+        self._error: BaseException | None = None
+        self._portal: BlockingPortal
+        self._thread = threading.Thread(target=self._main, name="gluepy-agent", daemon=True)
+        self._thread.start()
+        self._is_ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def run(self, driver: str, run: str, key: str, text: str) -> None:
+        """Run the attempt, and report it. Returns when that has arrived, or when nobody waits for it any more."""
+        self._portal.call(self._run, driver, run, key, text)
+
+    def close(self) -> None:
+        """Kill what runs, and report that."""
+        self._portal.call(self._is_over.set)
+        self._thread.join()
+
+    def _main(self) -> None:
+        try:
+            run_loop(self._serve)
+        except BaseException as error:
+            self._error = error
+            self._is_ready.set()
+
+    async def _serve(self) -> None:
+        self._is_over, self._posted = anyio.Event(), anyio.Event()
+        self._outbox, outbox = anyio.create_memory_object_stream[tuple[str, str]](float("inf"))
+        async with open_worker_end(self._settings) as self._channel, anyio.create_task_group() as group:
+            group.start_soon(self._post, outbox)
+            group.start_soon(self._listen)
+            async with BlockingPortal() as self._portal, Agent(self._worker) as self._agent:
+                self._is_ready.set()
+                await self._is_over.wait()
+            await self._all_posted()
+            group.cancel_scope.cancel()
+
+    async def _run(self, driver: str, run: str, key: str, text: str) -> None:
+        attempt = _Attempt(driver, run, key)
+        self._attempts.add(attempt)
+
+        def tell(report: str) -> None:
+            if self._posted.is_set():
+                self._posted = anyio.Event()
+            self._outbox.send_nowait((driver, report))
+
+        try:
+            await self._wait_for_driver(attempt)
+            await self._agent.run(text, tell, attempt.lease)
+        except Exception as error:  # the driver must hear of it, or it would wait for ever
+            tell(stopped_report(key, f"worker {self._worker}: {type(error).__name__}: {error}"))
+            raise
+        finally:
+            self._attempts.discard(attempt)
+            with anyio.CancelScope(shield=True):
+                await self._all_posted()
+
+    async def _wait_for_driver(self, attempt: _Attempt) -> None:
+        """Return when the driver is known to be there, or its lease is cancelled. Orders outlive their drivers."""
+        patience_s = 0.0 if attempt.driver in self._gone else self._settings.heartbeat_s
+        with anyio.move_on_after(patience_s) as patience:
+            while not attempt.lease.why:
+                match await self._channel.driver_of(attempt.run, attempt.driver):
+                    case True:
+                        self._gone.discard(attempt.driver)
+                        return
+                    case False:
+                        attempt.lease.cancel("another driver goes on with the run")
+                        return
+                    case None:
+                        await anyio.sleep(_LOOK_S)
+        if patience.cancelled_caught:
+            self._gone.add(attempt.driver)
+            attempt.lease.cancel("nothing was heard of the driver")
+
+    async def _listen(self) -> None:
+        async for word in self._channel.words():
+            self._gone.discard(word.driver)
+            for attempt in list(self._attempts):
+                attempt.hear(word)
+
+    async def _post(self, outbox: MemoryObjectReceiveStream[tuple[str, str]]) -> None:
+        async for driver, report in outbox:
+            waiting, count = {driver: [report]}, 1
+            while count < _AT_ONCE and outbox.statistics().current_buffer_used:
+                driver, report = outbox.receive_nowait()
+                waiting.setdefault(driver, []).append(report)
+                count += 1
+            for driver, reports in waiting.items():
+                await self._channel.tell(driver, reports)
+            if not outbox.statistics().current_buffer_used:
+                self._posted.set()
+
+    async def _all_posted(self) -> None:
+        """Return when all reports have arrived; or when the driver has given up waiting for them."""
+        with anyio.move_on_after(self._settings.silence_s):
+            await self._posted.wait()
+
+
+_process: _Process | None = None
+
+
+def run_worker(settings: CelerySettings, queue: str | None, concurrency: int, project: str) -> int:
+    """Take attempts from `queue` (None: the settings' own) and run them, `concurrency` at a time, until SIGTERM or
+    SIGINT; then finish those that run. Returns an exit code. Only in the main thread: Celery takes its signals.
+
+    A second signal kills what runs. SIGHUP starts it anew, with new code and settings. Raises `ExecutorBroken` and
+    `SettingsError`.
+    """
+    if sys.platform == "win32":
+        raise ExecutorBroken(_WHO, "it needs processes that can be forked", "run it on Linux or macOS")
+    check_urls(settings)
+    check_version(_WHO)
+    queue = queue or settings.queue
+    application = make_application(settings)
+    application.conf.task_queues = [queue_of(settings, queue)]
+    name = f"gluepy-{os.getpid()}@{socket.gethostname()}"
+    main = os.getpid()
+
+    @application.task(name=TASK)  # type: ignore[untyped-decorator]
+    def attempt(driver: str, run: str, key: str, text: str) -> None:
+        global _process
+        index = getattr(current_process(), "index", None)
+        if index is None:
+            raise RuntimeError("attempts run in prefork processes only")
+        if _process is None or _process.pid != os.getpid():
+            _process = _Process(settings, f"{name}/{index + 1}")
+        _say(f"begin {key}")
+        _process.run(driver, run, key, text)
+        _say(f"end   {key}")
+
+    def on_ready(**_: object) -> None:
+        places = f"{concurrency} at a time, from the queue {queue!r} of {shown(settings.broker_url or '')}"
+        _say(f"worker {name} runs attempts of {project}: {places}")
+
+    def on_shutdown(how: str = "", **_: object) -> None:
+        if os.getpid() == main and how == "Warm":
+            _say("finishing what runs, and taking nothing more; another signal kills it")
+
+    def on_process_end(**_: object) -> None:
+        if _process is not None and _process.pid == os.getpid():
+            _process.close()
+
+    worker_ready.connect(on_ready)
+    worker_shutting_down.connect(on_shutdown)
+    worker_process_shutdown.connect(on_process_end)
+    _try_servers(application, settings)
+    worker = application.Worker(
+        hostname=name,
+        pool="prefork",
+        concurrency=concurrency,
+        loglevel="WARNING",
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _try_servers(application: Any, settings: CelerySettings) -> None:
+    async def try_channel() -> None:
+        async with open_worker_end(settings):
+            pass
+
+    try:
+        with application.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+        run_loop(try_channel)
+    except Unreachable as error:
+        raise ExecutorBroken(_WHO, str(error), "start it, or set CELERY.channel_url") from None
+    except application.connection_for_read().connection_errors as error:
+        why = f"cannot reach {shown(settings.broker_url or '')}: {error}"
+        raise ExecutorBroken(_WHO, why, "start it, or set CELERY.broker_url") from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - to who has started it
