@@ -26,7 +26,7 @@ import anyio
 
 from gluepy.clock import Clock
 from gluepy.core import events as e
-from gluepy.core.scheduler import GRACE_S
+from gluepy.core import scheduler as s
 from gluepy.exec.port import Attempt
 from gluepy.loop import Doorbell
 
@@ -113,8 +113,8 @@ class Timeouts:
     def cancelled(self, node: int, attempt: Attempt, now: float) -> None:
         """The call of the node's attempt is about to be cancelled: on the event loop it has `GRACE_S` to end."""
         if attempt.pool == "loop":
-            self.graces.add(node, now + GRACE_S)
-            self.wake_at(now + GRACE_S)
+            self.graces.add(node, now + s.GRACE_S)
+            self.wake_at(now + s.GRACE_S)
 
     def ended(self, node: int) -> None:
         """The attempt of `node` has ended."""

@@ -12,9 +12,10 @@ import psutil
 import pytest
 from console_calls import Console, until
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="what is nobody's child any more is found on Linux only"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="what is nobody's child any more is found on Linux only"),
+]
 
 STARTERS = """
     import asyncio, multiprocessing, os, subprocess, sys, threading, time

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
 from console_calls import Console, Terminal
+
+pytestmark = pytest.mark.slow
 
 FLOW = """
     import anyio

@@ -20,6 +20,7 @@ class TestAnAgentInThisProcess(ExecutorContract):
         return AgentExecutor()
 
 
+@pytest.mark.slow
 class TestAgentsInProcesses(ExecutorContract):
     @pytest.fixture
     def kind(self, anyio_backend: str) -> str:
@@ -30,6 +31,7 @@ class TestAgentsInProcesses(ExecutorContract):
         return PipeExecutor("--own")
 
 
+@pytest.mark.slow
 class TestAgentsOfAProjectOfTheirOwn(ExecutorContract):
     @pytest.fixture(params=["plain"])
     def kind(self, request: pytest.FixtureRequest) -> str:

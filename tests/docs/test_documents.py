@@ -19,7 +19,16 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w/.-]+\.\w+)\n")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.stem)
+SLOW = {"testing"}  # it runs contract suites
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(document, marks=pytest.mark.slow if document.stem in SLOW else (), id=document.stem)
+        for document in DOCUMENTS
+    ],
+)
 def test_what_a_document_says_works(document: Path, tmp_path: Path) -> None:
     blocks = BLOCK.findall(document.read_text(encoding="utf-8"))
     commands = 0

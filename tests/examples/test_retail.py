@@ -17,7 +17,8 @@ import pytest
 if TYPE_CHECKING:
     import polars as pl
 
-pytestmark = pytest.mark.xdist_group("retail")  # in one process, so that the data is prepared once
+# In one process, so that the data is prepared once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("retail")]
 
 DEPARTMENTS = 32
 HOUSEHOLDS = 2_469

@@ -13,7 +13,7 @@ from workers import HOLD, STAY, WORKERS, Heard, call, calling
 
 from gluepy.exec.executors.processes import Killed, WorkerLost, WorkerPool, size
 
-pytestmark = WORKERS
+pytestmark = [pytest.mark.slow, *WORKERS]
 
 
 async def test_a_call_that_uses_more_than_its_memory_is_killed() -> None:

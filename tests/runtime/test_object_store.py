@@ -18,6 +18,8 @@ from gluepy.conf.schema import Settings
 from gluepy.errors import RunStopped
 from gluepy.testing import task_run
 
+pytestmark = pytest.mark.slow
+
 
 def left() -> list[str]:
     """What is left in the folder for temporary files."""

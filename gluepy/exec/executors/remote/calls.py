@@ -123,6 +123,18 @@ class Call:
         """Whether the last report has come."""
         return self._last is not None
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether the last report has come, and says that the attempt was stopped, or its process lost, before it
+        ended: an engine may know more about it."""
+        last = self._last
+        return last is not None and (bool(last.stopped) or (last.outcome is not None and last.outcome.reason == "lost"))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the worker that runs it was not heard of for `silence_s`."""
+        return bool(self._delivery) and self._is_silent()
+
     def take(self, report: Report) -> None:
         """`Calls.take`, of one that is this attempt's."""
         if report.number < 0 and report.delivery != self._delivery:  # of one that runs nothing, or a beat that is ahead
