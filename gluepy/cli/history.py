@@ -104,10 +104,10 @@ def prune(
                         place = settings.run_files(run.run_id)
                         of_run = RunInfo(run_id=run.run_id, dag=run.dag, path=place, storage=settings.storage_root)
                         discard(of_run)
-                        if files or local_path(settings.storage_root) is not None:
-                            _delete_files(claims_of(of_run))
                         if files:
                             _delete_files(place)
+                        if files or local_path(settings.storage_root) is not None:
+                            _delete_files(claims_of(of_run))
                 except RunLocked:
                     tell(f"kept {run.run_id}: it has just been resumed")
                     continue

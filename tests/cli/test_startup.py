@@ -31,8 +31,8 @@ gluepy.traces gluepy.version
 RUN = f"""{HELP}
 gluepy.cli.guard gluepy.cli.interrupts gluepy.cli.estimate gluepy.cli.plan gluepy.cli.progress
 gluepy.cli.running gluepy.cli.story
-gluepy.clock gluepy.conf.contextfiles gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema
-gluepy.conf.sources gluepy.core
+gluepy.clock gluepy.conf.code gluepy.conf.contextfiles gluepy.conf.dags gluepy.conf.parameters gluepy.conf.schema
+gluepy.conf.secrets gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler
 gluepy.core.selection gluepy.core.state
