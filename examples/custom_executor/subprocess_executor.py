@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 
 from gluepy.conf.schema import Settings
 from gluepy.exec.executors import logged, run_attempt
-from gluepy.exec.port import Attempt, Emission, Emit, Executor, ExecutorBroken, Outcome, emission_message, emission_of
+from gluepy.exec.port import Attempt, Emission, Emit, Executor, Outcome, emission_message, emission_of
 
 LONGEST = 1 << 24  # bytes of a line
 
@@ -59,12 +60,14 @@ class SubprocessExecutor(Executor):
                     if kind == "outcome":
                         return Outcome.from_message(message)
                     tell(emission_of(message))
-        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError) as error:
-            raise ExecutorBroken(self.name, f"the process of {attempt.task!r} died") from error
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
+            why = "its process died"
+            return Outcome(status="failed", reason="lost", error_type="ProcessDied", error_message=why)
         finally:  # also when the call is cancelled: the work has to stop before that is let through
             with anyio.CancelScope(shield=True):
-                if process.returncode is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may have ended by itself
+                    if process.returncode is None:
+                        os.killpg(process.pid, signal.SIGKILL)
                 await process.aclose()
 
 

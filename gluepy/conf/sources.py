@@ -22,6 +22,7 @@ PYPROJECT = Source("pyproject", "[tool.gluepy] in pyproject.toml")
 SHIPPED_GROUPS = (
     "LOCAL",
     "CELERY",
+    "DASK",
     "SLURM",
     "JSONLINES",
 )  # groups of the executors and sinks in this package, known without importing them

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, cast
 
 import anyio
+import psutil
 import pytest
 from filelock import FileLock, Timeout
 
@@ -86,13 +87,17 @@ class ExecutorContract:
     ones (override the fixture `kind`, with other params, to leave one out), and on asyncio and trio (override
     `anyio_backend`, to return one name, where an engine knows only one). `pool` is the run's option for plain tasks.
     Tests and tasks need a folder that both can reach: override `settings` where that is not `tmp_path`. `bound_s` is
-    how long stopping may take.
+    how long stopping may take, and `many` how many quick tasks it should run in one go. `in_processes` says that an
+    attempt has a process of its own, on this machine: then it is killed with what it has started, and may be killed
+    by others, and this is tested, too.
     """
 
     pytestmark: ClassVar = [pytest.mark.anyio]
 
     pool: str | None = None
     bound_s = 60.0
+    many = 50
+    in_processes = False
 
     @pytest.fixture
     def executor(self) -> Executor:
@@ -163,6 +168,15 @@ class ExecutorContract:
         assert bench.watched.outcomes["hopeless", 1].retryable is False
         assert (result.status, result.tasks["hopeless"].attempts) == ("failed", 1)
         assert (Path(result.files) / "attempts").read_text() == "x"
+
+    async def test_error_of_a_megabyte_is_told_cut_short(self, bench: Bench) -> None:
+        result = await bench.run(bench.task(t.FailsAtLength))
+        outcome = bench.watched.outcomes["failsatlength", 1]
+        assert (outcome.reason, outcome.error_type) == ("exception", "ValueError")
+        assert outcome.error_message.startswith("größexxx")
+        assert len(outcome.error_message) <= 10_000
+        assert "ValueError: größexxx" in outcome.error_stack
+        assert result.status == "failed"
 
     # What attempts get.
 
@@ -244,6 +258,13 @@ class ExecutorContract:
         assert {(each.task, each.attempt) for each in lines} == {("speaks", 1)}
         assert sorted((result.path / "logs" / "speaks.1.log").read_text().splitlines()) == sorted(logged)
 
+    async def test_long_output_comes_whole_and_in_order(self, bench: Bench) -> None:
+        result = await bench.run(bench.task(t.SaysMuch), capture=True)
+        lines = (result.path / "logs" / "saysmuch.1.log").read_text().splitlines()
+        assert lines == [f"line {number}" for number in range(t.SaysMuch.lines)]
+        metrics = [event.value for event in events_of(result) if isinstance(event, TaskMetric)]
+        assert metrics == [t.SaysMuch.lines]
+
     async def test_log_file_of_a_failed_attempt_ends_with_its_traceback(self, bench: Bench) -> None:
         result = await bench.run(bench.task(t.Fails), capture=True)
         event = next(event for event in events_of(result) if isinstance(event, TaskFailed))
@@ -260,6 +281,15 @@ class ExecutorContract:
     async def test_attempts_run_side_by_side(self, bench: Bench) -> None:
         result = await bench.run(parallel(*(bench.task(t.Meets)(number=number, of=3) for number in range(3))))
         assert result.status == "finished", [str(each.error) for each in result.tasks.values()]
+
+    async def test_named_limit_bounds_how_many_run(self, bench: Bench) -> None:
+        result = await bench.run(each(bench.task(t.Excludes), number=[1, 2, 3, 4]))
+        assert result.status == "finished", [str(each.error) for each in result.tasks.values()]
+
+    async def test_many_quick_tasks_all_run(self, bench: Bench) -> None:
+        result = await bench.run(each(bench.task(t.Named), number=list(range(self.many))))
+        assert result.status == "finished"
+        assert len(list(Path(result.files).glob("named-*"))) == self.many
 
     async def test_cancelled_scope_stops_the_work_soon(self, bench: Bench) -> None:
         async with bench.runtime() as runtime, anyio.create_task_group() as tasks:
@@ -294,6 +324,45 @@ class ExecutorContract:
             bench.assert_stopped(Path(result.files))
             await bench.let_go(Path(result.files))
 
+    async def test_cancelled_attempt_is_killed_with_what_it_has_started(self, bench: Bench) -> None:
+        self._needs_processes(bench)
+        async with bench.runtime() as runtime, anyio.create_task_group() as tasks:
+            tasks.start_soon(bench.run_in, runtime, t.Forks)
+            pids = bench.pids(await bench.files_with("here"))
+            assert all(map(_is_alive, pids))
+            tasks.cancel_scope.cancel()
+        await until(lambda: not any(map(_is_alive, pids)), self.bound_s)
+        assert_events(events_of(bench.record()), "task.cancelled forks", "run.cancelled")
+
+    async def test_attempt_beyond_its_timeout_is_killed_with_what_it_has_started(self, bench: Bench) -> None:
+        self._needs_processes(bench)
+        async with bench.runtime() as runtime:
+            with anyio.fail_after(self.bound_s + 60):
+                result = await bench.run_in(runtime, t.ForksTooLong)
+            failed = next(event for event in events_of(result) if isinstance(event, TaskFailed))
+            assert (failed.reason, failed.abandoned) == ("timeout", False)
+            pids = bench.pids(Path(result.files))
+            await until(lambda: not any(map(_is_alive, pids)), self.bound_s)
+
+    async def test_attempt_whose_process_is_killed_is_lost_and_tried_again(self, bench: Bench) -> None:
+        self._needs_processes(bench)
+        result = await bench.run(t.Dies)
+        outcome = bench.watched.outcomes["dies", 1]
+        assert (outcome.status, outcome.reason) == ("failed", "lost")
+        assert (result.status, result.tasks["dies"].attempts) == ("finished", 2)
+        assert (Path(result.files) / "attempts").read_text() == "xx"
+
+    def _needs_processes(self, bench: Bench) -> None:
+        if not self.in_processes or bench.is_async:
+            pytest.skip("for plain tasks of executors with in_processes = True")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
 
 class Bench:
     """What the tests of `ExecutorContract` run DAGs with."""
@@ -302,6 +371,16 @@ class Bench:
         self.watched = Watched(executor)
         self.settings = settings
         self._kind, self._pool = kind, pool
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the tasks are async."""
+        return self._kind == "async"
+
+    @staticmethod
+    def pids(files: Path) -> list[int]:
+        """The ids of processes that a task has left in its file `here`."""
+        return [int(word) for word in (files / "here").read_text().split()]
 
     def task(self, plain: type[Task]) -> Any:
         """The task, plain or async."""

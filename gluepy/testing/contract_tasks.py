@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -267,6 +269,76 @@ class AsyncOverruns(AsyncStays):
 
 
 ASYNC.update({Meets: AsyncMeets, Stays: AsyncStays, Overruns: AsyncOverruns})
+
+
+@_with_async_twin
+class SaysMuch(Task):
+    """Prints many lines, and tells how many."""
+
+    lines = 20_000
+
+    def run(self) -> None:
+        """Print them."""
+        for number in range(self.lines):
+            print(f"line {number}")  # noqa: T201
+        self.metric("lines", self.lines)
+
+
+@_with_async_twin
+class FailsAtLength(Task):
+    """Fails with a message of a megabyte."""
+
+    def run(self) -> None:
+        """Fail."""
+        raise ValueError("größe" + "x" * 2**20)
+
+
+@_with_async_twin
+class Excludes(Task):
+    """Fails if another of its kind runs at the same time, which the limit `slot` forbids."""
+
+    uses = {"slot": 1}  # noqa: RUF012
+    number: int
+
+    def run(self) -> None:
+        """Be alone for a moment."""
+        alone = self.local(self.path) / "alone"
+        with alone.open("x"):
+            time.sleep(0.02)
+        alone.unlink()
+
+
+class Forks(Task):
+    """Starts a process that starts another, and waits for the first."""
+
+    def run(self) -> Any:
+        """Leave the ids of all three."""
+        code = (
+            "import subprocess, sys; last = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(999)'])\n"
+            "print(last.pid, flush=True); last.wait()"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            with self.atomic("here") as file:
+                file.write_text(f"{os.getpid()} {child.pid} {child.stdout.readline()}")
+            child.wait()
+
+
+class ForksTooLong(Forks):
+    """`Forks`, for longer than it may: the time is enough to get there."""
+
+    timeout_s = 3.0
+
+
+class Dies(Task):
+    """Kills its process on its first attempt."""
+
+    retries = Retry(attempts=2, wait_s=0, jitter=0)
+
+    def run(self) -> None:
+        """Be killed, or not."""
+        if _count(self.path / "attempts") < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def numbers() -> list[int]:

@@ -19,6 +19,7 @@ class TestThreadsAndTheLoop(ExecutorContract):
 
 class TestProcesses(ExecutorContract):
     pool = "process"
+    in_processes = True
 
     @pytest.fixture(params=["plain"])
     def kind(self, request: pytest.FixtureRequest) -> str:

@@ -13,6 +13,9 @@ from gluepy.testing import ExecutorContract
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it kills a process group")
 class TestSubprocesses(ExecutorContract):
+    in_processes = True
+    many = 6
+
     @pytest.fixture
     def kind(self, anyio_backend: str) -> str:
         return "plain" if anyio_backend == "asyncio" else "async"  # a process costs half a second: not all four pairs

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="agents have wor
 
 
 class TestAnAgentInThisProcess(ExecutorContract):
+    in_processes = True
+
     @pytest.fixture
     def executor(self) -> Executor:
         return AgentExecutor()
@@ -22,6 +24,9 @@ class TestAnAgentInThisProcess(ExecutorContract):
 
 @pytest.mark.slow
 class TestAgentsInProcesses(ExecutorContract):
+    in_processes = True
+    many = 6
+
     @pytest.fixture
     def kind(self, anyio_backend: str) -> str:
         return "plain" if anyio_backend == "asyncio" else "async"  # a process costs half a second: not all four pairs
@@ -33,6 +38,8 @@ class TestAgentsInProcesses(ExecutorContract):
 
 @pytest.mark.slow
 class TestAgentsOfAProjectOfTheirOwn(ExecutorContract):
+    in_processes = True
+
     @pytest.fixture(params=["plain"])
     def kind(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)

@@ -549,8 +549,8 @@ def test_a_bad_field_of_a_group_names_its_source(
 def test_a_group_that_nobody_declares_is_unknown(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "engine_of_mine", SimpleNamespace(Plain=object))
     monkeypatch.setenv("GLUEPY_EXECUTOR_BACKEND", "engine_of_mine.Plain")
-    monkeypatch.setenv("GLUEPY_DASK__WORKERS", "8")
-    assert "GLUEPY_DASK__WORKERS (environment): there is no such setting" in error_of(write())
+    monkeypatch.setenv("GLUEPY_FLOCK__WORKERS", "8")
+    assert "GLUEPY_FLOCK__WORKERS (environment): there is no such setting" in error_of(write())
 
 
 def test_a_group_must_be_a_mapping(write: Write) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,8 @@ class Admission:
     def _admit(self, order: Order, attempt: Attempt) -> tuple[Attempt, str]:
         if not self._own:
             self._check_module(attempt)
+        elif order.path and sys.path != list(order.path):
+            sys.path[:] = order.path
         known = self._runs.get(attempt.run.run_id)
         if known is None or known[0] != attempt.run:
             if order.token is not None and not has_token(attempt.run, order.token):

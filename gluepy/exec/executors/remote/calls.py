@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import msgspec
 
 from gluepy.errors import ExecutorBroken
 from gluepy.exec.executors.capture import AttemptOutput, tell_failure
-from gluepy.exec.executors.remote.fence import write_token
+from gluepy.exec.executors.remote.fence import Fence, StorageFence, write_token
 from gluepy.exec.executors.remote.messages import Report, decode_report, encode_order, key_of, travelling
 from gluepy.exec.port import Attempt, Emit, Metric, Outcome, Output, RunInfo, local_path
 from gluepy.exec.scope import redactor_of
@@ -30,7 +31,7 @@ class Calls:
     worker dies; one that is silent for `silence_s` is lost, and after a second delivery of its attempt one that is
     silent for `confirm_s`. `patience_s` has a worker stop an attempt whose driver is
     silent for so long, for engines that do not tell a worker when a driver dies; the executor then sees to it that
-    `Lease.renew` is called more often than that.
+    `Lease.renew` is called more often than that. `own` and `fence` are as `Agent` has them.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Calls:
         silence_s: float | None = None,
         confirm_s: float | None = None,
         patience_s: float | None = None,
+        own: bool = False,
+        fence: Fence | None = None,
     ) -> None:
-        self.executor = executor
+        self.executor, self.own, self.fence = executor, own, fence or StorageFence()
         self.beat_s, self.silence_s, self.patience_s = beat_s, silence_s, patience_s
         self.confirm_s = confirm_s or silence_s or 0.0
         self._preparing = anyio.Lock()
@@ -54,7 +57,8 @@ class Calls:
         """The call of `attempt`. What is reported until the block ends goes to `emit` and the attempt's log file.
         Raises `ExecutorBroken` if the storage cannot be written to."""
         run, token = await self._travelling(attempt.run)
-        text = encode_order(attempt, run, token, self.beat_s, self.patience_s)
+        path = tuple(sys.path) if self.own else ()
+        text = encode_order(attempt, run, token=token, beat_s=self.beat_s, patience_s=self.patience_s, path=path)
         call = Call(self, attempt, text, emit)
         self._open[call.key] = call
         try:
@@ -156,6 +160,16 @@ class Call:
             self.has_begun.set()
         if self._last is not None:
             self._news.set()
+
+    async def withdraw(self) -> bool:
+        """Keep the attempt from beginning, which is to be stopped and of which no worker has told that it begins.
+        Returns whether that was in time: then no delivery of it will ever run, wherever it is. Otherwise one has it,
+        and will tell."""
+        if self.has_begun.is_set():
+            return False
+        claim = self._calls.fence.claim
+        who = f"the driver, which stopped it before it began ({os.urandom(8).hex()})"
+        return await anyio.to_thread.run_sync(claim, self._attempt, who) is None
 
     async def outcome(self) -> Outcome:
         """Wait for the end. Raises `ExecutorBroken` if the worker says that the run cannot go on."""

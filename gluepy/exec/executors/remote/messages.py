@@ -20,13 +20,14 @@ _STAYS = ("INSTALLED_MODULES", "SETTINGS_MODULE", "RUNS_ROOT", "CONTEXT_FILES", 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An attempt to be run. `key` names it among all. `token` is in the storage if that is the driver's own machine's.
     `beat_s` is how often the worker tells that it is there, None for never; `patience_s` how long the driver may be
-    silent before the attempt is stopped, None for ever."""
+    silent before the attempt is stopped, None for ever. `path` is the driver's `sys.path`, for its own workers."""
 
     key: str
     attempt: msgspec.Raw
     token: str | None = None
     beat_s: float | None = None
     patience_s: float | None = None
+    path: tuple[str, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,13 +81,10 @@ def travelling(run: RunInfo) -> RunInfo:
     return msgspec.structs.replace(run, context=context, settings=settings, record=None, masked=())
 
 
-def encode_order(
-    attempt: Attempt, run: RunInfo, token: str | None, beat_s: float | None, patience_s: float | None
-) -> str:
-    """The text of an order to run `attempt`, of `run` as it travels."""
+def encode_order(attempt: Attempt, run: RunInfo, **fields: Any) -> str:
+    """The text of an order to run `attempt`, of `run` as it travels; `fields` are the others of `Order`."""
     message = msgspec.structs.replace(attempt, run=run).message()
-    raw = msgspec.Raw(_encoder.encode(message))
-    order = Order(key=key_of(attempt), attempt=raw, token=token, beat_s=beat_s, patience_s=patience_s)
+    order = Order(key=key_of(attempt), attempt=msgspec.Raw(_encoder.encode(message)), **fields)
     return _encoder.encode(order).decode()
 
 
