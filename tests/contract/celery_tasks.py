@@ -11,6 +11,7 @@ from typing import ClassVar
 from filelock import FileLock
 
 from gluepy import Retry, Task
+from gluepy.exec.scope import current_scope
 
 PATIENCE_S = 240.0
 
@@ -59,3 +60,35 @@ class HoldsOnce(Holds):
     """`Holds`, without another try."""
 
     retries = 0
+
+
+class Says(Task):
+    """Prints much."""
+
+    lines: ClassVar = 100_000
+
+    def run(self) -> None:
+        for number in range(self.lines):
+            print(f"line {number}")
+
+
+class FailsAtLength(Task):
+    """Has much to say of its failure."""
+
+    length: ClassVar = 1_000_000
+
+    def run(self) -> None:
+        raise ValueError("x" * self.length)
+
+
+class Effect(Task):
+    """Works for a moment, and then notes its number and its attempt for good."""
+
+    retries = Retry(attempts=100, wait_s=0)
+    number: int = 0
+
+    def run(self) -> None:
+        scope = current_scope()
+        assert scope is not None
+        time.sleep(0.02 + self.number % 7 / 100)
+        note(str(self.storage / "effects"), f"{self.number} {scope.attempt.number}")

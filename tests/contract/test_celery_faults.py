@@ -14,8 +14,9 @@ from typing import Any
 import anyio
 import psutil
 import pytest
+import redis
 from brokers import HERE, Broker, RabbitMQ, Redis, end, free_port, working
-from celery_tasks import Holds, HoldsOnce, Notes
+from celery_tasks import FailsAtLength, Holds, HoldsOnce, Notes, Says
 
 from gluepy.conf.schema import Settings
 from gluepy.core.events import TaskRetrying
@@ -299,3 +300,92 @@ async def test_worker_says_what_it_runs_and_takes_from_its_queue_alone(
                 await runtime.run_dag(dag_of(Notes))
         async with Runtime(settings, executor=executor_for(broker, queue="there")) as runtime:
             assert (await runtime.run_dag(dag_of(Notes))).status == "finished"
+
+
+@brokers
+async def test_worker_that_is_told_to_starts_anew_and_runs_on(broker: Broker, settings: Settings, folder: Path) -> None:
+    with working(broker, folder, "-c", "1", heartbeat_s=HEARTBEAT_S, modules=MODULES) as worker:
+        before = {process.pid for process in worker.children()}
+        worker.process.send_signal(signal.SIGHUP)
+        await until(lambda: worker.log.read_text().count("runs attempts of") == 2)
+        assert before.isdisjoint(process.pid for process in worker.children())
+        async with Runtime(settings, executor=executor_for(broker)) as runtime:
+            assert (await runtime.run_dag(dag_of(Notes))).status == "finished"
+
+
+# An order is lost, or comes twice.
+
+
+async def test_order_that_is_lost_with_a_worker_that_had_just_taken_it_is_sent_again(
+    settings: Settings, folder: Path, tmp_path: Path
+) -> None:
+    broker = Redis(tmp_path / "broker")
+    broker.start()
+    try:
+        server = redis.Redis.from_url(broker.url)
+        async with running(settings, executor_for(broker), Notes) as results:
+            await until(lambda: server.lpop("gluepy"))
+            with working(broker, folder, "-c", "1", heartbeat_s=HEARTBEAT_S, modules=MODULES):
+                await until(lambda: results)
+        server.close()
+    finally:
+        broker.stop()
+    assert results[0].status == "finished"
+    assert [each.attempts for each in results[0].tasks.values()] == [1]
+
+
+@brokers
+async def test_order_that_comes_twice_is_run_once(broker: Broker, settings: Settings, folder: Path) -> None:
+    class Twice(CeleryExecutor):
+        def _put(self, mine: Any) -> None:
+            super()._put(mine)
+            super()._put(mine)
+
+    tasks = parallel(*(Notes(number=number) for number in range(20)))
+    executor = Twice(CelerySettings(broker_url=broker.url, heartbeat_s=HEARTBEAT_S))
+    with working(broker, folder, "-c", "2", heartbeat_s=HEARTBEAT_S, modules=MODULES):
+        async with running(settings, executor, tasks) as results:
+            await until(lambda: results)
+    assert {each.attempts for each in results[0].tasks.values()} == {1}
+    notes = (Path(results[0].files) / "notes").read_text().splitlines()
+    assert sorted(int(note.split()[0]) for note in notes) == list(range(20))
+
+
+@brokers
+async def test_cancelled_attempt_that_waits_in_the_queue_never_runs(
+    broker: Broker, settings: Settings, holding: Holding, folder: Path
+) -> None:
+    tasks = parallel(*(HoldsOnce(number=number) for number in range(3)))
+    with working(broker, folder, "-c", "1", heartbeat_s=HEARTBEAT_S, modules=MODULES) as worker:
+        async with (
+            Runtime(settings, executor=executor_for(broker)) as runtime,
+            runtime.stream_dag(dag_of(tasks), check=False, concurrency=3) as run,
+        ):
+            await until(holding.begun)
+            run.cancel()
+            result = await run.result()
+            assert {each.status for each in result.tasks.values()} == {"cancelled"}
+            assert not holding.alive()
+            await until(lambda: worker.log.read_text().count("end   ") == 3)
+    assert len(holding.begun()) == 1
+
+
+# Much.
+
+
+@pytest.mark.exhaustive
+@brokers
+async def test_five_hundred_quick_tasks_and_a_hundred_thousand_lines_come_whole(
+    broker: Broker, settings: Settings, folder: Path
+) -> None:
+    tasks = parallel(*(Notes(number=number) for number in range(500)), Says, FailsAtLength)
+    with working(broker, folder, "-c", "2", modules=MODULES):
+        async with Runtime(settings, executor=CeleryExecutor(CelerySettings(broker_url=broker.url))) as runtime:
+            result = await runtime.run_dag(dag_of(tasks), check=False, concurrency=600, capture=True)
+    assert sorted(each.status for each in result.tasks.values()) == ["failed", *["finished"] * 501]
+    lines = (result.path / "logs/says.1.log").read_text().splitlines()
+    assert lines == [f"line {number}" for number in range(Says.lines)]
+    error = result.tasks["failsatlength"].error
+    assert error is not None
+    assert error.type == "ValueError"
+    assert error.message.startswith("x" * 1000)

@@ -82,6 +82,7 @@ class CeleryExecutor(Executor):
         self._announcing = anyio.Lock()
         self._one_at_a_time = anyio.CapacityLimiter(1)
         self._application = make_application(settings)
+        self._away = (OperationalError, *self._application.connection_for_write().connection_errors)
         try:
             async with AsyncExitStack() as stack:
                 stack.callback(self._application.close)
@@ -89,7 +90,7 @@ class CeleryExecutor(Executor):
                 self._channel = await stack.enter_async_context(open_driver_end(settings, self._driver))
                 group = await stack.enter_async_context(anyio.create_task_group())
                 stack.callback(group.cancel_scope.cancel)
-                for each in (self._listen, self._beat, self._look_for_workers, self._send_again):
+                for each in (self._listen, self._beat, self._look_at_queues, self._send_again):
                     group.start_soon(each)
                 self._stack = stack.pop_all()
         except Unreachable as error:
@@ -158,7 +159,7 @@ class CeleryExecutor(Executor):
             try:
                 # A thread that is left behind may still send it: who gets it finds the attempt claimed.
                 await anyio.to_thread.run_sync(self._put, mine, limiter=self._one_at_a_time, abandon_on_cancel=True)
-            except OperationalError as error:
+            except self._away as error:
                 if time.monotonic() - began > self.settings.queue_timeout_s:
                     raise self._unreachable(str(error)) from None
                 await anyio.sleep(RETRY_S)
@@ -210,35 +211,48 @@ class CeleryExecutor(Executor):
             ended = outages.count
             for mine in list(self._open.values()):
                 if mine.sent_at is not None and not mine.call.has_begun.is_set():
-                    try:
-                        await self._send(mine)
-                    except ExecutorBroken as broken:
-                        mine.break_off(broken)
+                    await self._send_once_more(mine)
 
-    async def _look_for_workers(self) -> None:
-        """Break off what waits in a queue that no worker takes from."""
-        timeout_s = self.settings.queue_timeout_s
+    async def _look_at_queues(self) -> None:
+        """See to attempts that wait to begin: a queue may have no worker, or an order may have got lost with a worker
+        that had just taken it."""
+        settings = self.settings
         unserved: set[str] = set()  # when last looked
         while True:
-            await anyio.sleep(min(timeout_s / 2, 30))
-            oldest = time.monotonic() - timeout_s / 2
+            await anyio.sleep(min(settings.queue_timeout_s / 2, settings.confirm_s))
             waiting = [
-                mine
-                for mine in self._open.values()
-                if mine.sent_at is not None and mine.sent_at < oldest and not mine.call.has_begun.is_set()
+                mine for mine in self._open.values() if mine.sent_at is not None and not mine.call.has_begun.is_set()
             ]
             if not waiting:
                 continue
             try:
+                sizes = await anyio.to_thread.run_sync(self._sizes_of, {mine.queue for mine in waiting})
                 served = await anyio.to_thread.run_sync(self._served_queues)
-            except OperationalError:
+            except self._away:
                 continue
             for mine in waiting:
-                if mine.queue in unserved and mine.queue not in served:
+                if mine.call.has_begun.is_set() or mine.sent_at is None:
+                    continue
+                age_s = time.monotonic() - mine.sent_at
+                if mine.queue in unserved and mine.queue not in served and age_s > settings.queue_timeout_s:
                     mine.break_off(self._no_worker(mine.queue))
+                elif not sizes[mine.queue] and mine.queue in served and age_s > settings.confirm_s:
+                    await self._send_once_more(mine)
             unserved = {mine.queue for mine in waiting} - served
 
+    async def _send_once_more(self, mine: _Open) -> None:
+        try:
+            await self._send(mine)
+        except ExecutorBroken as broken:
+            mine.break_off(broken)
+
+    def _sizes_of(self, queues: set[str]) -> dict[str, int]:
+        """How many orders each of these has."""
+        with self._application.connection_for_read() as connection, connection.channel() as channel:
+            return {name: queue_of(self.settings, name)(channel).queue_declare().message_count for name in queues}
+
     def _served_queues(self) -> set[str]:
+        """Those that workers take from."""
         answers = self._application.control.inspect(timeout=_LOOK_S).active_queues() or {}
         return {queue["name"] for queues in answers.values() for queue in queues}
 
@@ -250,7 +264,7 @@ class CeleryExecutor(Executor):
         try:
             with self._application.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=5)
-        except OperationalError as error:
+        except self._away as error:
             raise Unreachable(self._broker(), str(error)) from None
 
     def _broker(self) -> str:

@@ -6,6 +6,9 @@ import os
 import socket
 import sys
 import threading
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,9 +19,9 @@ from celery.signals import worker_process_shutdown, worker_ready, worker_shuttin
 
 from gluepy.errors import ExecutorBroken
 from gluepy.exec.executors.celery.application import TASK, check_version, make_application, queue_of
-from gluepy.exec.executors.celery.channel import Unreachable, Word, check_urls, open_worker_end
+from gluepy.exec.executors.celery.channel import RETRY_S, Unreachable, Word, WorkerEnd, check_urls, open_worker_end
 from gluepy.exec.executors.celery.options import CelerySettings, shown
-from gluepy.exec.executors.remote import Agent, Lease, stopped_report
+from gluepy.exec.executors.remote import Agent, Lease, decode_report, stopped_report
 from gluepy.loop import run_loop
 
 _WHO = "gluepy worker"
@@ -61,9 +64,10 @@ class _Process:
         if self._error is not None:
             raise self._error
 
-    def run(self, driver: str, run: str, key: str, text: str) -> None:
-        """Run the attempt, and report it. Returns when that has arrived, or when nobody waits for it any more."""
-        self._portal.call(self._run, driver, run, key, text)
+    def run(self, driver: str, run: str, key: str, text: str) -> str:
+        """Run the attempt, and report it. Returns how it ended, in words, when the reports have arrived, or when nobody
+        waits for them any more."""
+        return self._portal.call(self._run, driver, run, key, text)
 
     def close(self) -> None:
         """Kill what runs, and report that."""
@@ -80,7 +84,9 @@ class _Process:
     async def _serve(self) -> None:
         self._is_over, self._posted = anyio.Event(), anyio.Event()
         self._outbox, outbox = anyio.create_memory_object_stream[tuple[str, str]](float("inf"))
-        async with open_worker_end(self._settings) as self._channel, anyio.create_task_group() as group:
+        async with AsyncExitStack() as stack:
+            self._channel = await self._reached(stack)
+            group = await stack.enter_async_context(anyio.create_task_group())
             group.start_soon(self._post, outbox)
             group.start_soon(self._listen)
             async with BlockingPortal() as self._portal, Agent(self._worker) as self._agent:
@@ -89,7 +95,15 @@ class _Process:
             await self._all_posted()
             group.cancel_scope.cancel()
 
-    async def _run(self, driver: str, run: str, key: str, text: str) -> None:
+    async def _reached(self, stack: AsyncExitStack) -> WorkerEnd:
+        """The channel, once the server can be reached."""
+        while True:
+            try:
+                return await stack.enter_async_context(open_worker_end(self._settings))
+            except Unreachable:
+                await anyio.sleep(RETRY_S)
+
+    async def _run(self, driver: str, run: str, key: str, text: str) -> str:
         attempt = _Attempt(driver, run, key)
         self._attempts.add(attempt)
 
@@ -100,10 +114,11 @@ class _Process:
 
         try:
             await self._wait_for_driver(attempt)
-            await self._agent.run(text, tell, attempt.lease)
-        except Exception as error:  # the driver must hear of it, or it would wait for ever
-            tell(stopped_report(key, f"worker {self._worker}: {type(error).__name__}: {error}"))
-            raise
+            return _in_words(await self._agent.run(text, tell, attempt.lease))
+        except Exception as error:  # such as of a storage that cannot be reached; the driver waits for an answer
+            why = f"worker {self._worker}: {type(error).__name__}: {error}"
+            tell(stopped_report(key, why))
+            return why
         finally:
             self._attempts.discard(attempt)
             with anyio.CancelScope(shield=True):
@@ -151,6 +166,15 @@ class _Process:
             await self._posted.wait()
 
 
+def _in_words(last: str) -> str:
+    report = decode_report(last)
+    if report.outcome is not None:
+        return report.outcome.status
+    if report.refused is not None:
+        return f"refused: {report.refused[0]}"
+    return report.stopped or f"not run: {report.taken} has it"
+
+
 _process: _Process | None = None
 
 
@@ -177,11 +201,17 @@ def run_worker(settings: CelerySettings, queue: str | None, concurrency: int, pr
         index = getattr(current_process(), "index", None)
         if index is None:
             raise RuntimeError("attempts run in prefork processes only")
-        if _process is None or _process.pid != os.getpid():
-            _process = _Process(settings, f"{name}/{index + 1}")
         _say(f"begin {key}")
-        _process.run(driver, run, key, text)
-        _say(f"end   {key}")
+        try:
+            if _process is None or _process.pid != os.getpid():
+                _process = _Process(settings, f"{name}/{index + 1}")
+            how = _process.run(driver, run, key, text)
+        except Exception as error:  # of ours, not the attempt's: another process is to take it, unless it has begun
+            time.sleep(1)
+            application.send_task(TASK, (driver, run, key, text), queue=queue_of(settings, queue))
+            _say(f"end   {key}: {type(error).__name__}: {error}; given back")
+            os._exit(1)
+        _say(f"end   {key}: {how}")
 
     def on_ready(**_: object) -> None:
         places = f"{concurrency} at a time, from the queue {queue!r} of {shown(settings.broker_url or '')}"
@@ -198,6 +228,8 @@ def run_worker(settings: CelerySettings, queue: str | None, concurrency: int, pr
     worker_ready.connect(on_ready)
     worker_shutting_down.connect(on_shutdown)
     worker_process_shutdown.connect(on_process_end)
+    if Path(sys.argv[0]).name == "__main__.py":
+        sys.argv = ["-m", "gluepy", *sys.argv[1:]]  # with which Celery starts it anew
     _try_servers(application, settings)
     worker = application.Worker(
         hostname=name,

@@ -40,7 +40,7 @@ from gluepy.exec.executors.remote.agent import Agent, Lease, Tell
 from gluepy.exec.executors.remote.calls import Call, Calls
 from gluepy.exec.executors.remote.fence import Fence, StorageFence
 from gluepy.exec.executors.remote.here import cancel_here, close_here, run_here
-from gluepy.exec.executors.remote.messages import stopped_report
+from gluepy.exec.executors.remote.messages import decode_report, stopped_report
 
 __all__ = [
     "Agent",
@@ -52,6 +52,7 @@ __all__ = [
     "Tell",
     "cancel_here",
     "close_here",
+    "decode_report",
     "run_here",
     "stopped_report",
 ]
