@@ -12,13 +12,13 @@ from gluepy.core import events as e
 from gluepy.core.scheduler import Scheduler
 from gluepy.exec import forks
 from gluepy.exec.journal import Journal
-from gluepy.exec.port import Abandoned, Attempt, Emission, Metric, Output, Progress, Released, Stopped
+from gluepy.exec.port import Abandoned, Attempt, Begun, Emission, Metric, Output, Progress, Queued, Released, Stopped
 from gluepy.exec.slots import Slot, Turn
 from gluepy.exec.timeouts import Timeouts
 from gluepy.loop import Doorbell
 from gluepy.runs.log import LogBroken
 
-_Recorded = Progress | Metric | Abandoned | Released | Stopped
+_Recorded = Progress | Metric | Queued | Begun | Abandoned | Released | Stopped
 
 
 class Emissions:
@@ -99,6 +99,12 @@ class Emissions:
             case Progress():
                 header = journal.header("info")
                 self._put(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
+            case Queued():
+                self._timeouts.suspend(slot.node)
+            case Begun():
+                slot.began = journal.now
+                if not slot.timed_out:
+                    self._timeouts.begin(slot.node, attempt, journal.now)
             case Abandoned():
                 slot.abandoned = True
             case Stopped():

@@ -33,6 +33,7 @@ __all__ = [
     "FINISHED",
     "Abandoned",
     "Attempt",
+    "Begun",
     "Emission",
     "Emit",
     "Executor",
@@ -41,6 +42,7 @@ __all__ = [
     "Outcome",
     "Output",
     "Progress",
+    "Queued",
     "Released",
     "RunInfo",
     "Stopped",
@@ -196,6 +198,14 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     line: str
 
 
+class Queued(msgspec.Struct, frozen=True, tag="queued"):
+    """The attempt waits in a queue of the executor's engine: its `timeout_s` and `duration_s` count from `Begun`."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """The attempt, which was `Queued`, has begun."""
+
+
 class Abandoned(msgspec.Struct, frozen=True, tag="abandoned"):
     """The call was cancelled, but the work goes on: it cannot be stopped."""
 
@@ -208,7 +218,7 @@ class Stopped(RanAt, frozen=True, kw_only=True, omit_defaults=True, tag="stopped
     """The call was cancelled, and the work has been stopped."""
 
 
-Emission = Progress | Metric | Output | Abandoned | Released | Stopped
+Emission = Progress | Metric | Output | Queued | Begun | Abandoned | Released | Stopped
 Emit = Callable[[Emission], None]  # called from any thread, in the order in which things happened
 
 

@@ -10,6 +10,8 @@ What becomes of an attempt that takes longer than its `timeout_s`:
 4. A task of the event loop that swallows its cancellation does not end. After `GRACE_S` the run goes on without it
    (`Engine._abandon`); its slot is free again once the call has returned.
 
+An executor may have attempts wait in a queue: between its `Queued` and `Begun` the deadline is suspended.
+
 An attempt that ends by itself, but after its deadline, has timed out too (`overran`): the event loop was blocked, so
 nothing could interrupt it. When the run's own `timeout_s` is over, everything is stopped.
 """
@@ -109,6 +111,10 @@ class Timeouts:
         if timeout_s is not None and not self._ignored:
             self.attempts.add(node, now + timeout_s)
             self.wake_at(now + timeout_s)
+
+    def suspend(self, node: int) -> None:
+        """The attempt of `node` waits in a queue of its executor's: it has no deadline until it `begin`s again."""
+        self.attempts.forget(node)
 
     def cancelled(self, node: int, attempt: Attempt, now: float) -> None:
         """The call of the node's attempt is about to be cancelled: on the event loop it has `GRACE_S` to end."""

@@ -15,7 +15,7 @@ from gluepy.conf.schema import Settings
 from gluepy.core.events import RunFailed, TaskFailed, TaskRetrying
 from gluepy.core.scheduler import GRACE_S
 from gluepy.errors import RunError
-from gluepy.exec.port import FINISHED, Abandoned, Attempt, Emit, Executor, Outcome, Released
+from gluepy.exec.port import FINISHED, Abandoned, Attempt, Begun, Emit, Executor, Outcome, Queued, Released
 from gluepy.runtime import Runtime, RunTimedOutError
 from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, assert_events, events_of, settle, until
 from gluepy.testing import Step as Ends
@@ -277,3 +277,29 @@ async def test_end_that_a_stop_overtakes_is_not_lost_while_it_is_made_durable(se
             result = await runtime.run_dag(dag_of(LoopLate(id="late"), Waits(id="next")), check=False)
     assert statuses(result) == {"late": "failed", "next": "blocked"}
     assert failure(result, "late").reason == "timeout"
+
+
+class HasAQueue(Executor):
+    """Attempts wait for an hour in its queue, then they take `work_s`."""
+
+    def __init__(self, clock: VirtualClock, work_s: float) -> None:
+        self._clock, self._work_s = clock, work_s
+
+    async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
+        emit(Queued())
+        await self._clock.sleep_until(self._clock.now() + 3600)
+        emit(Begun())
+        await self._clock.sleep_until(self._clock.now() + self._work_s)
+        return FINISHED
+
+
+@pytest.mark.parametrize(("work_s", "ended"), [(4, "finished"), (6, "failed")])
+async def test_a_time_out_counts_from_when_an_attempt_leaves_its_executors_queue(
+    go: Go, work_s: float, ended: str
+) -> None:
+    clock = VirtualClock()
+    async with clock.autojump():
+        result = await go(Slow, executor=HasAQueue(clock, work_s), clock=clock)
+    assert statuses(result) == {"slow": ended}
+    assert result.tasks["slow"].duration_s == min(work_s, 5)
+    assert result.duration_s == 3600 + min(work_s, 5)

@@ -17,7 +17,7 @@ from gluepy.errors import ExecutorBroken
 from gluepy.exec.executors.capture import AttemptOutput, tell_failure
 from gluepy.exec.executors.remote.fence import Fence, StorageFence, write_token
 from gluepy.exec.executors.remote.messages import Report, decode_report, encode_order, key_of, travelling
-from gluepy.exec.port import Attempt, Emit, Metric, Outcome, Output, RunInfo, local_path
+from gluepy.exec.port import Attempt, Begun, Emit, Metric, Outcome, Output, Queued, RunInfo, local_path
 from gluepy.exec.scope import redactor_of
 
 _KNOWN_RUNS = 64
@@ -59,6 +59,7 @@ class Calls:
         run, token = await self._travelling(attempt.run)
         path = tuple(sys.path) if self.own else ()
         text = encode_order(attempt, run, token=token, beat_s=self.beat_s, patience_s=self.patience_s, path=path)
+        emit(Queued())
         call = Call(self, attempt, text, emit)
         self._open[call.key] = call
         try:
@@ -155,9 +156,10 @@ class Call:
         self._reports[report.number] = report
         if report.is_last:
             self._last = report
-        self._take_what_is_due()
-        if not report.refused:
+        if not report.refused and not self.has_begun.is_set():
+            self._emit(Begun())
             self.has_begun.set()
+        self._take_what_is_due()
         if self._last is not None:
             self._news.set()
 
