@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib.util import find_spec
 from typing import Protocol
 
 import msgspec
 
-from gluepy.errors import GluepyError, SettingsError
+from gluepy.errors import GluepyError, MissingExtra, SettingsError
 from gluepy.exec.executors.celery.options import AMQP, REDIS, CelerySettings, scheme, shown
 
 RETRY_S = 0.25  # between two attempts to reach a server
@@ -112,7 +113,8 @@ def open_worker_end(settings: CelerySettings) -> AbstractAsyncContextManager[Wor
 
 
 def check_urls(settings: CelerySettings) -> None:
-    """Raises `SettingsError` for URLs of servers that are not known."""
+    """Raises `SettingsError` for URLs of servers that are not known, `MissingExtra` where what speaks to them is not
+    installed."""
     if settings.broker_url is None:
         raise SettingsError(
             "CELERY.broker_url", "", "it is not set", "give the broker's URL, as in redis://host:6379/0"
@@ -123,6 +125,8 @@ def check_urls(settings: CelerySettings) -> None:
             raise SettingsError(
                 f"CELERY.{name}", "", f"{shown(url)} is no URL of Redis, Valkey or RabbitMQ", f"use {known}"
             )
+        if url is not None and find_spec("redis" if scheme(url) in REDIS else "aio_pika") is None:
+            raise MissingExtra(f"CELERY.{name} = {shown(url)}", "celery")
 
 
 def _url(settings: CelerySettings) -> str:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from math import inf
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -22,7 +23,7 @@ from gluepy.errors import DagError, ExecutorBroken, OptionError
 from gluepy.exec.executors.celery.application import TASK, check_version, make_application, queue_of
 from gluepy.exec.executors.celery.channel import RETRY_S, Unreachable, Word, check_urls, open_driver_end
 from gluepy.exec.executors.celery.options import CelerySettings, shown
-from gluepy.exec.executors.remote import Call, Calls, StorageFence
+from gluepy.exec.executors.remote import Call, Calls
 from gluepy.exec.port import Abandoned, Attempt, Emit, Executor, Outcome, Released
 
 _STOP_S = 20.0  # longer than an agent takes to kill an attempt
@@ -78,7 +79,7 @@ class CeleryExecutor(Executor):
         )
         self._open: dict[str, _Open] = {}
         self._runs: Counter[str] = Counter()  # how many attempts of each are under way
-        self._announced: set[str] = set()  # those of which workers know who drives them
+        self._announced: dict[str, float] = {}  # when it was last said who drives them
         self._announcing = anyio.Lock()
         self._one_at_a_time = anyio.CapacityLimiter(1)
         self._application = make_application(settings)
@@ -139,18 +140,17 @@ class CeleryExecutor(Executor):
         self._runs[run] += 1
         try:
             async with self._announcing:
-                if run not in self._announced:
+                if time.monotonic() - self._announced.get(run, -inf) > self.settings.beat_s:
                     with anyio.move_on_after(self.settings.queue_timeout_s) as patience:
                         await self._channel.say(Word(driver=self._driver, runs=(run,)))
                     if patience.cancelled_caught:
                         raise self._unreachable(self._channel.outages.why)
-                    self._announced.add(run)
+                    self._announced[run] = time.monotonic()
             yield
         finally:
             self._runs[run] -= 1
             if not self._runs[run]:
                 del self._runs[run]
-                self._announced.discard(run)
 
     async def _send(self, mine: _Open) -> None:
         """Put the order into the queue, once the broker can be reached."""
@@ -175,10 +175,8 @@ class CeleryExecutor(Executor):
 
     async def _stop(self, mine: _Open) -> None:
         """Return when the attempt does not run, and will not."""
-        if not mine.call.has_begun.is_set():
-            who = f"driver {self._driver}, which has cancelled it"
-            if await anyio.to_thread.run_sync(StorageFence().claim, mine.attempt, who) is None:
-                return
+        if await mine.call.withdraw():
+            return
         while not mine.call.is_over:
             with anyio.move_on_after(_AGAIN_S), suppress(ExecutorBroken):
                 await self._channel.say(Word(driver=self._driver, cancel=mine.call.key))
@@ -196,6 +194,7 @@ class CeleryExecutor(Executor):
             await anyio.sleep(self.settings.beat_s)
             if runs := tuple(self._runs):
                 await self._channel.say(Word(driver=self._driver, runs=runs))
+            self._announced = dict.fromkeys(runs, time.monotonic())
 
     async def _send_again(self) -> None:
         """After each outage, send the orders once more of which the server may know nothing any more."""

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import anyio
 from anyio.from_thread import BlockingPortal
 from anyio.streams.memory import MemoryObjectReceiveStream
 from billiard.process import current_process
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.signals import worker_process_shutdown, worker_ready, worker_shutting_down
+from kombu.exceptions import OperationalError
 
 from gluepy.errors import ExecutorBroken
 from gluepy.exec.executors.celery.application import TASK, check_version, make_application, queue_of
@@ -214,6 +217,7 @@ def run_worker(settings: CelerySettings, queue: str | None, concurrency: int, pr
         _say(f"end   {key}: {how}")
 
     def on_ready(**_: object) -> None:
+        warnings.simplefilter("ignore", CPendingDeprecationWarning)  # of a setting that is as it is on purpose
         places = f"{concurrency} at a time, from the queue {queue!r} of {shown(settings.broker_url or '')}"
         _say(f"worker {name} runs attempts of {project}: {places}")
 
@@ -231,6 +235,7 @@ def run_worker(settings: CelerySettings, queue: str | None, concurrency: int, pr
     if Path(sys.argv[0]).name == "__main__.py":
         sys.argv = ["-m", "gluepy", *sys.argv[1:]]  # with which Celery starts it anew
     _try_servers(application, settings)
+    warnings.simplefilter("ignore", SecurityWarning)  # of running as root; what comes is JSON
     worker = application.Worker(
         hostname=name,
         pool="prefork",
@@ -256,7 +261,7 @@ def _try_servers(application: Any, settings: CelerySettings) -> None:
         run_loop(try_channel)
     except Unreachable as error:
         raise ExecutorBroken(_WHO, str(error), "start it, or set CELERY.channel_url") from None
-    except application.connection_for_read().connection_errors as error:
+    except (OperationalError, *application.connection_for_read().connection_errors) as error:
         why = f"cannot reach {shown(settings.broker_url or '')}: {error}"
         raise ExecutorBroken(_WHO, why, "start it, or set CELERY.broker_url") from None
 

@@ -34,6 +34,8 @@ def worker(broker: Broker) -> Iterator[Worker]:
 class CeleryContract(ExecutorContract):
     """The contract, over the broker that `broker` is parametrized with."""
 
+    in_processes = True
+
     @pytest.fixture
     def anyio_backend(self) -> str:
         return "asyncio"
@@ -56,6 +58,7 @@ class TestValkey(CeleryContract):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("rabbitmq")
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 class TestRabbitMQ(CeleryContract):

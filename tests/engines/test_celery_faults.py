@@ -15,7 +15,7 @@ import anyio
 import psutil
 import pytest
 import redis
-from brokers import HERE, Broker, RabbitMQ, Redis, end, free_port, working
+from brokers import HERE, Broker, Forgetful, RabbitMQ, Redis, end, free_port, working
 from celery_tasks import FailsAtLength, Holds, HoldsOnce, Notes, Says
 
 from gluepy.conf.schema import Settings
@@ -23,13 +23,14 @@ from gluepy.core.events import TaskRetrying
 from gluepy.errors import ExecutorBroken, OptionError, RunStopped, SettingsError
 from gluepy.exec.dag import DAG, parallel
 from gluepy.exec.executors.celery import CeleryExecutor, CelerySettings
+from gluepy.exec.executors.celery.application import check_version
 from gluepy.runtime import RunResult, Runtime
 from gluepy.testing import events_of
 from gluepy.testing.wait import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers fork")
 
-BROKERS = {"redis": Redis, "rabbitmq": RabbitMQ}
+BROKERS: dict[str, type[Redis | RabbitMQ]] = {"redis": Redis, "rabbitmq": RabbitMQ, "forgetful": Forgetful}
 MODULES = '["celery_tasks"]'
 HEARTBEAT_S = 4.0
 
@@ -38,7 +39,9 @@ def exhaustively(param: str) -> Any:
     return pytest.param(param, marks=pytest.mark.exhaustive)
 
 
-brokers = pytest.mark.parametrize("broker", ["redis", exhaustively("rabbitmq")], indirect=True)
+def on_brokers(test: Any) -> Any:
+    """Have it run on Redis, and exhaustively on RabbitMQ."""
+    return pytest.mark.slow(pytest.mark.parametrize("broker", ["redis", exhaustively("rabbitmq")], indirect=True)(test))
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ async def running(settings: Settings, executor: CeleryExecutor, *tasks: Any) -> 
 # A worker dies.
 
 
-@brokers
+@on_brokers
 @pytest.mark.parametrize("whom", ["main", exhaustively("child"), exhaustively("group")])
 async def test_attempt_of_a_worker_that_is_killed_is_lost_and_tried_again_when_it_is_dead(
     broker: Broker, whom: str, settings: Settings, holding: Holding, folder: Path
@@ -148,7 +151,8 @@ async def test_attempt_of_a_worker_that_is_killed_is_lost_and_tried_again_when_i
 # The broker dies.
 
 
-@brokers
+@pytest.mark.slow
+@pytest.mark.parametrize("broker", ["redis", "forgetful", exhaustively("rabbitmq")], indirect=True)
 async def test_broker_that_is_killed_and_comes_back_loses_nothing_and_repeats_nothing(
     broker: Broker, settings: Settings, holding: Holding, folder: Path
 ) -> None:
@@ -201,7 +205,7 @@ def gluepy(folder: Path, *words: str) -> subprocess.Popen[bytes]:
         )
 
 
-@brokers
+@on_brokers
 @pytest.mark.parametrize("then", ["resume", exhaustively("nothing")])
 async def test_attempts_of_a_driver_that_is_killed_end_and_what_waits_is_not_run_unless_it_is_resumed(
     broker: Broker, then: str, project: Path, holding: Holding
@@ -228,7 +232,7 @@ async def test_attempts_of_a_driver_that_is_killed_end_and_what_waits_is_not_run
 # What is missing.
 
 
-@brokers
+@on_brokers
 async def test_queue_that_no_worker_takes_from_stops_the_run_and_says_how_to_start_one(
     broker: Broker, settings: Settings
 ) -> None:
@@ -248,6 +252,42 @@ async def test_server_that_cannot_be_reached_stops_the_run_and_says_which(scheme
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_worker_that_cannot_reach_its_broker_says_which_in_one_line(scheme: str, folder: Path) -> None:
+    url = f"{scheme}://user:secret@127.0.0.1:{free_port()}/"
+    command = [sys.executable, "-m", "gluepy", "worker"]
+    environment = {**os.environ, "GLUEPY_CELERY__BROKER_URL": url}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert f"gluepy worker: cannot reach {scheme}://user:***@127.0.0.1:" in line
+    assert "start it, or set CELERY.broker_url" in line
+
+
+@pytest.mark.slow
+def test_extra_that_is_not_installed_is_named(folder: Path) -> None:
+    (folder / "without.py").write_text(
+        "import sys\nsys.modules['celery'] = None\nfrom gluepy.cli import main\nmain()\n"
+    )
+    (folder / "x.py").write_text(
+        "from gluepy import DAG, Task\nclass X(Task):\n    def run(self): pass\n\nclass XDAG(DAG):\n    tasks = (X,)\n"
+    )
+    for words in (["worker"], ["run", "x.py:XDAG", "--executor", "celery"]):
+        done = subprocess.run(
+            [sys.executable, "without.py", *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert "pip install" in done.stderr
+        assert "gluepy[celery]" in done.stderr
+
+
+def test_celery_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gluepy.exec.executors.celery.application.version", lambda name: "5.4.0")
+    with pytest.raises(ExecutorBroken, match=r"Celery 5\.4\.0 is too old; install gluepy\[celery\].* 5\.6 or later"):
+        check_version("CeleryExecutor")
+
+
 @pytest.mark.parametrize("url", [None, "sqs://here"])
 def test_broker_url_that_is_missing_or_unknown_is_an_error_that_says_what_to_set(url: str | None) -> None:
     with pytest.raises(SettingsError, match=r"CELERY\.broker_url.*redis://"):
@@ -265,7 +305,7 @@ async def test_trio_is_refused_by_name(anyio_backend: str, settings: Settings) -
 # The worker.
 
 
-@brokers
+@on_brokers
 async def test_worker_that_is_asked_to_end_finishes_what_runs_and_takes_nothing_more(
     broker: Broker, settings: Settings, holding: Holding, folder: Path
 ) -> None:
@@ -284,7 +324,7 @@ async def test_worker_that_is_asked_to_end_finishes_what_runs_and_takes_nothing_
     assert {each.attempts for each in results[0].tasks.values()} == {1}
 
 
-@brokers
+@on_brokers
 async def test_worker_says_what_it_runs_and_takes_from_its_queue_alone(
     broker: Broker, settings: Settings, folder: Path
 ) -> None:
@@ -302,7 +342,7 @@ async def test_worker_says_what_it_runs_and_takes_from_its_queue_alone(
             assert (await runtime.run_dag(dag_of(Notes))).status == "finished"
 
 
-@brokers
+@on_brokers
 async def test_worker_that_is_told_to_starts_anew_and_runs_on(broker: Broker, settings: Settings, folder: Path) -> None:
     with working(broker, folder, "-c", "1", heartbeat_s=HEARTBEAT_S, modules=MODULES) as worker:
         before = {process.pid for process in worker.children()}
@@ -316,6 +356,7 @@ async def test_worker_that_is_told_to_starts_anew_and_runs_on(broker: Broker, se
 # An order is lost, or comes twice.
 
 
+@pytest.mark.slow
 async def test_order_that_is_lost_with_a_worker_that_had_just_taken_it_is_sent_again(
     settings: Settings, folder: Path, tmp_path: Path
 ) -> None:
@@ -334,7 +375,7 @@ async def test_order_that_is_lost_with_a_worker_that_had_just_taken_it_is_sent_a
     assert [each.attempts for each in results[0].tasks.values()] == [1]
 
 
-@brokers
+@on_brokers
 async def test_order_that_comes_twice_is_run_once(broker: Broker, settings: Settings, folder: Path) -> None:
     class Twice(CeleryExecutor):
         def _put(self, mine: Any) -> None:
@@ -351,7 +392,7 @@ async def test_order_that_comes_twice_is_run_once(broker: Broker, settings: Sett
     assert sorted(int(note.split()[0]) for note in notes) == list(range(20))
 
 
-@brokers
+@on_brokers
 async def test_cancelled_attempt_that_waits_in_the_queue_never_runs(
     broker: Broker, settings: Settings, holding: Holding, folder: Path
 ) -> None:
@@ -374,7 +415,7 @@ async def test_cancelled_attempt_that_waits_in_the_queue_never_runs(
 
 
 @pytest.mark.exhaustive
-@brokers
+@on_brokers
 async def test_five_hundred_quick_tasks_and_a_hundred_thousand_lines_come_whole(
     broker: Broker, settings: Settings, folder: Path
 ) -> None:

