@@ -29,19 +29,20 @@ Group = TypeVar("Group", bound="BaseModel")
 class Source(str):
     """Where the value of a setting came from, in words; `kind` is for code to look at.
 
-    `name` is the option, the variable or the file.
+    `name` is the option, the variable or the file; in a settings module and in pyproject.toml it says it all.
     """
 
     kind: SourceKind
+    name: str
 
     def __new__(cls, kind: SourceKind, name: str = "") -> Self:
-        """In a settings module and in pyproject.toml the file says it all."""
+        """A source of a kind; the default has no name."""
         source = super().__new__(cls, name if kind in ("module", "pyproject") else f"{kind} {name}".rstrip())
-        source.kind = kind
+        source.kind, source.name = kind, name
         return source
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.kind, str(self) if self.kind in ("module", "pyproject") else self.partition(" ")[2])
+        return Source, (self.kind, self.name)
 
     @property
     def is_text(self) -> bool:
