@@ -12,7 +12,20 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
-from benchmarks import costs, events, in_process, live, loops, makespan, on_celery, profile, report, scale, startup
+from benchmarks import (
+    costs,
+    events,
+    in_process,
+    live,
+    loops,
+    makespan,
+    on_celery,
+    on_dask,
+    profile,
+    report,
+    scale,
+    startup,
+)
 from benchmarks.machine import Machine, isolated
 from benchmarks.report import Results
 from benchmarks.turns import Effort, Row, full, small
@@ -27,6 +40,7 @@ ROWS: dict[str, Callable[[Effort], AsyncIterator[Row]]] = {
     "live": live.live,
     "costs": costs.costs,
     "celery": on_celery.on_celery,
+    "dask": on_dask.on_dask,
 }
 PARTS = (*ROWS, "makespan", "scale", "uvloop", "profile")
 

@@ -1,7 +1,7 @@
 """DaskExecutor: attempts on the workers of a Dask cluster. The extra `dask` brings what it needs.
 
 An attempt is a Dask task that holds a thread of a Dask worker and only waits: the agent of that worker's process runs
-it. Reports come back as events of a topic, the last one as the result of the future, too.
+it. Reports come back as events of a topic.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import dask
 import sniffio
 import structlog
 from distributed import Client, KilledWorker, LocalCluster, get_worker
+from distributed import wait as wait_for
 from distributed.client import FutureCancelledError
 from distributed.core import Status
 from pydantic import BaseModel, ConfigDict, Field
 
 from gluepy.core.graph import Graph
 from gluepy.errors import DagError, ExecutorBroken, OptionError, SettingsError
-from gluepy.exec.executors.remote import Call, Calls, cancel_here, run_here
+from gluepy.exec.executors.remote import Call, Calls, cancel_here, key_in, run_here
 from gluepy.exec.port import Abandoned, Attempt, Emit, Executor, Outcome, Released
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 10.0
 _STOP_S = 15.0  # how long stopping an attempt may take
+_LATE_S = 10.0
 _CLOSE_S = 10.0
 _ALLOWED_FAILURES = "distributed.scheduler.allowed-failures"
 
@@ -181,8 +183,7 @@ class DaskExecutor(Executor):
                 resources=attempt.spec.uses or None,
             )
             try:
-                self._calls.take(await self._last_report(call, future))
-                return await call.outcome()
+                return await self._outcome(call, future)
             except KilledWorker:
                 return call.lost(f"the Dask worker {self._ran_on.get(call.key, '')} died".replace("  ", " "))
             except FutureCancelledError as error:
@@ -200,13 +201,18 @@ class DaskExecutor(Executor):
                 self._queued.pop(call.key, None)
                 future.release()
 
-    async def _last_report(self, call: Call, future: Any) -> str:
-        """What the future results in. Raises `ExecutorBroken` if no worker has begun in time."""
+    async def _outcome(self, call: Call, future: Any) -> Outcome:
+        """How the attempt ended. Raises what the future does, and `ExecutorBroken` if no worker has begun in time."""
         within_s = math.inf if self._queue_timeout_s is None else self._queue_timeout_s
         with anyio.move_on_after(within_s) as scope:
             self._queued[call.key] = scope
-            report: str = await future
-            return report
+            await wait_for(future)
+            scope.deadline = math.inf
+            if future.status != "finished":
+                await future  # which is the costly way to wait: it fetches a result
+            with anyio.move_on_after(_LATE_S):  # the last report was sent before
+                return await call.outcome()
+            return call.lost("its worker has not told how it ended")
         workers = await self._resources_of_workers()
         who = f"none of the {len(workers)} Dask workers" if workers else "there is no Dask worker, so none"
         why = f"{who} has begun {call.key} within DASK.queue_timeout_s = {within_s:g} s"
@@ -256,12 +262,10 @@ class DaskExecutor(Executor):
         self._calls.take(report)
 
 
-def _run_on_worker(text: str, topic: str, own: bool) -> str:
+def _run_on_worker(text: str, topic: str, own: bool) -> None:
     """In a thread of a Dask worker: have the process's agent run the attempt."""
-    from gluepy.exec.executors.remote.messages import decode_order
-
     worker = get_worker()
-    dask_key, key = worker.get_current_task(), decode_order(text)[0].key
+    dask_key, key = worker.get_current_task(), key_in(text)
 
     def tell(report: str) -> None:
         worker.log_event(topic, (key, worker.address, report))
@@ -271,7 +275,7 @@ def _run_on_worker(text: str, topic: str, own: bool) -> str:
         is_there = task is not None and task.state == "executing"  # else "cancelled": also when the client is gone
         return is_there and worker.status in (Status.running, Status.paused, Status.closing_gracefully)
 
-    return run_here(text, tell, is_wanted, worker=str(worker.name), own=own)
+    run_here(text, tell, is_wanted, worker=str(worker.name), own=own)
 
 
 async def _stop_on_worker(key: str) -> None:

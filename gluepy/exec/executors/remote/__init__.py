@@ -40,7 +40,7 @@ from gluepy.exec.executors.remote.agent import Agent, Lease, Tell
 from gluepy.exec.executors.remote.calls import Call, Calls
 from gluepy.exec.executors.remote.fence import Fence, StorageFence
 from gluepy.exec.executors.remote.here import cancel_here, close_here, run_here
-from gluepy.exec.executors.remote.messages import decode_report, stopped_report
+from gluepy.exec.executors.remote.messages import decode_report, key_in, stopped_report
 
 __all__ = [
     "Agent",
@@ -53,6 +53,7 @@ __all__ = [
     "cancel_here",
     "close_here",
     "decode_report",
+    "key_in",
     "run_here",
     "stopped_report",
 ]

@@ -56,6 +56,11 @@ class Admission:
         self._settings: Settings | None = None
         self._runs: dict[str, tuple[RunInfo, RunInfo, str]] = {}  # as it came, as it runs here, what is odd about it
 
+    def knows(self, run: RunInfo) -> bool:
+        """Whether an attempt of this run was admitted before: then nothing is read for the next."""
+        known = self._runs.get(run.run_id)
+        return known is not None and known[0] == run
+
     def admit(self, order: Order, attempt: Attempt) -> tuple[Attempt, str]:
         """The attempt as it is to run here, and a warning or an empty string. Raises `Refused`, `NotHere`, and
         `UsageError` for settings or a context of the worker's own that cannot be read."""

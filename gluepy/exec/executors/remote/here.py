@@ -12,7 +12,7 @@ from anyio.from_thread import BlockingPortal
 
 from gluepy.exec.executors.remote.agent import Agent, Lease, Tell
 from gluepy.exec.executors.remote.fence import Fence
-from gluepy.exec.executors.remote.messages import decode_order
+from gluepy.exec.executors.remote.messages import key_in
 from gluepy.loop import run_loop
 
 _LOOK_S = 0.25  # between two looks whether an attempt is still wanted
@@ -84,7 +84,7 @@ def run_here(
     The process's agent is made on the first call, with `worker`, `own` and `fence` as `Agent` has them. `is_wanted` is
     asked four times a second; when it says no, the attempt is killed.
     """
-    key, lease = decode_order(text)[0].key, lease or Lease()
+    key, lease = key_in(text), lease or Lease()
     thread = _thread_of_process(worker, own, fence)
     ended = threading.Event()
     thread.leases[key] = lease, ended

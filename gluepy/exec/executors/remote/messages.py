@@ -94,6 +94,11 @@ def decode_order(text: str) -> tuple[Order, Attempt]:
     return order, _attempts.decode(order.attempt)
 
 
+def key_in(text: str) -> str:
+    """The key of the order in `text`. Raises `msgspec.DecodeError` for anything else."""
+    return _orders.decode(text).key
+
+
 def encode_report(report: Report) -> str:
     """The text of `report`."""
     if report.outcome is not None and report.outcome.exception is not None:
