@@ -20,7 +20,7 @@ import sniffio
 import structlog
 from distributed import Client, KilledWorker, LocalCluster, get_worker
 from distributed import wait as wait_for
-from distributed.client import FutureCancelledError
+from distributed.client import FutureCancelledError, FuturesCancelledError
 from distributed.core import Status
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -186,8 +186,8 @@ class DaskExecutor(Executor):
                 return await self._outcome(call, future)
             except KilledWorker:
                 return call.lost(f"the Dask worker {self._ran_on.get(call.key, '')} died".replace("  ", " "))
-            except FutureCancelledError as error:
-                why = f"the connection to the Dask scheduler was lost ({error.reason})"
+            except (FutureCancelledError, FuturesCancelledError) as error:
+                why = "the connection to the Dask scheduler was lost"
                 raise ExecutorBroken(self.name, why, "resume the run when it is back") from error
             except ImportError as error:
                 raise ExecutorBroken(
@@ -206,7 +206,9 @@ class DaskExecutor(Executor):
         within_s = math.inf if self._queue_timeout_s is None else self._queue_timeout_s
         with anyio.move_on_after(within_s) as scope:
             self._queued[call.key] = scope
-            await wait_for(future)
+            with self._client.as_current():
+                waiting = wait_for(future)
+            await waiting
             scope.deadline = math.inf
             if future.status != "finished":
                 await future  # which is the costly way to wait: it fetches a result
