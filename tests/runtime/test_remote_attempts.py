@@ -418,3 +418,18 @@ async def test_long_output_comes_whole_and_in_order(settings: Settings) -> None:
     lines = (result.path / "logs/says.1.log").read_text().splitlines()
     assert lines == [f"line {number}" for number in range(Says.lines)]
     assert [event.value for event in events_of(result) if isinstance(event, TaskMetric)] == [Says.lines]
+
+
+async def test_attempt_that_is_withdrawn_never_begins_and_one_that_has_begun_is_not_withdrawn(tmp_path: Path) -> None:
+    spec = Spec(cls="remote_tasks:Counts", label="counts")
+    where = RunInfo(run_id="r", dag="d", path=str(tmp_path / "files"), storage=str(tmp_path / "data"))
+    calls = Calls("test")
+    async with Agent("agent", own=True) as agent:
+        async with calls.open(Attempt(where, spec, "counts", 1, 1, {}, "thread"), lambda emission: None) as call:
+            assert await call.withdraw()
+            report = decode_report(await agent.run(call.text, calls.take))
+            assert report.taken.startswith("the driver, which stopped it before it began")
+            assert not (tmp_path / "files/count").exists()
+        async with calls.open(Attempt(where, spec, "counts", 2, 2, {}, "thread"), lambda emission: None) as call:
+            await agent.run(call.text, lambda report: None)  # which are on their way
+            assert not await call.withdraw()
