@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers fork")
 
 BROKERS: dict[str, type[Redis | RabbitMQ]] = {"redis": Redis, "rabbitmq": RabbitMQ, "forgetful": Forgetful}
 MODULES = '["celery_tasks"]'
+OWN = '["celery_tasks", "queued"]'
 HEARTBEAT_S = 4.0
 
 
@@ -175,11 +177,10 @@ async def test_broker_that_is_killed_and_comes_back_loses_nothing_and_repeats_no
 # The driver dies.
 
 
-@pytest.fixture
-def project(folder: Path, broker: Broker) -> Path:
+def make_project(folder: Path, broker: Broker, heartbeat_s: float) -> None:
     (folder / "settings.py").write_text(
         f"INSTALLED_MODULES = ['celery_tasks', 'queued']\nEXECUTOR_BACKEND = 'celery'\n"
-        f"CELERY = {{'broker_url': {broker.url!r}, 'heartbeat_s': {HEARTBEAT_S}}}\n"
+        f"CELERY = {{'broker_url': {broker.url!r}, 'heartbeat_s': {heartbeat_s}}}\n"
         f"RUNS_ROOT = 'runs'\nSTORAGE_ROOT = 'data'\n"
     )
     (folder / "queued.py").write_text(
@@ -188,7 +189,6 @@ def project(folder: Path, broker: Broker) -> Path:
         "    label = 'queued'\n"
         "    tasks = (parallel(*(HoldsOnce(number=number) for number in range(3))),)\n"
     )
-    return folder
 
 
 def gluepy(folder: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -206,27 +206,55 @@ def gluepy(folder: Path, *words: str) -> subprocess.Popen[bytes]:
 
 
 @on_brokers
-@pytest.mark.parametrize("then", ["resume", exhaustively("nothing")])
-async def test_attempts_of_a_driver_that_is_killed_end_and_what_waits_is_not_run_unless_it_is_resumed(
-    broker: Broker, then: str, project: Path, holding: Holding
+async def test_attempts_of_a_driver_that_is_killed_end_and_what_waits_is_not_run(
+    broker: Broker, folder: Path, holding: Holding
 ) -> None:
-    modules = '["celery_tasks", "queued"]'
-    with working(broker, project, "-c", "1", heartbeat_s=HEARTBEAT_S, modules=modules) as worker:
-        driver = gluepy(project, "run", "queued", "-c", "3")
+    make_project(folder, broker, HEARTBEAT_S)
+    with working(broker, folder, "-c", "1", heartbeat_s=HEARTBEAT_S, modules=OWN) as worker:
+        driver = gluepy(folder, "run", "queued", "-c", "3")
         await until(holding.begun)
         end(driver)
-        if then == "nothing":
-            await until(lambda: not holding.alive())
-            await until(lambda: worker.log.read_text().count("end   ") == 3)
-            assert len(holding.begun()) == 1
-            return
-        driver = gluepy(project, "resume")
-        await until(lambda: len(holding.begun()) == 2)
+        await until(lambda: not holding.alive())
+        await until(lambda: worker.log.read_text().count("end   ") == 3)
+    assert len(holding.begun()) == 1
+
+
+@on_brokers
+async def test_driver_that_resumes_a_run_stops_what_its_predecessor_has_left(
+    broker: Broker, folder: Path, holding: Holding
+) -> None:
+    heartbeat_s = 60.0  # long before this
+    make_project(folder, broker, heartbeat_s)
+    with working(broker, folder, "-c", "1", heartbeat_s=heartbeat_s, modules=OWN):
+        driver = gluepy(folder, "run", "queued", "-c", "3")
+        await until(holding.begun)
+        end(driver)
+        driver = gluepy(folder, "resume")
+        await until(lambda: len(holding.begun()) == 2, within_s=heartbeat_s)
         assert not any(map(is_alive, holding.begun()[0][1:]))
         holding.go()
-        assert driver.wait(120) == 0, (project / "driver.log").read_text()
-        assert sorted(holding.ended()) == [0, 1, 2]
-        assert len(holding.begun()) == 4
+        assert await anyio.to_thread.run_sync(driver.wait, 120) == 0, (folder / "driver.log").read_text()
+    assert sorted(holding.ended()) == [0, 1, 2]
+    assert len(holding.begun()) == 4
+
+
+# Neither dies.
+
+
+@on_brokers
+async def test_attempt_that_takes_longer_than_the_heartbeat_goes_on(
+    broker: Broker, settings: Settings, holding: Holding, folder: Path
+) -> None:
+    heartbeat_s = 2.0
+    executor = CeleryExecutor(CelerySettings(broker_url=broker.url, heartbeat_s=heartbeat_s))
+    with working(broker, folder, "-c", "1", heartbeat_s=heartbeat_s, modules=MODULES):
+        async with running(settings, executor, HoldsOnce) as results:
+            await until(holding.begun)
+            began = time.monotonic()
+            await until(lambda: time.monotonic() > began + 2 * heartbeat_s)  # longer than either would wait
+            holding.go()
+            await until(lambda: results)
+    assert results[0].status == "finished"
 
 
 # What is missing.

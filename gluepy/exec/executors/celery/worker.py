@@ -30,6 +30,8 @@ from gluepy.loop import run_loop
 _WHO = "gluepy worker"
 _AT_ONCE = 100  # reports
 _LOOK_S = 0.5
+_KNOWN_RUNS = 1000
+_ANOTHER = "another driver goes on with the run"
 
 
 class _Attempt:
@@ -46,7 +48,7 @@ class _Attempt:
         elif word.driver == self.driver:
             self.lease.renew()
         elif self.run in word.runs:  # a run has one driver
-            self.lease.cancel("another driver goes on with the run")
+            self.lease.cancel(_ANOTHER)
 
 
 class _Process:
@@ -58,6 +60,7 @@ class _Process:
         self._settings, self._worker = settings, worker
         self._attempts: set[_Attempt] = set()
         self._gone: set[str] = set()  # drivers of which nothing is heard
+        self._drivers: dict[str, str] = {}  # who said last that they drive a run
         self._is_ready = threading.Event()
         self._error: BaseException | None = None
         self._portal: BlockingPortal
@@ -136,11 +139,10 @@ class _Process:
                     case True:
                         self._gone.discard(attempt.driver)
                         return
-                    case False:
-                        attempt.lease.cancel("another driver goes on with the run")
-                        return
-                    case None:
+                    case None if self._drivers.get(attempt.run, attempt.driver) == attempt.driver:
                         await anyio.sleep(_LOOK_S)
+                    case _:
+                        attempt.lease.cancel(_ANOTHER)
         if patience.cancelled_caught:
             self._gone.add(attempt.driver)
             attempt.lease.cancel("nothing was heard of the driver")
@@ -148,6 +150,9 @@ class _Process:
     async def _listen(self) -> None:
         async for word in self._channel.words():
             self._gone.discard(word.driver)
+            self._drivers.update(dict.fromkeys(word.runs, word.driver))
+            while len(self._drivers) > _KNOWN_RUNS:
+                del self._drivers[next(iter(self._drivers))]
             for attempt in list(self._attempts):
                 attempt.hear(word)
 
