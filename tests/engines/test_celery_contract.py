@@ -35,6 +35,7 @@ class CeleryContract(ExecutorContract):
     """The contract, over the broker that `broker` is parametrized with."""
 
     in_processes = True
+    bound_s = 15.0  # less than after which an attempt is left to its worker
 
     @pytest.fixture
     def anyio_backend(self) -> str:

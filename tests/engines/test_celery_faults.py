@@ -223,14 +223,14 @@ async def test_attempts_of_a_driver_that_is_killed_end_and_what_waits_is_not_run
 async def test_driver_that_resumes_a_run_stops_what_its_predecessor_has_left(
     broker: Broker, folder: Path, holding: Holding
 ) -> None:
-    heartbeat_s = 60.0  # long before this
+    heartbeat_s = 600.0  # long before this
     make_project(folder, broker, heartbeat_s)
     with working(broker, folder, "-c", "1", heartbeat_s=heartbeat_s, modules=OWN):
         driver = gluepy(folder, "run", "queued", "-c", "3")
         await until(holding.begun)
         end(driver)
         driver = gluepy(folder, "resume")
-        await until(lambda: len(holding.begun()) == 2, within_s=heartbeat_s)
+        await until(lambda: len(holding.begun()) == 2)
         assert not any(map(is_alive, holding.begun()[0][1:]))
         holding.go()
         assert await anyio.to_thread.run_sync(driver.wait, 120) == 0, (folder / "driver.log").read_text()
