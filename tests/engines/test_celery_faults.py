@@ -165,8 +165,10 @@ async def test_broker_that_is_killed_and_comes_back_loses_nothing_and_repeats_no
             await until(lambda: len(holding.begun()) == 2)
             await anyio.to_thread.run_sync(broker.kill)
             await anyio.to_thread.run_sync(broker.start)
-            holding.go()
-            await until(lambda: results)
+            with working(broker, folder, "-c", "6", heartbeat_s=120, modules=MODULES):  # who may get all once more
+                await until(lambda: len(holding.begun()) == 6)
+                holding.go()
+                await until(lambda: results)
     (result,) = results
     assert result.status == "finished", [str(each.error) for each in result.tasks.values()]
     assert {each.attempts for each in result.tasks.values()} == {1}
