@@ -26,7 +26,7 @@ from gluepy.core.graph import Spec
 from gluepy.errors import RunStopped
 from gluepy.exec.dag import DAG
 from gluepy.exec.executors.remote import Agent, Calls, Lease, StorageFence, cancel_here, close_here, run_here
-from gluepy.exec.executors.remote.messages import decode_report
+from gluepy.exec.executors.remote.messages import Report, decode_report, encode_report
 from gluepy.exec.port import Attempt, Emission, Emit, Executor, Metric, Outcome, Output, RunInfo
 from gluepy.exec.task import Task
 from gluepy.runtime import RunResult, Runtime
@@ -283,6 +283,26 @@ async def test_no_metric_is_lost_with_a_report_and_lost_output_is_told(
         assert (await call.outcome()).status == "finished"
     assert _metrics(emissions) == [f"m{number}" for number in range(Talks.steps)]
     assert "1 reports of this attempt were lost, with what it printed" in _lines(emissions)
+
+
+@pytest.mark.parametrize("is_well", [True, False])
+async def test_answer_of_a_second_delivery_means_lost_only_if_the_first_is_not_heard_of(
+    reports: tuple[Attempt, list[str]], is_well: bool
+) -> None:
+    attempt, told = reports
+    calls = Calls("test", beat_s=0.01, silence_s=1000, confirm_s=0.02)
+    async with calls.open(attempt, lambda emission: None) as call:
+        calls.take(told[0])
+        calls.take(encode_report(Report(key=call.key, delivery="second", taken="worker 7 on elsewhere")))
+        if is_well:
+            calls.take(told[1])
+            with anyio.move_on_after(0.1) as waited:
+                await call.outcome()
+            assert waited.cancelled_caught, "it goes on"
+        else:
+            outcome = await call.outcome()
+            assert outcome.reason == "lost"
+            assert "worker 7 on elsewhere" in outcome.error_message
 
 
 # What runs is stopped, with all that it has started.
