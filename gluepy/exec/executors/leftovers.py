@@ -39,7 +39,7 @@ def process_of(pid: int) -> Process | None:
     except OSError:
         return None
     fields = tail.split()
-    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+    if len(fields) < 21 or fields[0] in (b"Z", b"X") or fields[20] == b"0":  # without memory: it is ending, too
         return None
     return Process(pid, int(fields[19]), head.partition(b"(")[2].decode("utf-8", "replace"))
 
