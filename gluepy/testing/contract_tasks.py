@@ -325,9 +325,15 @@ class Forks(Task):
 
 
 class ForksTooLong(Forks):
-    """`Forks`, for longer than it may: the time is enough to get there."""
+    """`Forks`, for longer than it may."""
 
     timeout_s = 3.0
+
+
+class ForksFarTooLong(Forks):
+    """`ForksTooLong`, for a machine on which it did not get there in time."""
+
+    timeout_s = 60.0
 
 
 class Dies(Task):
