@@ -395,7 +395,7 @@ async def storm(settings: Settings, folder: Path, *, kills: int) -> None:
 async def test_storm_of_killed_workers_runs_each_recorded_attempt_at_most_once(
     settings: Settings, folder: Path
 ) -> None:
-    await storm(settings, folder, kills=int(os.environ.get("GLUEPY_TEST_DASK_KILLS", "3")))
+    await storm(settings, folder, kills=int(os.environ.get("TEST_DASK_KILLS", "3")))
 
 
 @pytest.mark.exhaustive
