@@ -37,7 +37,7 @@ class AttemptFolder:
 
     def place(self, order: str) -> None:
         """Make it, with the order in it."""
-        self.path.mkdir(parents=True)
+        self.path.mkdir()
         (self.path / "order").write_text(order, encoding="utf-8")
 
     def cancel(self) -> None:
@@ -70,8 +70,8 @@ class AttemptFolder:
 
 
 def touch(alive: Path) -> None:
-    """Tell the workers that the driver is there."""
-    alive.parent.mkdir(parents=True, exist_ok=True)
+    """Tell the workers that the driver is there. What passes through the folder is for nobody but the user."""
+    alive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     alive.touch()
 
 

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, TypeVar
@@ -181,7 +181,7 @@ class SlurmExecutor(Executor):
             gone_since = min(gone_since, now) if state == _GONE else math.inf
             if not call.has_begun.is_set() and now - gone_since > self._settings.patience_s:
                 break
-            await anyio.sleep(_LOOK_S)
+            await anyio.sleep(_LOOK_S if call.has_begun.is_set() or state == "RUNNING" else self._settings.poll_s)
         if call.is_silent:
             await self._stop(call, job, folder, attempt)
             return await call.outcome()
@@ -219,7 +219,7 @@ class SlurmExecutor(Executor):
                 return call.lost(f"job {job} was preempted")
             case "CANCELLED":
                 return call.lost(f"job {job} was cancelled, not by gluepy (scancel, or an administrator)")
-            case "GONE" | "":
+            case name if name in ("", _GONE):
                 return call.lost(f"Slurm does not know job {job} any more, and nothing was heard of it")
         how = f"signal {state.signal}" if state.signal else f"exit code {state.exit_code}"
         reason = f", {state.reason}" if state.reason not in ("", "None") else ""
@@ -241,11 +241,12 @@ class SlurmExecutor(Executor):
 
     async def _end_of(self, job: str) -> JobState:
         """The job's state once it has ended, or what it is after `_KILLED_S`."""
-        state = JobState("")
-        with anyio.move_on_after(_KILLED_S):
-            while (state := await self._state_of(job)).name not in (*_ENDED, _GONE):  # noqa: ASYNC110
-                await anyio.sleep(_LOOK_S)
-        return state
+        deadline = anyio.current_time() + _KILLED_S
+        while True:
+            state = await self._state_of(job)
+            if state.name in (*_ENDED, _GONE) or anyio.current_time() > deadline:
+                return state
+            await anyio.sleep(_LOOK_S)
 
     async def _watch_states(self) -> None:
         """Ask for the states of all jobs at once: a controller has better things to do than to answer for each."""
@@ -275,7 +276,8 @@ class SlurmExecutor(Executor):
     async def _keep_alive(self) -> None:
         while True:
             await anyio.sleep(self._settings.patience_s / 6)
-            await self._touch()
+            with suppress(ExecutorBroken):  # the folder may be back in time; until then the jobs have patience
+                await self._touch()
 
     async def _touch(self) -> None:
         await self._io(touch, self._folder / ALIVE)
@@ -290,7 +292,10 @@ class SlurmExecutor(Executor):
 
 async def _command(command: Sequence[str], stdin: str = "") -> tuple[int | None, str, str]:
     """The exit code (None: it gave no answer in time), what was printed, and errors."""
-    with anyio.move_on_after(_ANSWER_S):
+    with (
+        anyio.move_on_after(_ANSWER_S),
+        suppress(OSError),
+    ):  # it cannot be started: no memory, no processes, a lost disk
         done = await anyio.run_process(command, input=stdin.encode(), check=False)
         return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     return None, "", ""
