@@ -18,14 +18,24 @@ import msgspec
 import psutil
 import pytest
 from remote_tasks import Counts, Reads, Says, Talks
+from steps import dag_of
 
 from gluepy.conf.schema import Settings
 from gluepy.conf.sources import load_settings
 from gluepy.core.events import TaskFinished, TaskMetric, TaskRetrying
 from gluepy.core.graph import Spec
-from gluepy.errors import RunStopped
-from gluepy.exec.dag import DAG
-from gluepy.exec.executors.remote import Agent, Calls, Lease, StorageFence, cancel_here, close_here, run_here
+from gluepy.errors import DagError, RunStopped
+from gluepy.exec.dag import DAG, compile_dag
+from gluepy.exec.executors.remote import (
+    Agent,
+    Calls,
+    Lease,
+    StorageFence,
+    cancel_here,
+    check_importable,
+    close_here,
+    run_here,
+)
 from gluepy.exec.executors.remote.messages import Report, decode_report, encode_report
 from gluepy.exec.port import Attempt, Emission, Emit, Executor, Metric, Outcome, Output, RunInfo
 from gluepy.exec.task import Task
@@ -453,3 +463,12 @@ async def test_attempt_that_is_withdrawn_never_begins_and_one_that_has_begun_is_
         async with calls.open(Attempt(where, spec, "counts", 2, 2, {}, "thread"), lambda emission: None) as call:
             await agent.run(call.text, lambda report: None)  # which are on their way
             assert not await call.withdraw()
+
+
+def test_a_task_that_no_other_process_can_import_is_refused_before_anything_runs() -> None:
+    class Local(Task):
+        def run(self) -> None: ...
+
+    with pytest.raises(DagError, match=r"Local.*a worker cannot import it.*move the class to a module"):
+        check_importable(compile_dag(dag_of(Local)).graph)
+    check_importable(compile_dag(dag_of(Counts)).graph)

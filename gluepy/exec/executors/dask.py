@@ -25,8 +25,8 @@ from distributed.core import Status
 from pydantic import BaseModel, ConfigDict, Field
 
 from gluepy.core.graph import Graph
-from gluepy.errors import DagError, ExecutorBroken, OptionError, SettingsError
-from gluepy.exec.executors.remote import Call, Calls, cancel_here, key_in, run_here
+from gluepy.errors import ExecutorBroken, OptionError, SettingsError
+from gluepy.exec.executors.remote import Call, Calls, cancel_here, check_importable, key_in, run_here
 from gluepy.exec.port import Abandoned, Attempt, Emit, Executor, Outcome, Released
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ class DaskExecutor(Executor):
 
     def check(self, graph: Graph) -> None:
         """Raises `DagError` for a task that a worker cannot import."""
-        for spec in graph.specs:
-            if not spec.expands and (spec.cls.startswith("__main__:") or "<locals>" in spec.cls):
-                raise DagError(f"task {spec.cls}", "a Dask worker cannot import it", "move the class to a module")
+        check_importable(graph)
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """Have a worker run `attempt`."""

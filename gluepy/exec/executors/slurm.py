@@ -23,8 +23,9 @@ import anyio.to_thread
 from pydantic import BaseModel, Field
 
 from gluepy.core.events import Reason
+from gluepy.core.graph import Graph
 from gluepy.errors import ExecutorBroken, SettingsError
-from gluepy.exec.executors.remote import Call, Calls
+from gluepy.exec.executors.remote import Call, Calls, check_importable
 from gluepy.exec.executors.shared_folder import ALIVE, AttemptFolder, touch
 from gluepy.exec.port import Attempt, Emit, Executor, Outcome, local_path
 
@@ -119,6 +120,10 @@ class SlurmExecutor(Executor):
     ) -> None:
         await self._stack.aclose()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def check(self, graph: Graph) -> None:
+        """Raises `DagError` for a task that a job cannot import."""
+        check_importable(graph)
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """Submit it, and follow its job to the end."""
@@ -292,10 +297,7 @@ class SlurmExecutor(Executor):
 
 async def _command(command: Sequence[str], stdin: str = "") -> tuple[int | None, str, str]:
     """The exit code (None: it gave no answer in time), what was printed, and errors."""
-    with (
-        anyio.move_on_after(_ANSWER_S),
-        suppress(OSError),
-    ):  # it cannot be started: no memory, no processes, a lost disk
+    with anyio.move_on_after(_ANSWER_S), suppress(OSError):  # as when there is no memory to start it
         done = await anyio.run_process(command, input=stdin.encode(), check=False)
         return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     return None, "", ""

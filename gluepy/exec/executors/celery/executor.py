@@ -19,11 +19,11 @@ from sniffio import current_async_library
 
 from gluepy.conf.schema import Settings
 from gluepy.core.graph import Graph
-from gluepy.errors import DagError, ExecutorBroken, OptionError
+from gluepy.errors import ExecutorBroken, OptionError
 from gluepy.exec.executors.celery.application import TASK, check_version, make_application, queue_of
 from gluepy.exec.executors.celery.channel import RETRY_S, Unreachable, Word, check_urls, open_driver_end
 from gluepy.exec.executors.celery.options import CelerySettings, shown
-from gluepy.exec.executors.remote import Call, Calls
+from gluepy.exec.executors.remote import Call, Calls, check_importable
 from gluepy.exec.port import Abandoned, Attempt, Emit, Executor, Outcome, Released
 
 _STOP_S = 20.0  # longer than an agent takes to kill an attempt
@@ -105,9 +105,7 @@ class CeleryExecutor(Executor):
 
     def check(self, graph: Graph) -> None:
         """Raises `DagError` for a task that a worker cannot import."""
-        for spec in graph.specs:
-            if not spec.expands and (spec.cls.startswith("__main__:") or "<locals>" in spec.cls):
-                raise DagError(f"task {spec.cls}", "a worker cannot import it", "move the class to a module")
+        check_importable(graph)
 
     async def run(self, attempt: Attempt, emit: Emit) -> Outcome:
         """See `Executor`. A worker that is lost is a failure with reason `lost`; a broker that cannot be reached for

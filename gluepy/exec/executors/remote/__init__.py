@@ -37,7 +37,7 @@ What is true of every engine then:
 """
 
 from gluepy.exec.executors.remote.agent import Agent, Lease, Tell
-from gluepy.exec.executors.remote.calls import Call, Calls
+from gluepy.exec.executors.remote.calls import Call, Calls, check_importable
 from gluepy.exec.executors.remote.fence import Fence, StorageFence
 from gluepy.exec.executors.remote.here import cancel_here, close_here, run_here
 from gluepy.exec.executors.remote.messages import decode_report, key_in, stopped_report
@@ -51,6 +51,7 @@ __all__ = [
     "StorageFence",
     "Tell",
     "cancel_here",
+    "check_importable",
     "close_here",
     "decode_report",
     "key_in",

@@ -13,7 +13,8 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from gluepy.errors import ExecutorBroken
+from gluepy.core.graph import Graph
+from gluepy.errors import DagError, ExecutorBroken
 from gluepy.exec.executors.capture import AttemptOutput, tell_failure
 from gluepy.exec.executors.remote.fence import Fence, StorageFence, write_token
 from gluepy.exec.executors.remote.messages import Report, decode_report, encode_order, key_of, travelling
@@ -22,6 +23,13 @@ from gluepy.exec.scope import redactor_of
 
 _KNOWN_RUNS = 64
 _LATE_S = 5.0  # how long an outcome waits for reports from before it
+
+
+def check_importable(graph: Graph) -> None:
+    """Raises `DagError` for a task whose class no other process can import: for `Executor.check`."""
+    for spec in graph.specs:
+        if not spec.expands and (spec.cls.startswith("__main__:") or "<locals>" in spec.cls):
+            raise DagError(f"task {spec.cls}", "a worker cannot import it", "move the class to a module")
 
 
 class Calls:
