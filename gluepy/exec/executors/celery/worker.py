@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 import time
 import warnings
 from contextlib import AsyncExitStack
@@ -24,7 +23,7 @@ from gluepy.errors import ExecutorBroken
 from gluepy.exec.executors.celery.application import TASK, check_version, make_application, queue_of
 from gluepy.exec.executors.celery.channel import RETRY_S, Unreachable, Word, WorkerEnd, check_urls, open_worker_end
 from gluepy.exec.executors.celery.options import CelerySettings, shown
-from gluepy.exec.executors.remote import Agent, Lease, decode_report, stopped_report
+from gluepy.exec.executors.remote import Agent, AgentThread, Lease, decode_report, stopped_report
 from gluepy.loop import run_loop
 
 _WHO = "gluepy worker"
@@ -51,53 +50,33 @@ class _Attempt:
             self.lease.cancel(_ANOTHER)
 
 
-class _Process:
-    """What a prefork process has: a thread with an event loop, in which agent and channel live. A daemon: when the pool
-    ends the process, or something kills it, the guards kill what runs."""
+class _Process(AgentThread):
+    """What a prefork process has: a thread in which agent and channel live."""
 
     def __init__(self, settings: CelerySettings, worker: str) -> None:
-        self.pid = os.getpid()
         self._settings, self._worker = settings, worker
         self._attempts: set[_Attempt] = set()
         self._gone: set[str] = set()  # drivers of which nothing is heard
         self._drivers: dict[str, str] = {}  # who said last that they drive a run
-        self._is_ready = threading.Event()
-        self._error: BaseException | None = None
-        self._portal: BlockingPortal
-        self._thread = threading.Thread(target=self._main, name="gluepy-agent", daemon=True)
-        self._thread.start()
-        self._is_ready.wait()
-        if self._error is not None:
-            raise self._error
+        super().__init__()
 
     def run(self, driver: str, run: str, key: str, text: str) -> str:
         """Run the attempt, and report it. Returns how it ended, in words, when the reports have arrived, or when nobody
         waits for them any more."""
-        return self._portal.call(self._run, driver, run, key, text)
+        return self.portal.call(self._run, driver, run, key, text)
 
-    def close(self) -> None:
-        """Kill what runs, and report that."""
-        self._portal.call(self._is_over.set)
-        self._thread.join()
-
-    def _main(self) -> None:
-        try:
-            run_loop(self._serve)
-        except BaseException as error:
-            self._error = error
-            self._is_ready.set()
-
-    async def _serve(self) -> None:
-        self._is_over, self._posted = anyio.Event(), anyio.Event()
+    async def serve(self) -> None:
+        """Keep agent and channel, until the process is to end; then report that what ran was killed."""
+        self.is_over, self._posted = anyio.Event(), anyio.Event()
         self._outbox, outbox = anyio.create_memory_object_stream[tuple[str, str]](float("inf"))
         async with AsyncExitStack() as stack:
             self._channel = await self._reached(stack)
             group = await stack.enter_async_context(anyio.create_task_group())
             group.start_soon(self._post, outbox)
             group.start_soon(self._listen)
-            async with BlockingPortal() as self._portal, Agent(self._worker) as self._agent:
-                self._is_ready.set()
-                await self._is_over.wait()
+            async with BlockingPortal() as self.portal, Agent(self._worker) as self._agent:
+                self.is_ready.set()
+                await self.is_over.wait()
             await self._all_posted()
             group.cancel_scope.cancel()
 
@@ -272,4 +251,5 @@ def _try_servers(application: Any, settings: CelerySettings) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - to who has started it
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

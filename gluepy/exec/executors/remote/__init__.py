@@ -39,11 +39,12 @@ What is true of every engine then:
 from gluepy.exec.executors.remote.agent import Agent, Lease, Tell
 from gluepy.exec.executors.remote.calls import Call, Calls, check_importable
 from gluepy.exec.executors.remote.fence import Fence, StorageFence
-from gluepy.exec.executors.remote.here import cancel_here, close_here, run_here
+from gluepy.exec.executors.remote.here import AgentThread, cancel_here, close_here, run_here
 from gluepy.exec.executors.remote.messages import decode_report, key_in, stopped_report
 
 __all__ = [
     "Agent",
+    "AgentThread",
     "Call",
     "Calls",
     "Fence",

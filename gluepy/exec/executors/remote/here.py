@@ -19,25 +19,53 @@ _LOOK_S = 0.25  # between two looks whether an attempt is still wanted
 _STOPPED_S = 15.0  # longer than an agent takes to kill an attempt
 
 
-class _Thread:
-    """A thread with an event loop, in which the agent lives. A daemon: the process ends when the engine has it end, and
-    the guards then kill what runs."""
+class AgentThread:
+    """A thread with an event loop, in which an agent lives. A daemon: the process ends when the engine has it end, and
+    the guards then kill what runs.
 
-    def __init__(self, worker: str, own: bool, fence: Fence | None) -> None:
+    A subclass's `serve` opens what the loop is to have, sets `is_ready`, and returns when `is_over` is set, which it
+    makes. Whatever it raises before it is ready, the constructor raises. `portal` is how other threads call into the
+    loop.
+    """
+
+    portal: BlockingPortal
+    is_over: anyio.Event
+
+    def __init__(self) -> None:
         self.pid = os.getpid()
-        self.leases: dict[str, tuple[Lease, threading.Event]] = {}
-        self._is_ready = threading.Event()
+        self.is_ready = threading.Event()
         self._error: BaseException | None = None
-        self._agent = Agent(worker, own=own, fence=fence)
-        self._portal: BlockingPortal
         self._thread = threading.Thread(target=self._main, name="gluepy-agent", daemon=True)
         self._thread.start()
-        self._is_ready.wait()
+        self.is_ready.wait()
         if self._error is not None:
             raise self._error
 
+    async def serve(self) -> None:
+        """See the class."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Have `serve` end, and wait for it: what runs is killed."""
+        self.portal.call(self.is_over.set)
+        self._thread.join()
+
+    def _main(self) -> None:
+        try:
+            run_loop(self.serve)
+        except BaseException as error:
+            self._error = error
+            self.is_ready.set()
+
+
+class _Thread(AgentThread):
+    def __init__(self, worker: str, own: bool, fence: Fence | None) -> None:
+        self.leases: dict[str, tuple[Lease, threading.Event]] = {}
+        self._agent = Agent(worker, own=own, fence=fence)
+        super().__init__()
+
     def run(self, text: str, tell: Tell, is_wanted: Callable[[], bool] | None, lease: Lease) -> str:
-        future = self._portal.start_task_soon(self._agent.run, text, tell, lease)
+        future = self.portal.start_task_soon(self._agent.run, text, tell, lease)
         while True:
             try:
                 return future.result(None if is_wanted is None else _LOOK_S)
@@ -46,22 +74,11 @@ class _Thread:
                     lease.cancel()
                     is_wanted = None
 
-    def close(self) -> None:
-        self._portal.call(self._is_over.set)
-        self._thread.join()
-
-    def _main(self) -> None:
-        try:
-            run_loop(self._serve)
-        except BaseException as error:
-            self._error = error
-            self._is_ready.set()
-
-    async def _serve(self) -> None:
-        self._is_over = anyio.Event()
-        async with BlockingPortal() as self._portal, self._agent:
-            self._is_ready.set()
-            await self._is_over.wait()
+    async def serve(self) -> None:
+        self.is_over = anyio.Event()
+        async with BlockingPortal() as self.portal, self._agent:
+            self.is_ready.set()
+            await self.is_over.wait()
 
 
 _lock = threading.Lock()
