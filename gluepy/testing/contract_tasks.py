@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -297,7 +297,7 @@ class FailsAtLength(Task):
 class Excludes(Task):
     """Fails if another of its kind runs at the same time, which the limit `slot` forbids."""
 
-    uses = {"slot": 1}  # noqa: RUF012
+    uses: ClassVar = {"slot": 1}
     number: int
 
     def run(self) -> None:

@@ -67,8 +67,7 @@ class Broker(ABC):
 
     def start(self) -> None:
         """Start it, and wait until it is ready."""
-        log = open(self.folder / "server.log", "ab")  # noqa: SIM115
-        with log:
+        with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 self._command(),
                 cwd=self.folder,

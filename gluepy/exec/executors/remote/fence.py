@@ -14,7 +14,7 @@ from typing import Protocol
 from gluepy.exec.port import Attempt, RunInfo, local_path
 
 _FOLDER = ".gluepy-attempts"  # in the storage, beside `runs`: a task that lists the run's files finds none of ours
-_TOKEN = "driver"  # noqa: S105 - a file's name
+_DRIVER_FILE = "driver"
 
 
 class Fence(Protocol):
@@ -42,7 +42,7 @@ def write_token(run: RunInfo, token: str) -> None:
     folder = local_path(claims_of(run))
     if folder is not None:
         os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, _TOKEN)
+        path = os.path.join(folder, _DRIVER_FILE)
         with open(f"{path}.{token}", "w", encoding="ascii") as file:
             file.write(token)
         os.replace(f"{path}.{token}", path)
@@ -54,7 +54,7 @@ def has_token(run: RunInfo, token: str) -> bool:
     if folder is None:
         return True
     try:
-        with open(os.path.join(folder, _TOKEN), encoding="ascii") as file:
+        with open(os.path.join(folder, _DRIVER_FILE), encoding="ascii") as file:
             return file.read() == token
     except OSError:
         return False
