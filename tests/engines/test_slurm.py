@@ -64,6 +64,14 @@ class TestJobs(ExecutorContract):
         return executor_in(tmp_path)
 
 
+class Greedy(contract_tasks.Writes):
+    uses: ClassVar = {"gpu": 7}
+
+
+class GreedyDAG(DAG):
+    tasks = (Greedy,)
+
+
 class OneTask(DAG):
     tasks = (contract_tasks.Stays,)
 
@@ -187,14 +195,10 @@ async def test_the_job_of_a_driver_that_is_killed_stops(cluster: SlurmCluster, t
 
 
 async def test_what_the_cluster_does_not_have_is_an_error_that_says_so(tmp_path: Path, settings_here: Settings) -> None:
-    class Greedy(contract_tasks.Writes):
-        uses: ClassVar = {"gpu": 7}
-
     settings = settings_here.replaced(LIMITS={"gpu": 7})
-    greedy = type("GreedyDAG", (DAG,), {"tasks": (Greedy,)})
     async with Runtime(settings, executor=executor_in(tmp_path)) as runtime:
         with pytest.raises(RunStopped, match=r"sbatch refused .*gpu:7.*not available") as caught:
-            await runtime.run_dag(greedy)
+            await runtime.run_dag(GreedyDAG)
     assert "memory_mb and uses" in caught.value.hint
 
 
@@ -254,6 +258,16 @@ def test_jobs_ask_for_what_their_tasks_need(tmp_path: Path) -> None:
         "--job-name=gluepy-t", "--no-requeue", "--partition=p", "--account=a", "--cpus-per-task=4", "--mem=100M",
         "--time=3", "--gres=gpu:2", "--nice=5",
     ]  # fmt: skip
+
+
+async def test_a_cluster_that_cannot_be_reached_is_told_before_anything_runs(
+    tmp_path: Path, settings_here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
+    with pytest.raises(ExecutorBroken, match=r"cannot reach the cluster: .*; see whether its controller runs"):
+        async with Runtime(settings_here, executor=executor_in(tmp_path)):
+            pass
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.exhaustive

@@ -77,7 +77,6 @@ class JobState(NamedTuple):
 class SlurmExecutor(Executor):
     """Runs each attempt as a job. `settings` are those of the group SLURM, `folder` is shared with the nodes."""
 
-    name = "slurm"
     settings_group: ClassVar = ("SLURM", SlurmSettings)
 
     def __init__(self, settings: SlurmSettings, folder: Path) -> None:
@@ -96,7 +95,7 @@ class SlurmExecutor(Executor):
         if place is None:
             raise SettingsError(
                 "SLURM.folder",
-                settings.source("SLURM"),
+                settings.source("STORAGE_ROOT"),
                 f"STORAGE_ROOT is {settings.STORAGE_ROOT}; jobs need a folder that this machine and the nodes share",
                 'set SLURM = {"folder": "/shared/…"}',
             )
@@ -106,6 +105,10 @@ class SlurmExecutor(Executor):
     async def __aenter__(self) -> Self:
         if shutil.which("sbatch") is None:
             raise ExecutorBroken(self.name, "there is no sbatch on PATH", "start it on a login node of the cluster")
+        code, _, err = await _command(["squeue", "--noheader", "--me"])
+        if code != 0:
+            why = f"cannot reach the cluster: {_last(err) or 'squeue gave no answer'}"
+            raise ExecutorBroken(self.name, why, "see whether its controller runs (scontrol ping), and SLURM_CONF")
         await self._touch()
         async with AsyncExitStack() as stack:
             group = await stack.enter_async_context(anyio.create_task_group())
@@ -168,8 +171,8 @@ class SlurmExecutor(Executor):
             why = f"sbatch gave no answer in {_ANSWER_S:g} s, for {attempt.task}"
             raise ExecutorBroken(self.name, why, "see whether the controller runs (scontrol ping); then resume the run")
         if code:
-            told = err.strip().removeprefix("sbatch: ").splitlines()
-            why = f"sbatch refused {attempt.task} ({' '.join(self.arguments(attempt))}): {told[-1] if told else code}"
+            told = _last(err).removeprefix("sbatch: ") or f"exit code {code}"
+            why = f"sbatch refused {attempt.task} ({' '.join(self.arguments(attempt))}): {told}"
             raise ExecutorBroken(
                 self.name, why, "ask for what the cluster has: cpus, memory_mb and uses of the task, SLURM"
             )
@@ -313,9 +316,13 @@ def _job_name(attempt: Attempt) -> str:
     return f"gluepy-{attempt.slug}"
 
 
+def _last(text: str) -> str:
+    """The last line of it that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 def _last_line(file: Path) -> str:
     try:
-        lines = file.read_text(errors="replace").strip().splitlines()
+        return _last(file.read_text(errors="replace")) or "it printed nothing"
     except OSError:
-        lines = []
-    return lines[-1] if lines else "it printed nothing"
+        return "it printed nothing"
