@@ -12,11 +12,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gluepy.errors import ExecutorBroken, GluepyError, NestedRun, RunError, RunStopped, TaskError, UsageError
+    from gluepy.errors import (
+        ExecutorBroken,
+        GluepyError,
+        NestedRun,
+        RunError,
+        RunStopped,
+        SinkFailed,
+        TaskError,
+        UsageError,
+    )
     from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
     from gluepy.exec.port import Attempt, Executor, Outcome
     from gluepy.report import read_run, read_runs
     from gluepy.runtime import Run, RunResult, Runtime, TaskResult, resume_run, run_dag, run_dag_sync, stream_dag
+    from gluepy.runtime.export import export_run
     from gluepy.sinks import Sink
 
 _HOME = {
@@ -26,6 +36,7 @@ _HOME = {
         "NestedRun",
         "RunError",
         "RunStopped",
+        "SinkFailed",
         "TaskError",
         "UsageError",
     ),
@@ -33,6 +44,7 @@ _HOME = {
     "gluepy.exec.port": ("Attempt", "Executor", "Outcome"),
     "gluepy.report": ("read_run", "read_runs"),
     "gluepy.sinks": ("Sink",),
+    "gluepy.runtime.export": ("export_run",),
     "gluepy.runtime": (
         "Run",
         "RunResult",
@@ -60,6 +72,7 @@ __all__ = [
     "RunStopped",
     "Runtime",
     "Sink",
+    "SinkFailed",
     "Skip",
     "Task",
     "TaskError",
@@ -67,6 +80,7 @@ __all__ = [
     "UsageError",
     "current_task",
     "each",
+    "export_run",
     "parallel",
     "read_run",
     "read_runs",

@@ -17,7 +17,8 @@
     │   └── RunLocked              driven by another process
     ├── TaskError                  one task failed
     ├── RunStopped                 a run could not go on: exit code 3
-    └── ExecutorBroken             raised by executors; the run then stops
+    ├── ExecutorBroken             raised by executors; the run then stops
+    └── SinkFailed                 a record could not be sent to a sink
     ExceptionGroup
     └── RunError                   a run failed, with the TaskErrors of its tasks: exit code 1
     UserWarning
@@ -308,3 +309,15 @@ class ExecutorBroken(GluepyError):
 
     def __str__(self) -> str:
         return f"{self.executor}: {self.why}" + (f"; {self.hint}" if self.hint else "")
+
+
+class SinkFailed(GluepyError):
+    """A sink raised while the record of a run was sent to it. `seq` is the last event that it had taken."""
+
+    def __init__(self, sink: str, seq: int, why: str) -> None:
+        super().__init__(sink, seq, why)
+        self.sink, self.seq, self.why = sink, seq, why
+
+    def __str__(self) -> str:
+        after = f"after event {self.seq}" if self.seq else "before it took an event"
+        return f"the sink {self.sink} failed {after}: {self.why}; export the run again, which doubles nothing"

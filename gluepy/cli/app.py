@@ -477,6 +477,43 @@ def events(
     raise typer.Exit(show_events(_invocation(ctx), run, follow))
 
 
+@app.command(short_help="Send the record of a run to a sink.")
+def export(
+    ctx: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="The run: its id, the end of its id, 'latest', or 'latest:LABEL'; '-': events on stdin.",
+            autocompletion=_complete_run,
+        ),
+    ],
+    sink: Annotated[
+        str | None,
+        typer.Option(
+            "--sink",
+            metavar="NAME",
+            help="The sink: a dotted path, or the short name of an installed one.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Send every event of a run to a sink, as if it had watched the run.
+
+    What a sink makes of a run has the same ids each time, so a run can be sent again without harm. Without --sink, the
+    one argument names the sink, and the events come on stdin, of one run or of many, also from another machine.
+
+    \b
+      gluepy export latest --sink otel
+      ssh there gluepy events latest | gluepy export otel
+
+    Exit codes: 0 all was taken; 2 there is no such run or sink; 3 the sink failed.
+    """
+    from gluepy.cli.exporting import export as export_command
+
+    raise typer.Exit(export_command(_invocation(ctx), run, sink))
+
+
 @app.command(short_help="Print what the tasks of a run printed and logged.")
 def logs(
     ctx: typer.Context,

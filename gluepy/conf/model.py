@@ -68,6 +68,7 @@ class SettingsModel(BaseSettings):
     CODE_CHECK: Literal["warn", "refuse", "ignore"] = "warn"
     LOG_FORMAT: Literal["console", "json"] = "console"
     SINKS: list[Annotated[Any, AfterValidator(_sink)]] = []
+    SINK_TIMEOUT_S: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] = 0.0
     REDACT: list[str] = []
 
     @classmethod

@@ -7,6 +7,7 @@ so. Anything else goes to the model, which coerces it or tells what is wrong.
 from __future__ import annotations
 
 import json
+import math
 import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -120,6 +121,7 @@ _SETTINGS = {
     "CODE_CHECK": _Setting(lambda _: "warn", _is_one_of("warn", "refuse", "ignore")),
     "LOG_FORMAT": _Setting(lambda _: "console", _is_one_of("console", "json")),
     "SINKS": _Setting(lambda _: [], lambda value: type(value) is list and all(map(is_sink, value))),
+    "SINK_TIMEOUT_S": _Setting(lambda _: 5.0, lambda value: type(value) is float and 0 <= value < math.inf),
     "REDACT": _Setting(lambda _: list(REDACT), _is_texts),
 }
 _PLACES = ("STORAGE_ROOT", "RUNS_ROOT")
@@ -161,6 +163,7 @@ class Settings:
     CODE_CHECK: Literal["warn", "refuse", "ignore"]
     LOG_FORMAT: Literal["console", "json"]
     SINKS: list[str | type[Any] | Callable[[Any], object]]
+    SINK_TIMEOUT_S: float
     REDACT: list[str]
 
     def __init__(

@@ -25,6 +25,12 @@ SHIPPED_GROUPS = (
     "DASK",
     "SLURM",
     "JSONLINES",
+    "STRUCTLOG",
+    "OTEL",
+    "OPENLINEAGE",
+    "PROMETHEUS",
+    "MLFLOW",
+    "WEBHOOK",
 )  # groups of the executors and sinks in this package, known without importing them
 
 Found = dict[str, tuple[Any, Source]]  # a value and where it came from, by name

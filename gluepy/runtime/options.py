@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import FunctionType
 from typing import Any, Literal, TypedDict
 
 from gluepy.conf.contextfiles import without_secrecy
@@ -13,6 +14,7 @@ from gluepy.core.policy import OnFailure
 from gluepy.errors import OptionError, did_you_mean
 from gluepy.exec.port import Executor
 from gluepy.exec.values import WrongValue, as_json
+from gluepy.sinks.consume import Delivery
 from gluepy.sinks.port import Consumer, Sink
 
 SinkOption = str | type[Any] | Consumer
@@ -86,10 +88,19 @@ def make_executor(option: Any, settings: Settings) -> Executor:
     return executor
 
 
-def make_sinks(options: Sequence[SinkOption], settings: Settings) -> list[Consumer]:
+def make_sinks(options: Sequence[SinkOption], settings: Settings) -> list[Delivery]:
     """The sinks that SINKS and then `options` mean. Raises `UsageError`."""
     named = [*((sink, "SINKS") for sink in settings.SINKS), *((option, "the option sinks") for option in options)]
-    return [resolve(_SINK, option, settings, named_by) for option, named_by in named]
+    return [Delivery(resolve(_SINK, option, settings, named_by), _path_of(option)) for option, named_by in named]
+
+
+def _path_of(sink: object) -> str:
+    """By what the command line can name a sink again; empty for one that only its program has."""
+    if isinstance(sink, str):
+        return sink
+    if not isinstance(sink, (type, FunctionType)) or "<" in sink.__qualname__ or sink.__module__ == "__main__":
+        return ""
+    return f"{sink.__module__}:{sink.__qualname__}"
 
 
 def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOptions]) -> None:

@@ -47,12 +47,9 @@ from gluepy.runtime.checks import check_processes, check_storage, modules_of
 from gluepy.runtime.descriptors import Descriptors, patiently
 from gluepy.runtime.options import make_executor, make_sinks, recorded_name
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResults
-from gluepy.sinks.consume import consume
+from gluepy.sinks.consume import Delivery
 from gluepy.sinks.feed import Feed, Subscription
-from gluepy.sinks.port import Consumer
 from gluepy.version import VERSION
-
-_LINGER_S = 5.0  # how long sinks may take to finish after the run has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ class Resolved(NamedTuple):
     debug: bool
     pool: str
     executor: Executor | None
-    sinks: list[Consumer]
+    sinks: list[Delivery]
 
 
 def resolve_options(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -> Resolved:
@@ -249,6 +246,8 @@ class Session:
                     lambda: stack.enter_async_context(FileLog(self.record.events, shared.settings.EVENT_SYNC))
                 )
                 subscriptions = [self.feed.subscribe() for _ in self.sinks]
+                for sink in self.sinks:
+                    sink.seq = self.state.seq
                 before = enumerate(self.state.status) if self.plan else ()
                 finished = {node for node, status in before if status == FINISHED}
                 engine = self._open(executor, log)
@@ -275,27 +274,30 @@ class Session:
         if not self.sinks:
             return await _driven(engine)
         async with anyio.create_task_group() as tasks:
-            scopes: list[anyio.CancelScope] = []
+            scopes = [anyio.CancelScope(shield=True) for _ in self.sinks]
             ended = [anyio.Event() for _ in self.sinks]
 
-            async def feed(sink: Consumer, subscription: Subscription, end: anyio.Event) -> None:
+            async def feed(
+                sink: Delivery, subscription: Subscription, scope: anyio.CancelScope, end: anyio.Event
+            ) -> None:
                 try:
-                    with anyio.CancelScope(shield=True) as scope:
-                        scopes.append(scope)
-                        await consume(subscription, sink)
+                    with scope:
+                        await sink.consume(subscription, self.run.run_id)
                 finally:
                     end.set()
 
-            for each in zip(self.sinks, subscriptions, ended, strict=True):
+            for each in zip(self.sinks, subscriptions, scopes, ended, strict=True):
                 tasks.start_soon(feed, *each)
             try:
                 failure = await _driven(engine)
             finally:
-                with anyio.move_on_after(_LINGER_S, shield=True):
+                with anyio.move_on_after(self.shared.settings.SINK_TIMEOUT_S, shield=True):
                     for end in ended:
                         await end.wait()
-                for scope in scopes:
-                    scope.cancel()
+                for sink, scope, end in zip(self.sinks, scopes, ended, strict=True):
+                    if not end.is_set():
+                        sink.left_behind(self.run.run_id, self.state.seq)
+                        scope.cancel()
         return failure
 
     def _open(self, executor: Executor, log: FileLog) -> Engine:

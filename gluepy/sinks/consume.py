@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -23,51 +24,81 @@ from gluepy.loop import Doorbell
 from gluepy.sinks.feed import Subscription
 from gluepy.sinks.port import Consumer
 
+_BATCH = 1_000  # events of a record that are in memory at a time
 
-async def consume(subscription: Subscription, sink: Consumer) -> None:
-    """Feed `sink` until the subscription ends. A sink that raises is told so in the log, and gets nothing more.
 
-    When this is cancelled, a plain sink that has not returned is left behind: it is left (as a context manager) when it
-    returns, and neither the event loop nor the interpreter waits for it.
+class Delivery:
+    """One sink of a run, and how far it has come. `name` is by what it can be named again, empty if it cannot be.
+
+    `seq` is that of the last stored event that the sink has taken, or that came before it was there.
     """
-    try:
-        await _feed(sink, subscription.take)
-    except (Exception, SystemExit) as error:
+
+    def __init__(self, sink: Consumer, name: str = "") -> None:
+        self.sink, self.name = sink, name
+        self.seq = 0
+        self._warned = False
+
+    async def consume(self, subscription: Subscription, run_id: str) -> None:
+        """Feed the sink until the subscription ends. A sink that raises gets nothing more, and a warning in the log
+        says so.
+
+        When this is cancelled, a plain sink that has not returned is left behind: it is left (as a context manager)
+        when it returns, and neither the event loop nor the interpreter waits for it.
+        """
+        try:
+            await self._feed(subscription.take)
+        except (Exception, SystemExit) as error:
+            problem = "a sink failed; it gets no more events of this run"
+            self._warn(run_id, problem, error=f"{type(error).__name__}: {error}")
+
+    def left_behind(self, run_id: str, seq: int) -> None:
+        """The run is over, its last event was number `seq`, and the sink is not waited for any longer: warn of it."""
+        problem = "a sink was not done in time; the rest of the run's events is lost to it"
+        self._warn(run_id, problem, lost=seq - self.seq, setting="SINK_TIMEOUT_S")
+
+    async def replay(self, events: Iterable[Event]) -> None:
+        """Call the sink with each of `events`, entered and left as in a run. Raises what it raises."""
+        rest = iter(events)
+
+        async def take() -> list[Event]:
+            return list(islice(rest, _BATCH))
+
+        await self._feed(take)
+
+    def _warn(self, run_id: str, problem: str, **facts: object) -> None:
+        if self._warned:
+            return
+        self._warned = True
         import structlog
 
+        again = f"gluepy export {run_id} --sink {self.name}" if self.name else f"gluepy.export_run({run_id!r}, …)"
         structlog.get_logger("gluepy.sinks").warning(
-            "a sink failed; it gets no more events of this run",
-            sink=repr(sink),
-            error=f"{type(error).__name__}: {error}",
+            problem, sink=self.name or repr(self.sink), **facts, taken_up_to=self.seq, send_again=again
         )
 
+    async def _feed(self, take: Callable[[], Awaitable[list[Event]]]) -> None:
+        consumer: Any = self.sink
+        thread = _SinkThread()
+        try:
+            async with _entered(consumer, thread):
+                is_async = inspect.iscoroutinefunction(consumer) or inspect.iscoroutinefunction(
+                    getattr(consumer, "__call__", None)  # noqa: B004  # whether it is async, not whether it is there
+                )
+                while events := await take():
+                    if is_async:
+                        for event in events:
+                            await consumer(event)
+                            self.seq = event.seq
+                    else:
+                        await thread.call(partial(self._each, events))
+        finally:
+            thread.end()
 
-async def replay(events: Iterable[Event], sink: Consumer) -> None:
-    """Call `sink` with each of `events`, entered and left as in a run. Raises what it raises."""
-    batches = [list(events)]
-
-    async def take() -> list[Event]:
-        return batches.pop() if batches else []
-
-    await _feed(sink, take)
-
-
-async def _feed(sink: Consumer, take: Callable[[], Awaitable[list[Event]]]) -> None:
-    consumer: Any = sink
-    thread = _SinkThread()
-    try:
-        async with _entered(consumer, thread):
-            is_async = inspect.iscoroutinefunction(consumer) or inspect.iscoroutinefunction(
-                getattr(consumer, "__call__", None)  # noqa: B004  # whether it is async, not whether it is there
-            )
-            while events := await take():
-                if is_async:
-                    for event in events:
-                        await consumer(event)
-                else:
-                    await thread.call(partial(_each, consumer, events))
-    finally:
-        thread.end()
+    def _each(self, events: list[Event]) -> None:
+        consumer = self.sink
+        for event in events:
+            consumer(event)
+            self.seq = event.seq
 
 
 @asynccontextmanager
@@ -83,11 +114,6 @@ async def _entered(consumer: Any, thread: _SinkThread) -> AsyncIterator[None]:
             await thread.call(partial(consumer.__exit__, *sys.exc_info()))
     else:
         yield
-
-
-def _each(consumer: Callable[[Event], object], events: list[Event]) -> None:
-    for event in events:
-        consumer(event)
 
 
 class _SinkThread:

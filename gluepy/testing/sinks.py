@@ -19,7 +19,7 @@ from gluepy.exec.dag import DAG, each, parallel
 from gluepy.exec.port import Metric, Output, Progress
 from gluepy.exec.task import Task
 from gluepy.runtime import RunResult, Runtime
-from gluepy.sinks.consume import replay
+from gluepy.sinks.consume import Delivery
 from gluepy.sinks.port import Consumer
 from gluepy.testing.events import events_of
 from gluepy.testing.script import HELD, ScriptedExecutor, Step, failed, skipped, values
@@ -245,7 +245,7 @@ class SinkContract:
     async def test_the_record_of_a_run_can_be_replayed(self, sink: Consumer, settings: Settings) -> None:
         noted = Noted()
         events = events_of(await run(settings, script()))
-        await replay(events, watched(sink, noted))
+        await Delivery(watched(sink, noted)).replay(events)
         assert noted.events == events
         assert_closed(noted, sink)
 

@@ -46,13 +46,14 @@ class Console:
         *words: str,
         program: Sequence[str] = (sys.executable, "-m", "gluepy"),
         cwd: Path | None = None,
+        stdin: str = "",
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*program, *words],
             cwd=cwd or self.folder,
             env=environment(**env),
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             encoding="utf-8",
             timeout=DEADLINE_S,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from steps import Fails, Go, LoopStep, Step, dag_of
 
 from gluepy import Retry, Task, parallel
 from gluepy.core.events import Event, RunFinished, TaskMetric, TaskOutput, encode
-from gluepy.runtime import Runtime, session
+from gluepy.runtime import Runtime
 from gluepy.sinks.feed import BUFFER, Feed, Subscription
 from gluepy.testing import HELD, ScriptedExecutor, VirtualClock, events_of, failed, name_of, outline, until
 from gluepy.testing import Step as Ends
@@ -207,7 +208,7 @@ async def test_sink_that_raises_is_told_and_left_out_and_the_run_goes_on(go: Go,
 async def test_sink_that_blocks_does_not_hold_up_the_run_nor_its_end_for_long(
     go: Go, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_LINGER_S", 0.1)
+    go.settings = go.settings.replaced(SINK_TIMEOUT_S=0.1)
     go_on = threading.Event()
     others: list[Event] = []
 
@@ -223,7 +224,7 @@ async def test_sink_that_blocks_does_not_hold_up_the_run_nor_its_end_for_long(
 
 
 async def test_async_sink_that_never_returns_is_left_behind_at_the_end(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_LINGER_S", 0.1)
+    go.settings = go.settings.replaced(SINK_TIMEOUT_S=0.1)
     stopped: list[bool] = []
 
     async def never(event: Event) -> None:
@@ -268,7 +269,7 @@ async def test_sink_that_lags_by_more_than_its_buffer_reads_the_rest_from_the_lo
 @pytest.mark.parametrize("how", ["sleeps", "raises", "never returns"])
 @pytest.mark.parametrize("kind", ["plain", "async"])
 async def test_no_sink_slows_or_changes_a_run(go: Go, kind: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_LINGER_S", 0.01)
+    go.settings = go.settings.replaced(SINK_TIMEOUT_S=0.01)
     over = threading.Event()
 
     async def sink(event: Event) -> None:
@@ -314,7 +315,7 @@ class Again(Step):
 
 
 async def test_memory_for_those_who_do_not_read_is_bounded(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_LINGER_S", 0.01)
+    go.settings = go.settings.replaced(SINK_TIMEOUT_S=0.01)
     over = threading.Event()
     subscriptions: list[Subscription] = []
     most: list[int] = []
@@ -345,7 +346,7 @@ async def test_memory_for_those_who_do_not_read_is_bounded(go: Go, monkeypatch: 
 async def test_lines_for_those_who_do_not_read_are_bounded_by_their_size(
     go: Go, monkeypatch: pytest.MonkeyPatch, held_up: bool
 ) -> None:
-    monkeypatch.setattr(session, "_LINGER_S", 0.01)
+    go.settings = go.settings.replaced(SINK_TIMEOUT_S=0.01)
     monkeypatch.setattr("gluepy.sinks.feed.ROOM", 1_000_000)
     monkeypatch.setattr("gluepy.exec.journal.ROOM", 1_000_000)
     over, printed, begun, held = (threading.Event() for _ in range(4))
@@ -428,7 +429,7 @@ async def test_sink_is_left_in_its_thread_where_it_may_take_its_time(go: Go) -> 
 
 
 async def test_sink_that_is_left_behind_is_left_when_it_returns(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_LINGER_S", 0.05)
+    go.settings = go.settings.replaced(SINK_TIMEOUT_S=0.05)
     go_on = threading.Event()
     told: list[str] = []
 
@@ -453,16 +454,14 @@ async def test_sink_that_is_left_behind_is_left_when_it_returns(go: Go, monkeypa
 def test_sink_that_never_returns_does_not_keep_the_process_alive(folder: Path) -> None:
     script = folder / "script.py"
     script.write_text(NEVER_RETURNS)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stdout) == (0, "finished\n"), done.stderr
+    environment = {**os.environ, "GLUEPY_SINK_TIMEOUT_S": "0.05"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240, env=environment)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "finished"), done.stderr
 
 
 NEVER_RETURNS = """
 import threading
 import gluepy
-from gluepy.runtime import session
-
-session._LINGER_S = 0.05
 
 class Load(gluepy.Task):
     async def run(self):

@@ -6,7 +6,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel
@@ -91,9 +91,13 @@ def path_of(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+def made(options: Any, settings: Settings) -> list[Any]:
+    return [delivery.sink for delivery in make_sinks(options, settings)]
+
+
 @pytest.mark.parametrize("option", [Prefixed, path_of(Prefixed), Prefixed("-")])
 def test_sink_is_a_class_its_dotted_path_or_an_instance(option: object) -> None:
-    (sink,) = make_sinks([option], Settings())  # type: ignore[list-item]
+    (sink,) = made([option], Settings())
     assert isinstance(sink, Prefixed)
     assert sink.prefix == "-"
 
@@ -104,7 +108,7 @@ def test_executor_is_a_class_its_dotted_path_or_an_instance(option: object) -> N
 
 
 def test_callable_or_class_that_is_no_sink_of_ours_will_do() -> None:
-    first, second = make_sinks([print, Plain], Settings())
+    first, second = made([print, Plain], Settings())
     assert first is print
     assert isinstance(second, Plain)
 
@@ -120,7 +124,7 @@ def test_settings_name_sinks_and_executors_as_objects_too(install: Install) -> N
     try:
         settings = load_settings(tmp_path)
         assert type(make_executor(settings.EXECUTOR_BACKEND, settings)).__name__ == "Mine"
-        first, second = make_sinks((), settings)
+        first, second = made((), settings)
         assert (first, type(second)) == (print, JsonLines)
         assert settings.options["SINKS"] == ["lines"]
         assert "EXECUTOR_BACKEND" not in settings.options
@@ -140,7 +144,7 @@ def test_short_name_is_an_entry_point_of_its_kind(install: Install) -> None:
         theirs="from gluepy.exec.port import Executor\nclass Theirs(Executor): pass\ndef show(event): pass\n",
     )
     assert type(make_executor("idle", Settings())).__name__ == "Theirs"
-    (sink,) = make_sinks(["prints"], Settings())
+    (sink,) = made(["prints"], Settings())
     assert sink.__name__ == "show"
 
 
@@ -205,7 +209,7 @@ def test_what_is_no_executor_is_refused(option: object, problem: str) -> None:
 
 def test_class_with_from_settings_that_is_no_sink_is_refused() -> None:
     with pytest.raises(OptionError, match=r"sinks: Stranger is not a sink: it does not derive from gluepy\.sinks"):
-        make_sinks([Stranger], Settings())
+        made([Stranger], Settings())
 
 
 def test_settings_group_that_is_no_pair_is_refused_where_it_is_declared() -> None:
@@ -219,7 +223,7 @@ def test_group_of_a_sink_is_read_from_the_settings_that_are_handed_over(
     monkeypatch.setenv("GLUEPY_PREFIXED__TEXT", "of the environment")
     settings = load_settings(None, {"SINKS": [path_of(Prefixed)]})
     monkeypatch.setenv("GLUEPY_PREFIXED__TEXT", "changed since")
-    (sink,) = make_sinks((), settings)
+    (sink,) = made((), settings)
     assert isinstance(sink, Prefixed)
     assert sink.prefix == "of the environment"
 

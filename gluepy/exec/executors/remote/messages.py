@@ -14,7 +14,15 @@ from gluepy.exec.port import Attempt, Emission, Metric, Outcome, RunInfo
 from gluepy.redact import masked
 
 # What a worker has of its own, and what only a driver needs.
-_STAYS = ("INSTALLED_MODULES", "SETTINGS_MODULE", "RUNS_ROOT", "CONTEXT_FILES", "EXECUTOR_BACKEND", "SINKS")
+_STAYS = (
+    "INSTALLED_MODULES",
+    "SETTINGS_MODULE",
+    "RUNS_ROOT",
+    "CONTEXT_FILES",
+    "EXECUTOR_BACKEND",
+    "SINKS",
+    "SINK_TIMEOUT_S",
+)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,110 @@
+"""A receiver that is dead, broken, silent, late or mad changes nothing about a run, whatever the sink.
+
+A sink enters the tests by a line of `under_fault.UNDER_FAULT`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Self
+
+import psutil
+import pytest
+import structlog
+from receivers import BAD, Receiver
+from under_fault import UNDER_FAULT
+
+from gluepy import DAG, Task, each
+from gluepy.conf.schema import Settings
+from gluepy.exec.port import Metric
+from gluepy.runtime import Runtime
+from gluepy.testing import ScriptedExecutor, Step, events_of, outline
+from gluepy.testing.sinks import outcomes, run, script
+
+SINKS = pytest.mark.parametrize("name", UNDER_FAULT)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # the contract suite runs every sink on both
+
+
+@SINKS
+@pytest.mark.parametrize("how", BAD)
+async def test_bad_receiver_changes_nothing_about_the_run(
+    name: str, how: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under = UNDER_FAULT[name]
+    alone = await run(settings, script())
+    with Receiver(how) as receiver, structlog.testing.capture_logs() as logs:
+        for variable, text in under.env(receiver.url).items():
+            monkeypatch.setenv(variable, text)
+        hurried = under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=0.2)
+        watched = await run(hurried, script(), under.sink)
+    assert outcomes(watched) == outcomes(alone)
+    assert sorted(outline(events_of(watched))) == sorted(outline(events_of(alone)))
+    warnings = [line for line in logs if line.get("sink")]
+    assert len(warnings) == 1 if under.tells else len(warnings) <= 1
+    for warning in warnings:
+        assert warning["send_again"].startswith(f"gluepy export {watched.run_id} --sink ")
+
+
+@SINKS
+async def test_well_receiver_gets_the_run_and_nothing_is_warned_of(
+    name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under = UNDER_FAULT[name]
+    with Receiver() as receiver, structlog.testing.capture_logs() as logs:
+        for variable, text in under.env(receiver.url).items():
+            monkeypatch.setenv(variable, text)
+        await run(under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=60.0), script(), under.sink)
+        assert receiver.requests
+    assert [line for line in logs if line.get("sink")] == []
+
+
+class Tells(Task):
+    number: int
+
+    def run(self) -> None: ...
+
+
+class TellsDAG(DAG):
+    tasks = (each(Tells, number=range(200)),)
+
+
+@pytest.mark.slow
+@SINKS
+async def test_memory_is_bounded_while_a_run_of_200_000_events_has_a_silent_receiver(
+    name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under = UNDER_FAULT[name]
+    many = ScriptedExecutor({"tells": Step(emits=[Metric("loss", float(step)) for step in range(1_000)])})
+    with Receiver("silent") as receiver:
+        for variable, text in under.env(receiver.url).items():
+            monkeypatch.setenv(variable, text)
+        hurried = under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=0.2, CONCURRENCY=1)
+        async with Runtime(hurried, executor=many) as runtime:
+            await runtime.run_dag(TellsDAG)  # what the first run allocates once
+            with Peak() as peak:
+                result = await runtime.run_dag(TellsDAG, sinks=[under.sink])
+    assert result.status == "finished"
+    assert peak.grown < 20 << 20  # all events together have twice that
+
+
+class Peak:
+    """While entered, it looks at how much memory the process has; `grown` is the most that it was above the first."""
+
+    def __enter__(self) -> Self:
+        self._process, self._over = psutil.Process(), threading.Event()
+        self._before, self.grown = self._process.memory_info().rss, 0
+        self._thread = threading.Thread(target=self._look, name="peak")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.01):
+            self.grown = max(self.grown, self._process.memory_info().rss - self._before)
