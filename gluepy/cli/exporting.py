@@ -9,7 +9,7 @@ from typing import IO
 import msgspec
 
 from gluepy.cli.invocation import Invocation
-from gluepy.cli.text import count, damage, is_terminal, tell
+from gluepy.cli.text import count, damage, is_terminal, log_to_stderr, tell
 from gluepy.core.events import Event, decode
 from gluepy.errors import OptionError
 from gluepy.loop import run_loop
@@ -21,6 +21,7 @@ from gluepy.runtime.export import export_events
 def export(invocation: Invocation, run: str, sink: str | None) -> int:
     """`gluepy export`"""
     settings = invocation.settings()
+    log_to_stderr()
     if sink is not None and run != "-":
         record = find_record(settings.runs_root, run)
         reader = LogReader(record.events)

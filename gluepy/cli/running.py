@@ -22,7 +22,7 @@ from gluepy.cli.invocation import Invocation, no_stdin, own_stdout
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
 from gluepy.cli.story import failure_text, summary
-from gluepy.cli.text import json_text, let_go, printable, say, tell, wants_colour
+from gluepy.cli.text import json_text, let_go, log_to_stderr, printable, say, tell, wants_colour
 from gluepy.conf.dags import find_dag
 from gluepy.conf.parameters import load_context
 from gluepy.conf.schema import Settings
@@ -144,7 +144,7 @@ def carry_out(
             file = own if own is not None and call.events == "-" else stack.enter_context(_opened(call.events))
             events = EventLines(file)
         if call.debug:
-            _log_to_stderr()
+            log_to_stderr()
         else:
             stack.enter_context(following_threads())
         if settings.LEFTOVER_PROCESSES == "auto":
@@ -484,11 +484,3 @@ def _opened(file: str) -> IO[bytes]:
         return open(file, "wb", buffering=0)
     except OSError as error:
         raise OptionError("--events", f"cannot write {file!r}: {error.strerror}") from None
-
-
-def _log_to_stderr() -> None:
-    """Have what logs, tasks and sinks that fail, leave stdout alone, which is not kept from them."""
-    import structlog
-
-    if not structlog.is_configured():
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

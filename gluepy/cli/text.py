@@ -244,3 +244,11 @@ def _escaped(found: re.Match[str]) -> str:
 def _json_escaped(found: re.Match[str]) -> str:
     units = found[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def log_to_stderr() -> None:
+    """Have what logs, tasks and sinks that fail, leave stdout alone, which is not kept from them."""
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

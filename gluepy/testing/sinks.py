@@ -250,7 +250,7 @@ class SinkContract:
         assert_closed(noted, sink)
 
 
-async def run(settings: Settings, executor: ScriptedExecutor, *sinks: Consumer) -> RunResult:
+async def run(settings: Settings, executor: ScriptedExecutor, *sinks: Any) -> RunResult:
     """Run the DAG."""
     async with Runtime(settings, executor=executor) as runtime:
         options: dict[str, Any] = {"on_failure": "continue", "sinks": sinks, "capture": True}
