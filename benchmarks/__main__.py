@@ -24,6 +24,7 @@ from benchmarks import (
     profile,
     report,
     scale,
+    service,
     startup,
 )
 from benchmarks.machine import Machine, isolated
@@ -42,7 +43,7 @@ ROWS: dict[str, Callable[[Effort], AsyncIterator[Row]]] = {
     "celery": on_celery.on_celery,
     "dask": on_dask.on_dask,
 }
-PARTS = (*ROWS, "makespan", "scale", "uvloop", "profile")
+PARTS = (*ROWS, "service", "makespan", "scale", "uvloop", "profile")
 
 
 def measure(parts: Sequence[str], effort: Effort) -> Results:
@@ -51,6 +52,9 @@ def measure(parts: Sequence[str], effort: Effort) -> Results:
     for part in parts:
         print(f"measuring: {part}", flush=True)
         match part:
+            case "service":
+                results.services = service.services(effort)
+                results.kept = service.kept(effort)
             case "makespan":
                 results.orders = makespan.orders(effort.seeds)
                 results.rows.append(makespan.row(results.orders))

@@ -17,6 +17,7 @@ from benchmarks.makespan import Order
 from benchmarks.peers.results import PeerResults, peer_table
 from benchmarks.profile import Profile
 from benchmarks.scale import Scale
+from benchmarks.service import Kept, Service
 from benchmarks.tables import duration, markdown
 from benchmarks.turns import Row
 
@@ -35,6 +36,12 @@ least that does the same without a log, results or retries: graphlib with asynci
 bare Python process, one `os.write`. Floor and gluepy run turn by turn; a ratio is the median over the turns. The aims
 are for a good and an excellent ratio: ✓ and ✓✓ say which is met, — that neither is."""
 
+SERVICE = """\
+Runs of one DAG of no-ops in one open `Runtime`, the record of each written, beside graphlib and asyncio.TaskGroup with
+the same tasks; so many are under way at any time. `p50` and `p99` are from the call to the result; descriptors and
+threads are the most that the process has beyond its own."""
+WHERE = {"loop": "on the loop", "threads": "in threads", "processes": "in processes"}
+
 
 class Results(msgspec.Struct, kw_only=True):
     """All that `python -m benchmarks` measured."""
@@ -42,6 +49,8 @@ class Results(msgspec.Struct, kw_only=True):
     machine: Machine
     turns: int
     rows: list[Row] = []
+    services: list[Service] = []
+    kept: Kept | None = None
     orders: list[Order] = []
     scales: list[Scale] = []
     loops: list[Loop] = []
@@ -108,6 +117,11 @@ def full_report(results: Results) -> str:
     parts = [told(results)]
     if results.rows:
         parts += ["### Against floors", picture("ratios", _alternative(results.rows)), *_rows(results.rows)]
+    if results.services:
+        parts += ["### Short runs in a service", SERVICE, service_table(results.services)]
+    if results.kept is not None:
+        grown = f"After a tenth of {results.kept.runs:,} runs of one task, the others let the process grow by"
+        parts.append(f"{grown} {results.kept.mib:.1f} MiB.")
     if results.scales:
         parts += ["### Many tasks", scale_table(results.scales)]
     if results.orders:
@@ -129,6 +143,28 @@ def verdict(row: Row) -> str:
         return ""
     good, excellent = row.aim
     return "excellent" if row.ratio <= excellent else "good" if row.ratio <= good else "missed"
+
+
+def service_table(services: Sequence[Service]) -> str:
+    """What a run costs where many follow each other."""
+    cells = [
+        (
+            f"{each.tasks} {WHERE[each.where]}",
+            f"{each.at_once:,}",
+            duration(each.floor_s),
+            duration(each.run_s),
+            f"{each.run_s / each.floor_s:.1f}",
+            f"{1 / each.run_s:,.0f}",
+            duration(each.p50_s),
+            duration(each.p99_s),
+            duration(each.cpu_s),
+            f"{each.descriptors:,}",
+            f"{each.threads:,}",
+        )
+        for each in services
+    ]
+    head = ("tasks", "runs at once", "floor, a run", "gluepy, a run", "ratio", "runs a second", "p50", "p99")
+    return markdown((*head, "CPU, a run", "descriptors", "threads"), cells)
 
 
 def scale_table(scales: Sequence[Scale]) -> str:
