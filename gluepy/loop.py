@@ -103,10 +103,12 @@ class Watch:
 class Doorbell:
     """Runs calls from other threads in the event loop's thread, in order, many for one wake-up of the loop.
 
-    Made inside the event loop that it serves; the calls see the context variables of that moment.
+    Made inside the event loop that it serves; the calls see the context variables of that moment. `signal` makes a
+    `Signal` of that event loop.
     """
 
     def __init__(self) -> None:
+        self.signal = signals()
         native: Any = current_token().native_token
         # asyncio's loop and trio's token name the same thing differently; anyio has no call that does not wait
         self._soon: Callable[..., Any] = getattr(native, "call_soon_threadsafe", None) or native.run_sync_soon

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,10 @@ class RunParameters:
         """The values as the record has them, without the secrets."""
         return _masked(self.values, self.secrets)
 
+    def digest(self) -> str:
+        """By what it is known whether two runs have the same parameters, secrets left out."""
+        return digest_of(self.recorded())
+
     def recorded_inputs(self) -> dict[str, JSON] | None:
         """What else the record needs for the run to go on with other parameters, or with its secrets; None where the
         values say it all."""
@@ -64,6 +69,14 @@ class RunParameters:
             secret = any(at[: len(place)] == place for place in self.hidden)
             shown[name] = MASK if secret else _masked({"": value}, [("", *place) for place in below])[""]
         return shown
+
+
+def digest_of(values: Mapping[str, JSON]) -> str:
+    """The digest of parameters as they are recorded."""
+    return hashlib.sha256(msgspec.json.encode(values, order="sorted")).hexdigest()[:16]
+
+
+NO_PARAMETERS = digest_of({})
 
 
 def load_parameters(settings: Settings, params: Mapping[str, JSON] = MappingProxyType({})) -> RunParameters:
@@ -91,14 +104,17 @@ def resumed_parameters(
     inputs: Path,
     params: Mapping[str, JSON],
     earlier: Mapping[str, JSON],
+    *,
+    began_with_none: bool = False,
 ) -> RunParameters:
-    """The parameters of a run that goes on: those that it recorded in the files `context` and `inputs`, as they are.
+    """The parameters of a run that goes on: those that it recorded in the files `context` and `inputs`, as they are;
+    one that `began_with_none` may have none of these.
 
     Only secrets are asked for anew, of where they came from. `params` change what they name, and what CONTEXT_MODEL
     makes of that; so do those that `earlier` sessions were given, for the last may not have got round to recording
     them. Raises `ContextError`.
     """
-    values = _recorded(context)
+    values = {} if began_with_none and not context.exists() else _recorded(context)
     said = _recorded(inputs) if inputs.exists() else {}
     given: dict[str, JSON] = said.get("given", values)
     hidden = {tuple(place): source for place, source in said.get("hidden", ())}

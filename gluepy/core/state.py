@@ -48,7 +48,7 @@ class State:
     Of the run: `started_at`, `began_at` and `last_at` are the timestamps of its first event, of its last session's
     first one, and of its last one; `run_duration_s` is how long those of its sessions took that are over: by their own
     clock, or by these timestamps where the driver was lost. `first_code_version` and `code_version` are those of its
-    first and of its last session.
+    first and of its last session, `params_digest` is that of its first.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -76,7 +76,7 @@ class State:
         self.session = 0
         self.seq = 0
         self.options: dict[str, JSON] = {}
-        self.first_code_version = self.code_version = ""
+        self.first_code_version = self.code_version = self.params_digest = ""
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> State:
@@ -187,6 +187,7 @@ class State:
                 self.started_at = self.started_at or event.timestamp
                 self.code_version = event.code_version
                 self.first_code_version = self.first_code_version or event.code_version
+                self.params_digest = self.params_digest or event.params_digest
                 self.options, self.reason = event.options, None
                 if isinstance(event, e.RunResumed) and event.params_changed:
                     index = self.graph.index
@@ -278,7 +279,7 @@ class State:
 
 _OF_THE_RUN = (
     "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq",
-    "options", "first_code_version", "code_version", "stale",
+    "options", "first_code_version", "code_version", "params_digest", "stale",
 )  # fmt: skip
 _FACTS = ("failures", "losses", "retry_at", "error", "skip_reason", "blocked_by", "metrics", "attempts_before_reset")
 

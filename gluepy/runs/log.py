@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
-import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -20,10 +17,11 @@ import msgspec
 
 from gluepy.core.events import SCHEMA_VERSION, Event, RunResumed, RunStarted, decode
 from gluepy.errors import GluepyError, UsageError
-from gluepy.loop import Doorbell
+from gluepy.loop import Signal
+from gluepy.runs.flusher import Flusher
+from gluepy.runs.lock import Held
 
 Sync = Literal["batch", "commit", "none"]
-_BATCH_S = 0.02  # under "batch", how long written events may wait for company before they are flushed
 _BLANK = b"\x00\r\n\t "  # what may stand around an event
 
 
@@ -70,58 +68,71 @@ class EventLog(Protocol):
 
 
 class FileLog:
-    """An append-only file. `async with` opens it, flushes what is due at the end, and closes it.
+    """An append-only file. `async with` opens it, flushes what is due at the end, and closes it; or else it writes to
+    one that is `held`, and stays so.
 
     `sync`: "batch" flushes behind, within a fraction of a second; "commit" makes `durable()` wait for the disk, as one
     flush for all that wait; "none" leaves it to the operating system. A failed flush is never tried again: what the
-    kernel could not write it has dropped (https://lwn.net/Articles/752063/).
+    kernel could not write it has dropped (https://lwn.net/Articles/752063/). `flusher` is one that others use too.
     """
 
-    def __init__(self, path: Path, sync: Sync = "batch") -> None:
+    def __init__(
+        self, path: Path, sync: Sync = "batch", *, held: Held | None = None, flusher: Flusher | None = None
+    ) -> None:
         self.path, self.sync = path, sync
         self.size = 0
-        self._file = self._to_flush = -1
+        self._held, self._file = held, -1
+        self._flusher = Flusher() if flusher is None else flusher
+        self._has_own_flusher = flusher is None
         self._broken: LogBroken | None = None
         self._told = False  # whether somebody has been told that it is broken
-        self._written = 0  # appended lines, and below how many of them are flushed
+        self._written = 0  # appended lines, and how many of them are flushed, as far as the event loop knows
         self._flushed = 0
-        # Wakes the flusher; True if somebody waits for the flush, so that it must not wait for more lines. Not a
-        # `threading.Event`: its lock is not reentrant, and the collector may run in the flusher, inside `Event.wait`, a
-        # finalizer that records a metric, whose line then wakes the flusher.
-        self._due: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._is_due = False  # whether the flusher has been woken, and has not begun yet
+        self._waiters: list[tuple[int, Signal]] = []
+        # For the flusher: whether it has been asked and has not begun yet; whether it may be at work; up to which line
+        # it has come; whether it must not touch the file any more.
+        self._is_due = False
+        self._flushing = False
+        self._reached = 0
         self._closing = False
-        self._flusher: threading.Thread | None = None
-        self._waiters: list[tuple[int, anyio.Event]] = []
 
     async def __aenter__(self) -> Self:
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if self._held is None:
+                self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            else:
+                self._file = self._held.file
             self.size = os.fstat(self._file).st_size
             if self.size and os.pread(self._file, 1, self.size - 1) != b"\n":
                 self._finish(b"\n", os.write(self._file, b"\n"))
                 self.size += 1
-            if self.sync != "none":
-                self._to_flush = os.dup(self._file)  # now: with the first line would be too late to wait for one
         except OSError as error:
-            if self._file >= 0:
+            if self._held is None and self._file >= 0:
                 os.close(self._file)
             self._break(error)
             raise self._refusal() from error
+        if self.sync != "none":
+            self._flusher.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         try:
-            if self._flusher is not None and self._broken is None:
+            if self.sync != "none" and self._broken is None and self._flushed < self._written:
                 with anyio.CancelScope(shield=True):
                     await self._flush()
         finally:
+            # The flusher says that it is at work before it looks whether it may be. So either it is seen here, and
+            # closes the file when it is through, or it sees that it is too late.
             self._closing = True
-            self._due.put(True)
             file, self._file = self._file, -1
-            os.close(file)  # the flusher has a descriptor of its own
-            if self._flusher is None and self._to_flush >= 0:
-                os.close(self._to_flush)
+            if self._flushing:
+                if self._held is not None:
+                    self._held.leave_open()
+                self._flusher.close_file(file)
+            elif self._held is None:
+                os.close(file)
+            if self._has_own_flusher:
+                self._flusher.end()
         if self._broken is not None and not self._told:
             raise self._refusal()
 
@@ -133,16 +144,14 @@ class FileLog:
             written = os.write(self._file, line)
             if written < len(line):
                 self._finish(line, written)
-            self.size += len(line)
-            self._written += 1
-            if not self._is_due and self.sync == "batch":
-                if self._flusher is None:
-                    self._start()
-                self._is_due = True
-                self._due.put(False)
         except OSError as error:
             self._break(error)
             raise self._refusal() from error
+        self.size += len(line)
+        self._written += 1
+        if not self._is_due and self.sync == "batch":
+            self._is_due = True
+            self._flusher.ask(self, False)
 
     async def durable(self) -> None:
         """Under "commit", wait until all that was appended is flushed; else only look whether the log is broken."""
@@ -154,11 +163,9 @@ class FileLog:
     async def _flush(self) -> None:
         if self._flushed >= self._written:
             return
-        if self._flusher is None:
-            self._start()
-        done = anyio.Event()
+        done = self._flusher.signal()
         self._waiters.append((self._written, done))
-        self._due.put(True)
+        self._flusher.ask(self, True)
         await done.wait()
         if self._broken is not None:
             raise self._refusal()
@@ -178,32 +185,23 @@ class FileLog:
     def _break(self, error: OSError) -> None:
         self._broken = LogBroken(str(self.path), error.strerror or str(error), disk_hint(error))
 
-    def _start(self) -> None:
-        self._flusher = threading.Thread(
-            target=self._flush_behind, args=(self._to_flush, Doorbell()), name="gluepy-log", daemon=True
-        )
-        self._flusher.start()
-
-    def _flush_behind(self, file: int, doorbell: Doorbell) -> None:
-        error: OSError | None = None
-        flushed = 0
-        while error is None:
-            if not self._due.get() and self.sync == "batch":
-                with suppress(queue.Empty):
-                    self._due.get(timeout=_BATCH_S)
-            if self._closing:
-                break
-            self._is_due = False  # before `_written` is read: what comes later says so again
+    def flush_now(self, tell: Callable[..., None]) -> None:
+        """Called by the flusher, in its thread."""
+        self._flushing = True
+        try:
+            file, self._is_due = self._file, False  # before `_written` is read: what comes later says so again
             upto = self._written
-            if upto == flushed:
-                continue
+            if self._closing or upto == self._reached:
+                return
+            error: OSError | None = None
             try:
                 os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
             except OSError as failure:
-                error = failure
-            flushed = upto
-            doorbell.ring(self._flushed_upto, upto, error)
-        os.close(file)
+                error, self._closing = failure, True
+            self._reached = upto
+        finally:
+            self._flushing = False
+        tell(self._flushed_upto, upto, error)
 
     def _flushed_upto(self, upto: int, error: OSError | None) -> None:
         if error is not None:

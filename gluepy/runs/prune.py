@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gluepy.runs.index import RunSummary
@@ -38,9 +38,7 @@ def deleted(root: Path, run_id: str) -> Iterator[None]:
     """
     record = Record(root, run_id)
     away = root / f"{_AWAY}{os.urandom(6).hex()}"
-    # What a link leads to is not ours: it gets no lock file that it does not have.
-    untouched = record.path.is_symlink() and not (record.path / "run.lock").exists()
-    with nullcontext() if untouched else record.held():
+    with record.held():
         os.rename(record.path, away)  # whole: nobody ever finds a part of a record, nor resumes one
     try:
         yield

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,9 +15,9 @@ import msgspec
 from gluepy.clock import parse_rfc3339
 from gluepy.core.events import JSON
 from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
+from gluepy.runs.lock import Held, holder, is_free, take
 
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-_ASKED_S = 0.05  # how long somebody who asks `is_held` may keep a driver waiting
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -46,7 +44,7 @@ class Record:
         self.context = self.path / "context.yaml"
         self.inputs = self.path / "inputs.json"
         self.logs = self.path / "logs"
-        self._lock_file = self.path / "run.lock"
+        self._older_lock = self.path / "run.lock"
         self.stop_file = self.path / "stop"
 
     @classmethod
@@ -67,9 +65,8 @@ class Record:
             record.path.mkdir(_PRIVATE_FOLDER)
             is_new = True
             record.path.chmod(_PRIVATE_FOLDER)  # some umasks keep even the owner out
-            record.logs.mkdir(_PRIVATE_FOLDER)
-            record.logs.chmod(_PRIVATE_FOLDER)
-            record.write_context(context, inputs)
+            if context or inputs:
+                record.write_context(context, inputs)
         except FileExistsError:
             if not root.is_dir():
                 raise RunStopped(run_id, f"{root} is not a folder", "set RUNS_ROOT to a writable folder") from None
@@ -87,8 +84,13 @@ class Record:
 
     def discard(self) -> None:
         """Remove the record of a run that has not begun. Opens nothing: there may be no descriptors."""
-        files = (self.inputs, self.context, self._lock_file, self.path / "driver")
-        for file in (*files, self.inputs.with_suffix(".new"), self.context.with_suffix(".new")):
+        for file in (
+            self.inputs,
+            self.context,
+            self.events,
+            self.inputs.with_suffix(".new"),
+            self.context.with_suffix(".new"),
+        ):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
         for folder in (self.logs, self.path):
@@ -137,6 +139,14 @@ class Record:
             write_private(draft, f"{escaped}\n")
             draft.replace(file)
 
+    def make_logs(self) -> None:
+        """Make the folder for log files, if there is none. Raises `RunStopped`."""
+        try:
+            self.logs.mkdir(_PRIVATE_FOLDER, exist_ok=True)
+            self.logs.chmod(_PRIVATE_FOLDER)
+        except OSError as error:
+            raise self._not_writable(error, self.logs) from error
+
     def ask_to_stop(self) -> None:
         """Have the driver of the run cancel it, soon."""
         write_private(self.stop_file, "")
@@ -145,68 +155,41 @@ class Record:
         """Whether somebody wants the run to be cancelled."""
         return os.path.exists(self.stop_file)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run, to drive it; one driver can. Raises `RunLocked`, and `UnknownRun` for one that was deleted."""
-        with self.held():
+    def lock(self, *, new: bool = False) -> Held:
+        """Hold the run, to drive it; one driver can. `new`: it was just created.
+
+        Raises `RunLocked`, and `UnknownRun` for one that was deleted.
+        """
+        held = self.held(new=new)
+        if not new:
             self.stop_file.unlink(missing_ok=True)  # it was meant for an earlier session
-            try:
-                write_private(self.path / "driver", f"{os.getpid()}\n")
-            except OSError as error:
-                raise self._not_writable(error, self.path / "driver") from error
-            yield
+        return held
+
+    def held(self, *, new: bool = False) -> Held:
+        """Hold the run, without driving it. Raises as `lock` does."""
+        try:
+            held = take(self.events, None if new else self._older_lock, new=new)
+        except FileNotFoundError as error:
+            if new:
+                raise self._not_writable(error, self.events) from error
+            raise self.gone() from None
+        except OSError as error:
+            raise self._not_writable(error, self.events) from error
+        if held is None:
+            raise self.gone() if self.is_gone() else RunLocked(self.run_id, self.holder()) from None
+        return held
 
     def is_held(self) -> bool:
         """Whether a driver holds the run. Asking writes nothing."""
-        try:
-            lock = os.open(self._lock_file, os.O_RDONLY)
-        except OSError:
-            return False  # it has never been driven
-        try:
-            return not _is_free(lock)
-        finally:
-            os.close(lock)
+        return not (is_free(self.events) and is_free(self._older_lock))
 
     def is_gone(self) -> bool:
         """Whether the run was deleted."""
-        return not (self.events.exists() or self.context.exists())
+        return not self.events.exists()
 
     def gone(self) -> UnknownRun:
         """The error that says so."""
         return UnknownRun(self.run_id, (), str(self.root), ["latest"] if any(run_names(self.root)) else [])
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the run, without driving it. Raises as `lock` does."""
-        with _unlogged(str(self._lock_file)), self._held():
-            yield
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
-        if self.is_gone():
-            raise self.gone()
-        lock = FileLock(self._lock_file, mode=_PRIVATE_FILE, thread_local=False)
-        try:
-            lock.acquire(timeout=_ASKED_S, poll_interval=_ASKED_S / 10)
-        except Timeout:
-            raise self.gone() if self.is_gone() else RunLocked(self.run_id, self.holder()) from None
-        except OSError as error:
-            if self.is_gone():
-                raise self.gone() from None
-            raise self._not_writable(error, self._lock_file) from error
-        try:
-            if self.is_gone():
-                # `prune` moved the record away after the look at it above: the lock is that of the record that was, or
-                # of a folder that has nothing else in it, since taking the lock made it.
-                with suppress(OSError):
-                    self._lock_file.unlink(missing_ok=True)
-                    self.path.rmdir()
-                raise self.gone()
-            yield
-        finally:
-            lock.release()
 
     def _not_writable(self, error: OSError, file: Path) -> RunStopped:
         few = error.errno in (errno.EMFILE, errno.ENFILE)
@@ -215,44 +198,21 @@ class Record:
 
     def holder(self) -> str:
         """Which process drives the run, or did last; empty where that is not known."""
+        process = holder(self.events) or holder(self._older_lock) or self._last_driver()
+        return f"process {process}" if process else ""
+
+    def _last_driver(self) -> int:
+        """The process of the last session that has begun."""
+        process = 0
         try:
-            return f"process {(self.path / 'driver').read_text().strip()}"
+            with self.events.open("rb") as log:
+                for line in log:
+                    if line.startswith(_OPENINGS):
+                        with suppress(msgspec.MsgspecError):
+                            process = msgspec.json.decode(line, type=_Opened).pid
         except OSError:
-            return ""
-
-
-@contextmanager
-def _unlogged(lock_file: str) -> Iterator[None]:
-    """Without what filelock tells of our lock: a program that logs everything means what it does itself."""
-    logger = logging.getLogger("filelock")
-
-    def is_others(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.DEBUG or not record.args or lock_file not in map(str, record.args)
-
-    logger.addFilter(is_others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_others)
-
-
-def _is_free(lock: int) -> bool:
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
-            msvcrt.locking(lock, msvcrt.LK_UNLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who asks is not in the way of others who ask
-    except BlockingIOError:
-        return False
-    return True
+            pass
+        return process
 
 
 def _age(root: Path, name: str) -> tuple[int, str]:
@@ -269,6 +229,13 @@ def _age(root: Path, name: str) -> tuple[int, str]:
 
 class _Started(msgspec.Struct):
     timestamp: str
+
+
+_OPENINGS = (b'{"event":"run.started",', b'{"event":"run.resumed",')
+
+
+class _Opened(msgspec.Struct):
+    pid: int
 
 
 def write_private(file: Path, text: str) -> None:

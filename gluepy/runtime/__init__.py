@@ -24,7 +24,8 @@ from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.port import Executor
 from gluepy.exec.scope import current_scope
-from gluepy.loop import run_loop
+from gluepy.loop import Doorbell, run_loop
+from gluepy.runs.flusher import Flusher
 from gluepy.runtime.descriptors import OF_RUN, patiently
 from gluepy.runtime.options import (
     ResumeOptions,
@@ -139,6 +140,9 @@ class Runtime:
         here = executor if isinstance(executor, LocalExecutor) else LocalExecutor.from_settings(settings)
         if here is not executor:
             await self._stack.enter_async_context(here)
+        doorbell = Doorbell()
+        flusher = Flusher(doorbell)
+        self._stack.callback(flusher.end)
         self._shared = Shared(
             settings=settings,
             executor=executor,
@@ -147,6 +151,8 @@ class Runtime:
             units=tuple((name, 1) for name in bound),
             concurrency=self._concurrency,
             clock=self._clock,
+            doorbell=doorbell,
+            flusher=flusher,
             named_executor=self._named_executor(),
         )
         return self

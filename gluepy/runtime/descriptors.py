@@ -15,7 +15,7 @@ import anyio
 
 T = TypeVar("T")
 
-OF_RUN = 4  # the lock, the log, the flusher's own descriptor of the log, and one for what is read now and then
+OF_RUN = 1  # its log; what is opened now and then is closed before another run's turn
 _RESERVE = 256  # for what tasks, workers and the program open; half of what is left, if that is less
 _PATIENCE_S = 60.0  # how long a run waits for others than runs of this Runtime to close some
 _LOOK_S = 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import sys
@@ -13,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import anyio
-import msgspec
 
 from gluepy.clock import Clock
 from gluepy.conf.code import code_version
 from gluepy.conf.context import Context
 from gluepy.conf.dags import find_dag
-from gluepy.conf.parameters import RunParameters, load_parameters, resumed_parameters
+from gluepy.conf.parameters import NO_PARAMETERS, RunParameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
 from gluepy.conf.secrets import known_secrets
 from gluepy.core import events as e
@@ -41,10 +39,12 @@ from gluepy.exec.slots import Turn, places
 from gluepy.exec.task import Task, outputs_of
 from gluepy.loop import Doorbell
 from gluepy.runs.durations import learn_durations, read_durations, typical
+from gluepy.runs.flusher import Flusher
+from gluepy.runs.lock import Held
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_hint
 from gluepy.runs.record import Record, new_run_id
 from gluepy.runtime.checks import check_processes, check_storage, modules_of
-from gluepy.runtime.descriptors import Descriptors, patiently
+from gluepy.runtime.descriptors import Descriptors
 from gluepy.runtime.options import make_executor, make_sinks, recorded_name
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResults
 from gluepy.sinks.consume import Delivery
@@ -65,6 +65,8 @@ class Shared:
     units: tuple[tuple[str, int], ...]
     concurrency: int | None
     clock: Clock
+    doorbell: Doorbell
+    flusher: Flusher
     descriptors: Descriptors = field(default_factory=Descriptors)
     named_executor: str | None = None  # by an option, as a run's record has it
     turn: Turn = field(default_factory=threading.Lock)
@@ -105,6 +107,7 @@ class Session:
     resolved: Resolved
     state: State
     hold: ExitStack
+    held: Held
     plan: ResumePlan | None = None
     handle: Callable[[Engine], None] = lambda engine: None
     _resets: Mapping[int, str] = field(default_factory=dict)
@@ -158,11 +161,15 @@ class Session:
         record = Record.create(settings.runs_root, run_id, parameters.recorded(), parameters.recorded_inputs())
         with ExitStack() as hold:
             try:
-                hold.enter_context(record.lock())
+                held = hold.enter_context(record.lock(new=True))
+                if options.get("capture"):
+                    record.make_logs()
             except (RunStopped, OSError):
                 record.discard()
                 raise
-            return cls(shared, compiled, record, parameters, options, resolved, State(compiled.graph), hold.pop_all())
+            return cls(
+                shared, compiled, record, parameters, options, resolved, State(compiled.graph), hold.pop_all(), held
+            )
         raise AssertionError  # the stack swallows nothing
 
     @classmethod
@@ -176,7 +183,7 @@ class Session:
         record = find_record(settings.runs_root, run)
         run_id = record.run_id
         with ExitStack() as hold:
-            hold.enter_context(record.lock())
+            held = hold.enter_context(record.lock())
             log = read_record(record, ended=True)
             state = log.state
             given = {name: value for name, value in options.items() if value is not None}
@@ -196,7 +203,15 @@ class Session:
                 selection=select(state.graph, compiled.label, merged),
             )
             earlier, params = state.options.get("params") or {}, given.get("params") or {}
-            parameters = resumed_parameters(settings, run_id, record.context, record.inputs, params, earlier)
+            parameters = resumed_parameters(
+                settings,
+                run_id,
+                record.context,
+                record.inputs,
+                params,
+                earlier,
+                began_with_none=state.params_digest == NO_PARAMETERS,
+            )
             merged["params"] = {**earlier, **parameters.mask_params(params)}
             plan = ResumePlan(
                 run_id=run_id,
@@ -218,9 +233,11 @@ class Session:
             )
             resolved = resolve_options(settings, compiled, merged)
             (resolved.executor or shared.executor).check(state.graph)
-            entered = hold.pop_all()
+            if merged.get("capture"):
+                record.make_logs()
+            entered, resets = hold.pop_all(), reruns.resets
             return cls(
-                shared, compiled, record, parameters, merged, resolved, state, entered, plan, _resets=reruns.resets
+                shared, compiled, record, parameters, merged, resolved, state, entered, held, plan, _resets=resets
             )
         raise AssertionError  # the stack swallows nothing
 
@@ -242,9 +259,8 @@ class Session:
                 executor = shared.executor
                 if self.own_executor is not None:
                     executor = await stack.enter_async_context(self.own_executor)
-                log = await patiently(
-                    lambda: stack.enter_async_context(FileLog(self.record.events, shared.settings.EVENT_SYNC))
-                )
+                log = FileLog(self.record.events, shared.settings.EVENT_SYNC, held=self.held, flusher=shared.flusher)
+                await stack.enter_async_context(log)
                 subscriptions = [self.feed.subscribe() for _ in self.sinks]
                 for sink in self.sinks:
                     sink.seq = self.state.seq
@@ -302,7 +318,7 @@ class Session:
 
     def _open(self, executor: Executor, log: FileLog) -> Engine:
         """Write how the session begins, and make what drives it. Raises `LogBroken`."""
-        shared, state, doorbell = self.shared, self.state, Doorbell()
+        shared, state, doorbell = self.shared, self.state, self.shared.doorbell
         journal = Journal(self.run, state.session + 1, state.seq, log, self.feed, shared.clock, doorbell)
         journal.tick()
         here = executor if isinstance(executor, LocalExecutor) else shared.here
@@ -367,14 +383,13 @@ class Session:
         options["executor"] = self.shared.named_executor if own is None else recorded_name(own)
         if self.plan is None:
             options.pop("params", None)  # they are in the context
-        params = msgspec.json.encode(self.parameters.recorded(), order="sorted")
         facts = (
             SCHEMA_VERSION,
             VERSION,
             socket.gethostname(),
             os.getpid(),
             self.state.graph.tree.record(),
-            hashlib.sha256(params).hexdigest()[:16],
+            self.parameters.digest(),
             self.code_version,
             {name: value for name, value in options.items() if value not in (None, False, "", [], ())},
         )

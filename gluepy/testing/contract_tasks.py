@@ -14,13 +14,13 @@ from typing import Any, ClassVar, TypeVar
 
 import anyio
 import anyio.lowlevel
-from filelock import FileLock
 
 from gluepy.conf import default_context, settings
 from gluepy.core.events import JSON
 from gluepy.core.policy import Retry
 from gluepy.exec.parameters import parameters_of
 from gluepy.exec.task import Skip, Task, current_task
+from gluepy.runs.lock import Held, take
 
 PATIENCE_S = 120.0  # for the others of a test; a test that fails must not hang
 
@@ -223,13 +223,21 @@ class AsyncMeets(Meets):
             await anyio.sleep(0.01)
 
 
+def _held(file: Path) -> Held:
+    file.touch()
+    held = take(file, None, new=False)
+    if held is None:
+        raise RuntimeError("an attempt before this one goes on")
+    return held
+
+
 class Stays(Task):
     """Holds a lock, which is free once the work has really ended, until it is told to go."""
 
     def run(self) -> Any:
         """Hold it until there is a file `go`."""
         deadline = time.monotonic() + PATIENCE_S
-        with FileLock(self.local("held"), thread_local=False):
+        with _held(self.local("held")):
             self._arrived()
             while not (self.path / "go").exists():
                 _check(deadline)
@@ -248,7 +256,7 @@ class AsyncStays(Stays):
     async def run(self) -> None:
         """Hold it until there is a file `go`."""
         deadline = time.monotonic() + PATIENCE_S
-        with FileLock(self.local("held"), thread_local=False):
+        with _held(self.local("held")):
             self._arrived()
             while not (self.path / "go").exists():
                 _check(deadline)

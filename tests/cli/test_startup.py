@@ -90,7 +90,6 @@ def test_a_run_of_one_task_imports_neither_pydantic_nor_structlog_nor_rich(tmp_p
     assert packages(modules) <= TYPER | {
         "anyio",
         "cython_runtime",
-        "filelock",
         "idna",
         "msgspec",
         "one",

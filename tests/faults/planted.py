@@ -42,9 +42,9 @@ BUGS = {
         "tests/faults/test_crash_points.py",
     ),
     "lock dropped": Bug(
-        "runs/record.py",
-        "with self.held():\n            self.stop_file",
-        "if True:\n            self.stop_file",
+        "runs/lock.py",
+        "while not all(map(_lock, files)):",
+        "while False:",
         "tests/faults/test_two_drivers.py",
     ),
     "attempt number reused": Bug(

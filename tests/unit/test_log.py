@@ -9,6 +9,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from gluepy.core import events as e
 from gluepy.core.state import State
 from gluepy.errors import UnknownRun
 from gluepy.report import RunReport
+from gluepy.runs.flusher import Flusher
 from gluepy.runs.index import Index
+from gluepy.runs.lock import is_free, take
 from gluepy.runs.log import FileLog, LogBroken, LogReader, MemoryLog, Sync, UnreadableLog
 from gluepy.runs.reading import read_record
 from gluepy.runs.record import Record
@@ -311,8 +314,8 @@ async def test_a_failed_flush_is_not_tried_again_by_who_has_not_heard_of_it(path
         with pytest.raises(LogBroken):
             await log.durable()
         log._written += 1
-        log._due.put(True)  # as if it came at the same moment
-        await threads_end()
+        log._flusher.ask(log, True)  # as if it came at the same moment
+    await threads_end()
     assert disk.flushed == 1
 
 
@@ -337,19 +340,69 @@ async def test_a_failed_flush_that_nobody_was_told_of_is_told_at_the_end(path: P
             log.append(lines(1)[0])  # and it fails while the log is closed
 
 
-async def test_a_log_that_has_no_descriptor_for_the_flusher_is_not_opened(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(file: int) -> int:
-        raise OSError(errno.EMFILE, "Too many open files")
+async def test_one_thread_flushes_for_many_logs(tmp_path: Path, disk: Disk) -> None:
+    flusher = Flusher()
+    paths = [tmp_path / f"{number}.jsonl" for number in range(5)]
+    async with AsyncExitStack() as stack:
+        logs = [await stack.enter_async_context(FileLog(path, flusher=flusher)) for path in paths]
+        for log in logs:
+            log.append(lines(1)[0])
+        assert [thread.name for thread in threading.enumerate()].count("gluepy-log") == 1
+        await until(lambda: disk.flushed == 5)
+        for log in logs:
+            log.append(lines(1, 2)[0])
+    assert disk.flushed == 10, "each is flushed at its end"
+    async with FileLog(paths[0], flusher=flusher) as log:
+        log.append(lines(1, 3)[0])
+    assert read(paths[0]) == [1, 2, 3]
+    flusher.end()
+    await threads_end()
 
-    monkeypatch.setattr(os, "dup", refuse)
+
+async def test_what_waits_for_company_is_flushed_while_others_want_it_at_once(tmp_path: Path, disk: Disk) -> None:
+    flusher = Flusher()
+    async with FileLog(tmp_path / "slow", flusher=flusher) as slow, FileLog(tmp_path / "fast", flusher=flusher) as fast:
+        slow.append(lines(1)[0])
+        with anyio.fail_after(120):
+            number = 0
+            while not slow._flushed:
+                number += 1
+                fast.append(lines(1, number)[0])
+                await fast._flush()
+    flusher.end()
+
+
+async def test_a_log_that_breaks_while_it_is_flushed_is_closed_after_that(path: Path, disk: Disk) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def flush() -> None:
+        begun.set()
+        assert gate.wait(240)
+
+    disk.flush, disk.writes = flush, {2: OSError(errno.EIO, "Input/output error")}
     before = set(os.listdir("/proc/self/fd"))
-    for sync in ("batch", "commit"):
-        with pytest.raises(LogBroken, match="Too many open files"):
-            async with FileLog(path, sync):
-                pass
+    async with FileLog(path) as log:
+        log.append(lines(1)[0])
+        await until(begun.is_set)
+        with pytest.raises(LogBroken):
+            log.append(lines(1, 2)[0])
+        file = log._file
+    assert os.fstat(file), "another file could have the number while this one is flushed"
+    gate.set()
+    await threads_end()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_log_that_is_held_stays_held_when_it_is_closed(path: Path) -> None:
+    held = take(path, None, new=True)
+    assert held is not None
+    async with FileLog(path, held=held) as log:
+        log.append(lines(1)[0])
+    assert not is_free(path)
+    held.release()
+    assert is_free(path)
+    held.release()
+    assert read(path) == [1]
 
 
 async def test_a_closed_log_leaves_no_thread_and_no_descriptor(path: Path) -> None:

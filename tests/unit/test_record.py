@@ -119,9 +119,19 @@ def test_a_new_record_has_its_folders_and_its_context(tmp_path: Path) -> None:
     context: dict[str, Any] = {"date": "2026-01-01", "folds": [1, 2], "text": "é ☃ \x85 \u2028 \ufeff", "nothing": None}
     record = Record.create(tmp_path / "deep" / "runs", "run-1", context)
     assert record.path == tmp_path / "deep" / "runs" / "run-1"
-    assert record.logs.is_dir()
     assert yaml.safe_load(record.context.read_text("utf-8")) == context
     assert (record.events.name, record.events.exists()) == ("events.jsonl", False)
+    with record.lock(new=True):
+        assert record.is_held()
+    assert record.events.read_bytes() == b""
+    record.make_logs()
+    record.make_logs()
+    assert record.logs.is_dir()
+
+
+def test_a_new_record_has_no_files_without_content(tmp_path: Path) -> None:
+    record = Record.create(tmp_path, "run", {})
+    assert list(record.path.iterdir()) == []
 
 
 @given(
@@ -131,7 +141,7 @@ def test_a_new_record_has_its_folders_and_its_context(tmp_path: Path) -> None:
 def test_a_context_is_read_back_as_it_was(context: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         record = Record.create(Path(folder), "run", context)
-        assert yaml.safe_load(record.context.read_text("utf-8")) == context
+        assert (yaml.safe_load(record.context.read_text("utf-8")) if record.context.exists() else {}) == context
         assert [file.name for file in record.path.iterdir() if file.suffix == ".new"] == []
 
 
@@ -243,7 +253,7 @@ def test_folders_without_events_are_no_runs(tmp_path: Path) -> None:
 def test_one_driver_holds_a_run_and_others_are_told_which(tmp_path: Path) -> None:
     record = started(tmp_path, "run")
     assert not record.is_held()
-    assert not (record.path / "run.lock").exists(), "asking writes nothing"
+    assert [file.name for file in record.path.iterdir()] == ["events.jsonl"], "asking writes nothing"
     with drivers(2) as (first, second):
         first.say(str(tmp_path))
         assert first.answer() == "held"
@@ -290,9 +300,57 @@ def test_a_run_can_be_held_again_and_an_old_request_to_stop_is_forgotten(tmp_pat
 
 def test_a_lock_that_cannot_be_taken_for_want_of_rights_says_so(tmp_path: Path) -> None:
     record = started(tmp_path, "run")
-    (record.path / "run.lock").mkdir()
-    with pytest.raises(RunStopped, match=r"cannot write .*run\.lock"), record.lock():
+    record.events.unlink()
+    record.events.mkdir()
+    with pytest.raises(RunStopped, match=r"cannot write .*events\.jsonl"), record.lock():
         pass
+
+
+def test_a_record_of_an_earlier_version_is_held_by_its_lock_file_too(tmp_path: Path) -> None:
+    record = started(tmp_path, "run")
+    older = record.path / "run.lock"
+    older.touch()
+    with older.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as its driver does
+        assert record.is_held()
+        with pytest.raises(RunLocked, match=f"process {os.getpid()}"), record.lock():
+            pass
+    assert not record.is_held()
+    with record.lock(), older.open() as asked:
+        assert record.is_held()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(asked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with record.lock():
+        pass
+
+
+def test_the_log_that_holds_a_run_can_be_read_and_is_not_changed_by_that(tmp_path: Path) -> None:
+    record = started(tmp_path, "run")
+    before = record.events.read_bytes()
+    with record.lock() as held:
+        assert record.events.read_bytes() == before
+        os.write(held.file, b"more\n")
+    assert record.events.read_bytes() == before + b"more\n"
+
+
+def test_a_forked_process_that_still_has_the_log_does_not_hold_the_run(tmp_path: Path) -> None:
+    record = started(tmp_path, "run")
+    with record.lock() as held:
+        copy = os.dup(held.file)  # as what a task has forked has one
+    assert not record.is_held()
+    with record.lock():
+        pass
+    os.close(copy)
+
+
+def test_where_the_system_does_not_tell_who_holds_a_run_its_log_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gluepy.runs.record.holder", lambda path: None)
+    record = started(tmp_path, "run")
+    assert record.holder() == "process 1"
+    record.events.write_bytes(b'{"event":"run.started",\n')
+    assert record.holder() == ""
 
 
 def race(root: Path, times: int) -> None:
@@ -320,9 +378,7 @@ def test_of_many_drivers_that_come_at_once_exactly_one_holds_the_run(tmp_path: P
 
 def test_asking_whether_a_run_is_held_keeps_no_driver_from_it(tmp_path: Path) -> None:
     record = started(tmp_path, "run")
-    with record.lock():
-        pass
-    with (record.path / "run.lock").open() as asked:
+    with record.events.open() as asked:
         fcntl.flock(asked, fcntl.LOCK_SH)  # as somebody who asks at the same moment
         assert not record.is_held()
     with drivers(1) as (driver,):
@@ -375,7 +431,6 @@ def test_what_links_in_a_record_lead_to_stays(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "model.bin").write_text("1")
     record = started(tmp_path / "runs", "run")
-    record.logs.rmdir()
     record.logs.symlink_to(outside)
     (record.path / "more").symlink_to(outside)
     with deleted(tmp_path / "runs", "run"):
@@ -403,7 +458,7 @@ def test_a_run_that_is_deleted_while_it_is_resumed_is_whole_or_gone(tmp_path: Pa
         try:
             Record.find(tmp_path, record.run_id)
             with record.lock():
-                assert record.events.is_file() and record.context.is_file() and record.logs.is_dir()
+                assert record.events.is_file() and record.path.is_dir()
                 told.append("held")
         except (UnknownRun, RunLocked) as error:
             told.append(str(error))
@@ -442,13 +497,14 @@ def test_only_its_owner_can_read_a_record_whatever_the_umask(tmp_path: Path, uma
             root.mkdir()
             root.chmod(0o700)
             record = Record.create(root, "run", {"token": "secret"})
-        with record.lock():
+        with record.lock(new=True):
             record.ask_to_stop()
+            record.make_logs()
             record.write_context({"token": "another"})
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (root, record.path, *record.path.rglob("*"))}
-    assert set(modes) == {"runs", "run", "logs", "context.yaml", "driver", "run.lock", "stop"}
+    assert set(modes) == {"runs", "run", "logs", "context.yaml", "events.jsonl", "stop"}
     assert {name: mode for name, mode in modes.items() if mode != (0o700 if name in _FOLDERS else 0o600)} == {}
 
 
@@ -459,5 +515,5 @@ def test_a_record_that_cannot_be_made_leaves_its_id_free(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Record, "write_context", full)
         with pytest.raises(RunStopped, match=r"context\.new: No space left on device; free some space"):
-            Record.create(tmp_path, "first", {})
-    assert Record.create(tmp_path, "first", {}).context.is_file()
+            Record.create(tmp_path, "first", {"depth": 3})
+    assert Record.create(tmp_path, "first", {"depth": 3}).context.is_file()
