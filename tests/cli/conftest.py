@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from console_calls import Console, Terminal, environment
+from console_calls import FORKS, Console, Terminal, environment
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Leave no process to the tests of other folders: some look for what is left over."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        FORKS.close()
 
 
 @pytest.fixture

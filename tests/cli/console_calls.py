@@ -15,9 +15,14 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from forkserver import ForkServer
 
 DEADLINE_S = 240.0
 _MODULE = (sys.executable, "-m", "gluepy")
+_AT_START = ("PYTHON", "LANG", "LC_")  # what an interpreter looks at when it starts
+FORKS = ForkServer()
 _OURS = ("GLUEPY_", "NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED", "PYTHONPATH")
 
 
@@ -44,11 +49,13 @@ class Console:
     def __call__(
         self,
         *words: str,
-        program: Sequence[str] = (sys.executable, "-m", "gluepy"),
+        program: Sequence[str] = _MODULE,
         cwd: Path | None = None,
         stdin: str = "",
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
+        if program == _MODULE and not any(name.startswith(_AT_START) for name in env):
+            return self._forked(words, cwd or self.folder, environment(**env))
         return subprocess.run(
             [*program, *words],
             cwd=cwd or self.folder,
@@ -59,6 +66,16 @@ class Console:
             timeout=DEADLINE_S,
             check=False,
         )
+
+    def _forked(self, words: Sequence[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        with open(os.devnull) as null, TemporaryFile() as out, TemporaryFile() as err:
+            streams = [null.fileno(), out.fileno(), err.fileno()]
+            code = FORKS.call(words, cwd, env, streams, DEADLINE_S)
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode().replace("\r\n", "\n"))
+        return subprocess.CompletedProcess([*_MODULE, *words], code, *texts)
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         """Start a call that is not waited for, in a session of its own."""

@@ -11,6 +11,7 @@ from gluepy.exec.port import Executor
 from gluepy.testing import ExecutorContract
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="it kills a process group")
 class TestSubprocesses(ExecutorContract):
     in_processes = True

@@ -18,6 +18,10 @@ class TestAnAgentInThisProcess(ExecutorContract):
     in_processes = True
 
     @pytest.fixture
+    def kind(self, anyio_backend: str) -> str:
+        return "plain" if anyio_backend == "asyncio" else "async"  # as below
+
+    @pytest.fixture
     def executor(self) -> Executor:
         return AgentExecutor()
 

@@ -46,6 +46,7 @@ class CeleryContract(ExecutorContract):
         return CeleryExecutor(CelerySettings(broker_url=broker.url))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("redis")
 @pytest.mark.parametrize("broker", ["redis"], indirect=True)
 class TestRedis(CeleryContract):

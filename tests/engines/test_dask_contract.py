@@ -37,6 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.slow
 class TestSchedulerAndWorkers(DaskContract):
     @pytest.fixture
     def executor(self, cluster: Cluster) -> Executor:
