@@ -10,10 +10,8 @@ from __future__ import annotations
 import heapq
 import random
 import statistics
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -24,7 +22,7 @@ from gluepy.core import events as e
 from gluepy.core.graph import Deps, Graph, Leaf, Spec, Tree
 from gluepy.core.scheduler import EndRun, Scheduler, Start
 from gluepy.core.state import State
-from gluepy.runs.durations import learn_durations, read_durations
+from gluepy.runs.durations import Durations
 
 SLOTS = (2, 4, 8)
 LESSONS = 3
@@ -58,14 +56,11 @@ def families(draw: random.Random) -> Iterator[tuple[str, Plain]]:
 def orders(seeds: int) -> list[Order]:
     """Every family on every number of slots, the mean of `seeds` DAGs."""
     ratios: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in range(seeds):
-            for number, (family, plain) in enumerate(families(random.Random(seed))):
-                for slots in SLOTS:
-                    root = Path(folder, f"{seed}-{number}-{slots}")
-                    root.mkdir()
-                    found = measured(compiled(plain), slots, random.Random(f"{seed}:{number}"), root)
-                    ratios.setdefault((family, slots), []).append(found)
+    for seed in range(seeds):
+        for number, (family, plain) in enumerate(families(random.Random(seed))):
+            for slots in SLOTS:
+                found = measured(compiled(plain), slots, random.Random(f"{seed}:{number}"))
+                ratios.setdefault((family, slots), []).append(found)
     means = {key: map(statistics.fmean, zip(*found, strict=True)) for key, found in ratios.items()}
     return [
         Order(family=family, slots=slots, fifo=fifo, unknown=unknown, learned=learned)
@@ -86,7 +81,7 @@ def row(found: Sequence[Order]) -> Row:
     )
 
 
-def measured(graph: Graph, slots: int, draw: random.Random, root: Path) -> tuple[float, float, float]:
+def measured(graph: Graph, slots: int, draw: random.Random) -> tuple[float, float, float]:
     """The ratios of one DAG's makespans to its bound."""
     typical = [draw.lognormvariate(3.0, SPREAD) for _ in graph.ids]
 
@@ -96,10 +91,10 @@ def measured(graph: Graph, slots: int, draw: random.Random, root: Path) -> tuple
     def unknown(node: int) -> float:
         return 1.0
 
+    known = Durations()
     for _ in range(LESSONS):
         _, state = run(graph, lived(), slots, unknown)
-        learn_durations(root, "dag", state, set())
-    known = read_durations(root, "dag")
+        known.learn(state, set())
 
     def learned(node: int) -> float:
         median = known.median(graph.task_id(node), graph.spec(node).label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,34 @@ def code_version(modules: Iterable[str], project: Path | None) -> str:
                 digest.update(name.encode())
     commit = _git_commit(project or Path())
     return f"{commit[:12]}+{digest.hexdigest()[:12]}" if commit else digest.hexdigest()[:12]
+
+
+class CodeVersions:
+    """The code versions of one `project`, each found out once, and again when a file of its modules has changed. The
+    commit is read anew only then."""
+
+    def __init__(self, project: Path | None) -> None:
+        self._project = project
+        self._known: dict[tuple[str, ...], tuple[list[object], str]] = {}
+
+    def of(self, modules: tuple[str, ...]) -> str:
+        """The version of `modules`, as `code_version` tells it."""
+        stamps = [_stamp(getattr(sys.modules.get(name), "__file__", None)) for name in modules]
+        known = self._known.get(modules)
+        if known is not None and known[0] == stamps:
+            return known[1]
+        version = code_version(modules, self._project)
+        if None not in stamps:
+            self._known[modules] = stamps, version
+        return version
+
+
+def _stamp(file: str | None) -> object:
+    try:
+        found = os.stat(file or "")
+    except OSError:
+        return None
+    return file, found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def same_code(one: str, other: str) -> bool:

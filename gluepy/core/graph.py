@@ -180,6 +180,11 @@ class Graph:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no `each` can still add tasks: nothing changes such a graph, and runs may share it."""
+        return not self._open
+
     def tasks(self) -> Iterator[int]:
         """The nodes that are tasks, in topological order but for what was added at run time, which comes last."""
         return (node for node, id in enumerate(self.ids) if id is not None)

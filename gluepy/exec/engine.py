@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import anyio
@@ -30,11 +30,10 @@ from gluepy.exec.journal import Journal
 from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo
 from gluepy.exec.slots import Place, Slot, Turn
 from gluepy.exec.timeouts import Timeouts, warn_of_swallowed
-from gluepy.loop import Doorbell, signals
+from gluepy.loop import Doorbell
 from gluepy.runs.log import LogBroken
 
 _NONE: Mapping[str, e.JSON] = {}
-_POLL_S = 0.25  # how often it is asked whether somebody wants the run to stop
 _TURN_S = 0.05  # how long a cancellation waits for the turn under way
 _YIELD_S = 0.005  # how long attempts that never wait may keep the event loop to themselves
 
@@ -43,10 +42,9 @@ class Engine:
     """Drives one run to its end. All that it needs is handed in; it reads no settings and finds nothing by itself.
 
     The session is open: `scheduler` decides from its state, `journal` takes what follows. `places` say where the tasks
-    of each spec run. `doorbell` reaches the event loop in which `drive` is called. `stop_asked` says whether somebody
-    elsewhere wants the run to be cancelled. `turn` is the lock that is held for every step, by whichever thread takes
-    it; engines that share limits share it. `drive` runs it all, `stop` ends it early. Afterwards `errors` has the
-    `TaskError` of each task that failed in this session.
+    of each spec run. `doorbell` reaches the event loop in which `drive` is called. `turn` is the lock that is held for
+    every step, by whichever thread takes it; engines that share limits share it. `drive` runs it all, `stop` ends it
+    early. Afterwards `errors` has the `TaskError` of each task that failed in this session.
     """
 
     def __init__(
@@ -60,7 +58,6 @@ class Engine:
         doorbell: Doorbell,
         timeout_s: float | None = None,
         ignore_timeouts: bool = False,
-        stop_asked: Callable[[], bool] | None = None,
         turn: Turn | None = None,
     ) -> None:
         self.run = run
@@ -72,8 +69,7 @@ class Engine:
         self._journal = journal
         self._places = places
         self._endings = Endings(run, journal, scheduler, places, self.errors)
-        self._clock, self._doorbell, self._signal = clock, doorbell, signals()
-        self._stop_asked, self._listening = stop_asked, anyio.CancelScope()
+        self._clock, self._doorbell = clock, doorbell
         self._pid = os.getpid()
         self._commits = journal.commits
         self._began = journal.now
@@ -96,9 +92,9 @@ class Engine:
         self._slot_called = False
         # How the run is to end, from `cancel` or `stop` until the next turn tells the scheduler.
         self._stop_next: s.EndRun | None = None
-        # `_is_over`: nothing begins any more. Set in a turn, read by any thread. `_over`, on which `drive` waits, is
-        # set in the event loop, a little later.
-        self._is_over, self._over = False, anyio.Event()
+        # `_is_over`: nothing begins any more. Set in a turn, read by any thread. `_has_ended`, for which `drive` waits,
+        # is set in the event loop, a little later.
+        self._is_over, self._has_ended = False, False
         # Why the run could not go on, with the executor's name if it was an executor. From then on nothing is recorded.
         self._broken: tuple[BaseException, str] | None = None
 
@@ -112,13 +108,10 @@ class Engine:
                 try:
                     await self._journal.durable()
                     await anyio.lowlevel.checkpoint()  # in a scope that is cancelled already nothing starts
-                    self._tasks.start_soon(self._keep_time)
-                    if self._stop_asked is not None:
-                        self._tasks.start_soon(self._listen, self._stop_asked)
                     with self._turn:
                         self._journal.tick()
                         self._advance()
-                    await self._over.wait()
+                    await self._keep_time()
                 except LogBroken as error:
                     self._fail(error)
                 except Exception:
@@ -126,7 +119,7 @@ class Engine:
                 except BaseException:  # cancellation; under trio also Ctrl-C, which comes to whatever task runs
                     self.stop(s.EndRun("cancelled"))
                     with anyio.CancelScope(shield=True):
-                        await self._over.wait()
+                        await self._keep_time()
                     raise
                 finally:
                     with self._turn:
@@ -279,7 +272,12 @@ class Engine:
             self._abort(error)
         else:
             self._is_over = True
-            self._over.set()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Have `drive` return. In the event loop only."""
+        self._has_ended = True
+        self._timeouts.interrupt()
 
     # Slots: where attempts run.
 
@@ -293,7 +291,7 @@ class Engine:
             self._idle.pop().awake.set()
         else:
             assert self._tasks is not None
-            self._tasks.start_soon(self._serve, Slot(self._signal(), self._emissions.take, self._continue))
+            self._tasks.start_soon(self._serve, Slot(self._doorbell.signal(), self._emissions.take, self._continue))
 
     def _wake_slot(self) -> None:
         # What the doorbell calls is in the event loop, but in no task of it; and only a task can start another.
@@ -336,7 +334,7 @@ class Engine:
                 attempt = self._take(slot) if self._work else None
             if attempt is None:
                 self._idle.append(slot)
-                slot.awake = self._signal()
+                slot.awake = self._doorbell.signal()
                 await slot.awake.wait()
                 self._slot_called = False
                 continue
@@ -442,29 +440,37 @@ class Engine:
     # Time.
 
     async def _keep_time(self) -> None:
-        while not self._over.is_set():
-            with self._turn:
-                at = self._timeouts.arm(self._scheduler.next_wake())
+        """Wait for the end of the run, and do what its time comes for meanwhile."""
+        while (at := self._next_moment()) is not None:
             await self._timeouts.wait(at)
             self._refuse_forked_copy()
-            if self._over.is_set():
-                return
-            with self._turn:
-                due = self._timeouts.due(self._journal.tick())
-                for node in due.attempts:
-                    self._busy[node].timed_out = True
-                    self._interrupt(self._busy[node])
-                if due.run:
-                    self._scheduler.stop(s.EndRun("failed", "timeout"))
-                abandoned = [self._abandon(self._busy[node]) for node in due.graces]
-                if not self._commits:
-                    for slot, events in abandoned:
-                        self._conclude(slot, events)
-                self._advance()
-            for slot, events in abandoned:
+            for slot, events in self._do_what_is_due():
                 if self._commits:
                     await self._conclude_durably(slot, events)
                 warn_of_swallowed(self.run.run_id, events[-1])
+
+    def _next_moment(self) -> float | None:
+        """When time comes for something, unless the run ends before; None once it has ended."""
+        with self._turn:
+            return None if self._has_ended else self._timeouts.arm(self._scheduler.next_wake())
+
+    def _do_what_is_due(self) -> Sequence[tuple[Slot, Sequence[e.TaskEvent]]]:
+        """Stop what has timed out. Returns the slots whose attempt is waited for no longer, and how that was stored."""
+        with self._turn:
+            if self._has_ended:
+                return ()
+            due = self._timeouts.due(self._journal.tick())
+            for node in due.attempts:
+                self._busy[node].timed_out = True
+                self._interrupt(self._busy[node])
+            if due.run:
+                self._scheduler.stop(s.EndRun("failed", "timeout"))
+            abandoned = [self._abandon(self._busy[node]) for node in due.graces]
+            if not self._commits:
+                for slot, events in abandoned:
+                    self._conclude(slot, events)
+            self._advance()
+            return abandoned
 
     def _abandon(self, slot: Slot) -> tuple[Slot, Sequence[e.TaskEvent]]:
         """Go on without the slot's attempt, which was cancelled and does not end: its task must be swallowing the
@@ -473,14 +479,6 @@ class Engine:
         assert attempt is not None
         slot.abandoned, slot.lingering = True, attempt
         return slot, self._store_interruption(slot, attempt)
-
-    async def _listen(self, stop_asked: Callable[[], bool]) -> None:
-        # Not by the run's clock: whoever asks is outside.
-        with self._listening:
-            while not stop_asked():  # another process leaves a file
-                await anyio.sleep(_POLL_S)
-                self._refuse_forked_copy()
-            self.stop(s.EndRun("cancelled"))
 
     def _look_again(self) -> None:
         """Decide again, soon: a limit that this run shares with others has come free, or a slot."""
@@ -523,7 +521,7 @@ class Engine:
         self._journal.close()
         self._is_over = True
         self._interrupt_all()
-        self._doorbell.call(self._over.set)
+        self._doorbell.call(self._finish)
         self._doorbell.call(self._wake_all)
 
     def _interrupt_all(self) -> None:
@@ -533,8 +531,6 @@ class Engine:
     def _wake_all(self) -> None:
         while self._idle:
             self._idle.pop().awake.set()
-        self._timeouts.interrupt()
-        self._listening.cancel()
 
 
 def _run_stopped(run_id: str, error: BaseException, executor: str) -> RunStopped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gluepy.exec.port import Attempt, Emission, RunInfo
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from gluepy.exec.drafts import Room
 
+_KNOWN = 64  # so many redactors are kept
+
 
 class RunScope:
     """What the attempts of one run share in one process. `context` and `settings` are made when first asked for."""
@@ -22,7 +24,9 @@ class RunScope:
     def __init__(self, run: RunInfo, context: Callable[[], Any], settings: Callable[[], Any]) -> None:
         self.run = run
         self._context, self._settings = context, settings
-        _redactor_of_run(run)  # takes milliseconds the first time: a signal handler that reports could interrupt itself
+        _redactor(
+            run.redact, run.masked
+        )  # takes milliseconds the first time: a signal handler that reports could interrupt itself
 
     @cached_property
     def context(self) -> Any:
@@ -45,22 +49,14 @@ class RunScope:
         return _folder(self.run.storage)
 
 
-_redactors: dict[int, tuple[RunInfo, Redactor | None]] = {}  # by the identity of the run
-
-
-def _redactor_of_run(run: RunInfo) -> Redactor | None:
-    known = _redactors.get(id(run))
-    if known is None or known[0] is not run:
-        while len(_redactors) >= _KNOWN_RUNS:
-            _redactors.pop(next(iter(_redactors)), None)
-        known = run, Redactor(run.redact, run.masked) if run.redact or run.masked else None
-        _redactors[id(run)] = known
-    return known[1]
+@lru_cache(_KNOWN)
+def _redactor(patterns: tuple[str, ...], secrets: tuple[str, ...]) -> Redactor | None:
+    return Redactor(patterns, secrets) if patterns or secrets else None
 
 
 def redactor_of(attempt: Attempt) -> Redactor | None:
     """What masks the texts of `attempt` before anybody sees them; None if there is nothing to mask."""
-    redactor = _redactor_of_run(attempt.run)
+    redactor = _redactor(attempt.run.redact, attempt.run.masked)
     if attempt.params and redactor is not None:
         own = list(secrets_in("", attempt.params, attempt.run.redact))
         if own:
@@ -145,7 +141,6 @@ class Scope:
         return self._log
 
 
-_KNOWN_RUNS = 64
 _current: ContextVar[Scope | None] = ContextVar("gluepy_scope", default=None)
 current_scope = _current.get
 enter_scope = _current.set

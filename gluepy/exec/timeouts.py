@@ -30,7 +30,7 @@ from gluepy.clock import Clock
 from gluepy.core import events as e
 from gluepy.core import scheduler as s
 from gluepy.exec.port import Attempt
-from gluepy.loop import Doorbell
+from gluepy.loop import Doorbell, Signal
 
 _SPARE = 16
 
@@ -103,7 +103,8 @@ class Timeouts:
         self.graces = Deadlines()  # of cancelled attempts on the event loop
         # When the timer goes off, or went off last: an earlier moment has to be set, for a later one it is set anyhow.
         self._at = math.inf
-        self._wait: anyio.CancelScope | None = None
+        self._wait: anyio.CancelScope | None = None  # for a moment
+        self._signal: Signal | None = None  # while there is none to wait for
 
     def begin(self, node: int, attempt: Attempt, now: float) -> None:
         """The attempt of `node`, which has a `timeout_s`, begins."""
@@ -153,13 +154,21 @@ class Timeouts:
             self._doorbell.ring(self.interrupt)
 
     async def wait(self, at: float) -> None:
-        """Return at `at`, which `arm` has returned, or when `wake_at` wants it earlier."""
-        with anyio.CancelScope(shield=True) as self._wait:
-            await self._clock.sleep_until(at)
-        self._wait = None
+        """Return at `at`, which `arm` has returned, when `wake_at` wants it earlier, or at `interrupt`."""
+        try:
+            if at == math.inf:
+                self._signal = self._doorbell.signal()
+                await self._signal.wait()
+            else:
+                with anyio.CancelScope() as self._wait:
+                    await self._clock.sleep_until(at)
+        finally:
+            self._signal = self._wait = None
 
     def interrupt(self) -> None:
         """End `wait`. In the event loop only."""
+        if self._signal is not None:
+            self._signal.set()
         if self._wait is not None:
             self._wait.cancel()
 

@@ -7,7 +7,9 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from gluepy.loop import Doorbell
@@ -31,7 +33,11 @@ class Flusher:
         self.signal = self._doorbell.signal
         # Not a `threading.Condition`: its lock is not reentrant, and the collector may run in the thread, inside a
         # wait, a finalizer that records a metric, whose line then asks for a flush.
-        self._queue: queue.SimpleQueue[tuple[Flushable, bool] | int | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # Logs that may wait for company. While `_timed` the thread will look at them without being woken: it takes that
+        # back first, and looks then, so who finds it true has added to what is looked at.
+        self._waiting: deque[Flushable] = deque()
+        self._timed = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -42,45 +48,43 @@ class Flusher:
 
     def ask(self, log: Flushable, at_once: bool) -> None:
         """Have `log` flushed: soon, with what is written meanwhile, or `at_once`. From any thread at any moment."""
-        self._queue.put((log, at_once))
+        if at_once:
+            self._orders.put(partial(log.flush_now, self._doorbell.ring))
+            return
+        self._waiting.append(log)
+        if not self._timed:
+            self._timed = True
+            self._orders.put(_nothing)
 
     def close_file(self, file: int) -> None:
         """Close a descriptor that may be being flushed."""
-        self._queue.put(file)
+        self._orders.put(partial(os.close, file))
 
     def end(self) -> None:
         """End the thread when it has done what it was asked for."""
         if self._thread is not None:
-            self._queue.put(None)
+            self._orders.put(None)
             self._thread = None
 
     def _serve(self) -> None:
-        waiting: dict[Flushable, None] = {}
         due = math.inf
         while True:
+            if due == math.inf and self._timed:
+                due = time.monotonic() + _BATCH_S
             left = due - time.monotonic()
             if left > 0:
                 try:
-                    order = self._queue.get(timeout=None if due == math.inf else left)
+                    order = self._orders.get(timeout=None if left == math.inf else left)
                 except queue.Empty:
                     continue
                 if order is None:
                     return
-                if isinstance(order, int):
-                    os.close(order)
-                    continue
-                log, at_once = order
-                if not at_once:
-                    if not waiting:
-                        due = time.monotonic() + _BATCH_S
-                    waiting[log] = None
-                    continue
-                waiting.pop(log, None)
-                if not waiting:
-                    due = math.inf
-                log.flush_now(self._doorbell.ring)
+                order()
             else:
-                for log in waiting:
+                due, self._timed = math.inf, False
+                for log in {self._waiting.popleft(): None for _ in range(len(self._waiting))}:
                     log.flush_now(self._doorbell.ring)
-                waiting.clear()
-                due = math.inf
+
+
+def _nothing() -> None:
+    """Only wakes the thread."""

@@ -78,7 +78,7 @@ class Held:
             os.close(other)
 
 
-def take(path: Path, older: Path | None, *, new: bool) -> Held | None:
+def take(path: str | Path, older: str | Path | None, *, new: bool) -> Held | None:
     """The log at `path`, locked; `new`: it is made, and is not there yet. None if somebody else holds it, or `older`,
     where there is such a file.
 
@@ -110,7 +110,7 @@ def take(path: Path, older: Path | None, *, new: bool) -> Held | None:
             os.close(file)
 
 
-def is_free(path: Path) -> bool:
+def is_free(path: str | Path) -> bool:
     """Whether nobody has locked the file; there may be none. Asking writes nothing, and is not in the way of others who
     ask."""
     try:
@@ -126,7 +126,7 @@ def is_free(path: Path) -> bool:
         os.close(file)
 
 
-def holder(path: Path) -> int | None:
+def holder(path: str | Path) -> int | None:
     """The id of the process that has locked the file, where the system tells (Linux)."""
     try:
         inode = os.stat(path).st_ino

@@ -77,7 +77,7 @@ class FileLog:
     """
 
     def __init__(
-        self, path: Path, sync: Sync = "batch", *, held: Held | None = None, flusher: Flusher | None = None
+        self, path: str | Path, sync: Sync = "batch", *, held: Held | None = None, flusher: Flusher | None = None
     ) -> None:
         self.path, self.sync = path, sync
         self.size = 0

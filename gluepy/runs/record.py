@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
+_EVENTS = "events.jsonl"
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 _BESIDE = re.compile(r"durations|index\.sqlite.*")  # what gluepy keeps beside the runs; SQLite adds endings
 
@@ -39,13 +41,44 @@ class Record:
 
     def __init__(self, root: Path, run_id: str) -> None:
         self.root, self.run_id = root, run_id
-        self.path = root / run_id
-        self.events = self.path / "events.jsonl"
-        self.context = self.path / "context.yaml"
-        self.inputs = self.path / "inputs.json"
-        self.logs = self.path / "logs"
-        self._older_lock = self.path / "run.lock"
-        self.stop_file = self.path / "stop"
+        self.folder = os.path.join(root, run_id)  # as text: a service makes many records
+
+    @cached_property
+    def path(self) -> Path:
+        """The folder."""
+        return self.root / self.run_id
+
+    @cached_property
+    def events(self) -> Path:
+        """The log."""
+        return self.path / _EVENTS
+
+    @cached_property
+    def context(self) -> Path:
+        """The run's parameters; there may be none."""
+        return self.path / "context.yaml"
+
+    @cached_property
+    def inputs(self) -> Path:
+        """What the parameters were made of, where they do not say it all."""
+        return self.path / "inputs.json"
+
+    @cached_property
+    def logs(self) -> Path:
+        """The folder with the attempts' log files, if output is captured."""
+        return self.path / "logs"
+
+    @property
+    def _log(self) -> str:
+        return os.path.join(self.folder, _EVENTS)
+
+    @property
+    def _older_lock(self) -> str:
+        return os.path.join(self.folder, "run.lock")
+
+    @property
+    def _stop_file(self) -> str:
+        return os.path.join(self.folder, "stop")
 
     @classmethod
     def create(
@@ -61,10 +94,13 @@ class Record:
             raise OptionError("run_id", f"{run_id!r} is the name of a file beside the runs", "give another")
         record, is_new = cls(root, run_id), False
         try:
-            root.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
-            record.path.mkdir(_PRIVATE_FOLDER)
+            try:
+                os.mkdir(record.folder, _PRIVATE_FOLDER)
+            except FileNotFoundError:
+                root.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
+                os.mkdir(record.folder, _PRIVATE_FOLDER)
             is_new = True
-            record.path.chmod(_PRIVATE_FOLDER)  # some umasks keep even the owner out
+            os.chmod(record.folder, _PRIVATE_FOLDER)  # some umasks keep even the owner out
             if context or inputs:
                 record.write_context(context, inputs)
         except FileExistsError:
@@ -149,11 +185,11 @@ class Record:
 
     def ask_to_stop(self) -> None:
         """Have the driver of the run cancel it, soon."""
-        write_private(self.stop_file, "")
+        write_private(self._stop_file, "")
 
     def stop_asked(self) -> bool:
         """Whether somebody wants the run to be cancelled."""
-        return os.path.exists(self.stop_file)
+        return os.path.exists(self._stop_file)
 
     def lock(self, *, new: bool = False) -> Held:
         """Hold the run, to drive it; one driver can. `new`: it was just created.
@@ -162,13 +198,14 @@ class Record:
         """
         held = self.held(new=new)
         if not new:
-            self.stop_file.unlink(missing_ok=True)  # it was meant for an earlier session
+            with suppress(FileNotFoundError):
+                os.unlink(self._stop_file)  # it was meant for an earlier session
         return held
 
     def held(self, *, new: bool = False) -> Held:
         """Hold the run, without driving it. Raises as `lock` does."""
         try:
-            held = take(self.events, None if new else self._older_lock, new=new)
+            held = take(self._log, None if new else self._older_lock, new=new)
         except FileNotFoundError as error:
             if new:
                 raise self._not_writable(error, self.events) from error
@@ -181,7 +218,7 @@ class Record:
 
     def is_held(self) -> bool:
         """Whether a driver holds the run. Asking writes nothing."""
-        return not (is_free(self.events) and is_free(self._older_lock))
+        return not (is_free(self._log) and is_free(self._older_lock))
 
     def is_gone(self) -> bool:
         """Whether the run was deleted."""
@@ -198,7 +235,7 @@ class Record:
 
     def holder(self) -> str:
         """Which process drives the run, or did last; empty where that is not known."""
-        process = holder(self.events) or holder(self._older_lock) or self._last_driver()
+        process = holder(self._log) or holder(self._older_lock) or self._last_driver()
         return f"process {process}" if process else ""
 
     def _last_driver(self) -> int:
@@ -220,7 +257,7 @@ def _age(root: Path, name: str) -> tuple[int, str]:
     if _UUID7.fullmatch(name):
         return int(name[:8] + name[9:13], 16), name
     try:
-        with (root / name / "events.jsonl").open("rb") as log:
+        with (root / name / _EVENTS).open("rb") as log:
             started = msgspec.json.decode(log.readline(), type=_Started)
         return int(parse_rfc3339(started.timestamp) * 1000), name
     except (OSError, ValueError):  # damaged or empty: older than any other
@@ -238,7 +275,7 @@ class _Opened(msgspec.Struct):
     pid: int
 
 
-def write_private(file: Path, text: str) -> None:
+def write_private(file: str | Path, text: str) -> None:
     """Write a file that only its owner can read."""
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _PRIVATE_FILE), "w", encoding="utf-8") as stream:
         stream.write(text)
@@ -261,7 +298,7 @@ def run_names(root: Path) -> Iterator[str]:
     try:
         with os.scandir(root) as entries:
             for entry in entries:
-                if is_run_name(entry.name) and os.path.isfile(os.path.join(entry.path, "events.jsonl")):
+                if is_run_name(entry.name) and os.path.isfile(os.path.join(entry.path, _EVENTS)):
                     yield entry.name
     except FileNotFoundError:
         return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -27,6 +28,7 @@ from gluepy.exec.scope import current_scope
 from gluepy.loop import Doorbell, run_loop
 from gluepy.runs.flusher import Flusher
 from gluepy.runtime.descriptors import OF_RUN, patiently
+from gluepy.runtime.kept import Kept
 from gluepy.runtime.options import (
     ResumeOptions,
     RunOptions,
@@ -35,6 +37,7 @@ from gluepy.runtime.options import (
     make_executor,
     recorded_name,
 )
+from gluepy.runtime.requests import StopRequests
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResult
 from gluepy.runtime.session import Session, Shared
 from gluepy.sinks.feed import Subscription
@@ -140,9 +143,11 @@ class Runtime:
         here = executor if isinstance(executor, LocalExecutor) else LocalExecutor.from_settings(settings)
         if here is not executor:
             await self._stack.enter_async_context(here)
-        doorbell = Doorbell()
-        flusher = Flusher(doorbell)
+        doorbell, kept = Doorbell(), Kept(settings)
+        flusher, requests = Flusher(doorbell), StopRequests(doorbell.signal)
         self._stack.callback(flusher.end)
+        self._stack.callback(kept.close)
+        await self._in_background(requests.listen)
         self._shared = Shared(
             settings=settings,
             executor=executor,
@@ -153,6 +158,8 @@ class Runtime:
             clock=self._clock,
             doorbell=doorbell,
             flusher=flusher,
+            requests=requests,
+            kept=kept,
             named_executor=self._named_executor(),
         )
         return self
@@ -231,8 +238,20 @@ class Runtime:
         except BaseException:
             shared.descriptors.give(count)
             raise
-        session.hold.callback(shared.descriptors.give, count)
+        session.on_close = partial(shared.descriptors.give, count)
         return session
+
+    async def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have `work` done in a task until the runtime is closed."""
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+
+        async def stop() -> None:
+            tasks.cancel_scope.cancel()
+            await tasks.__aexit__(None, None, None)
+
+        self._stack.push_async_callback(stop)
+        tasks.start_soon(work)
 
     def _named_executor(self) -> str | None:
         if self._executor is not None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
 from gluepy.clock import Clock
-from gluepy.conf.code import code_version
 from gluepy.conf.context import Context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.parameters import NO_PARAMETERS, RunParameters, load_parameters, resumed_parameters
 from gluepy.conf.schema import Settings
-from gluepy.conf.secrets import known_secrets
 from gluepy.core import events as e
 from gluepy.core.events import SCHEMA_VERSION
 from gluepy.core.graph import Graph
@@ -27,8 +24,9 @@ from gluepy.core.resume import changes, plan_resume
 from gluepy.core.scheduler import Limits, Scheduler
 from gluepy.core.selection import awaited, select
 from gluepy.core.state import FINISHED, State
-from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunStopped
-from gluepy.exec.dag import DAG, Compiled, compile_dag
+from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunLocked, RunStopped
+from gluepy.exec.dag import DAG, Compiled
+from gluepy.exec.endings import HOST
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.executors.streams import capturing
@@ -38,18 +36,23 @@ from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.slots import Turn, places
 from gluepy.exec.task import Task, outputs_of
 from gluepy.loop import Doorbell
-from gluepy.runs.durations import learn_durations, read_durations, typical
+from gluepy.runs.durations import typical
 from gluepy.runs.flusher import Flusher
 from gluepy.runs.lock import Held
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_hint
 from gluepy.runs.record import Record, new_run_id
-from gluepy.runtime.checks import check_processes, check_storage, modules_of
+from gluepy.runtime.checks import check_storage
 from gluepy.runtime.descriptors import Descriptors
+from gluepy.runtime.kept import Kept, KnownDag
 from gluepy.runtime.options import make_executor, make_sinks, recorded_name
+from gluepy.runtime.requests import StopRequests
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResults
 from gluepy.sinks.consume import Delivery
 from gluepy.sinks.feed import Feed, Subscription
 from gluepy.version import VERSION
+
+if TYPE_CHECKING:
+    from gluepy.runs.reading import RunReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ class Shared:
     clock: Clock
     doorbell: Doorbell
     flusher: Flusher
+    requests: StopRequests
+    kept: Kept
     descriptors: Descriptors = field(default_factory=Descriptors)
     named_executor: str | None = None  # by an option, as a run's record has it
     turn: Turn = field(default_factory=threading.Lock)
@@ -81,7 +86,7 @@ class Resolved(NamedTuple):
     sinks: list[Delivery]
 
 
-def resolve_options(settings: Settings, compiled: Compiled, options: Mapping[str, Any]) -> Resolved:
+def resolve_options(settings: Settings, dag: KnownDag, options: Mapping[str, Any]) -> Resolved:
     """Make what they name. Raises `UsageError`, also for a task that cannot run where they want it."""
     check_storage(settings)
     debug, pool = bool(options.get("debug")), options.get("pool") or settings.POOL
@@ -89,7 +94,7 @@ def resolve_options(settings: Settings, compiled: Compiled, options: Mapping[str
     if debug:
         executor = LocalExecutor(inline=True)
     else:
-        check_processes(compiled, pool)
+        dag.check_processes(pool)
         if options.get("executor") is not None:
             executor = make_executor(options["executor"], settings)
     return Resolved(debug, pool, executor, make_sinks(options.get("sinks") or (), settings))
@@ -97,80 +102,82 @@ def resolve_options(settings: Settings, compiled: Compiled, options: Mapping[str
 
 @dataclass
 class Session:
-    """A run, checked, recorded and held, ready to be driven. `close` lets go of it."""
+    """A run, checked, recorded and held, ready to be driven. `close` lets go of it, and calls `on_close`."""
 
     shared: Shared
-    compiled: Compiled
+    dag: KnownDag
     record: Record
     parameters: RunParameters
     options: Mapping[str, Any]
     resolved: Resolved
     state: State
-    hold: ExitStack
     held: Held
     plan: ResumePlan | None = None
     handle: Callable[[Engine], None] = lambda engine: None
+    on_close: Callable[[], None] | None = None
     _resets: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        settings, options = self.shared.settings, self.options
+        shared, options = self.shared, self.options
+        settings, kept, compiled, record = shared.settings, shared.kept, self.dag.compiled, self.record
         self.debug, self.pool, self.own_executor, self.sinks = self.resolved
-        self.selection = select(self.state.graph, self.compiled.label, options)
-        run_id = self.record.run_id
-        if self.plan is not None:
-            self.code_version = self.plan.code_version
-        else:
-            self.code_version = code_version(modules_of(self.compiled), settings.project)
+        self.selection = select(self.state.graph, compiled.label, options)
+        plan, run_id, modules = self.plan, record.run_id, self.dag.modules
+        self.code_version = kept.code_versions.of(modules) if plan is None else plan.code_version
         self.run = RunInfo(
             run_id=run_id,
-            dag=self.compiled.label,
-            path=settings.run_files(run_id),
-            storage=settings.storage_root,
-            record=str(self.record.path),
+            dag=compiled.label,
+            path=f"{kept.files_root}{run_id}",
+            storage=kept.storage_root,
+            record=record.folder,
             context=self.parameters.values,
             secrets=self.parameters.secrets,
             project=str(settings.project) if settings.project else None,
-            settings=settings.options,
+            settings=kept.options,
             capture=bool(options.get("capture")) and not self.debug,
             log_format=settings.LOG_FORMAT,
-            redact=tuple(settings.REDACT),
-            masked=tuple(known_secrets(settings, self._contexts())),
+            redact=kept.redact,
+            masked=kept.secrets.with_those_of(self._contexts()),
             code_version=self.code_version,
-            modules=modules_of(self.compiled),
+            modules=modules,
         )
-        self.feed = Feed(lambda offset: LogReader(self.record.events, offset))
+        self.feed = Feed(lambda offset: LogReader(record.events, offset))
 
     def _contexts(self) -> Iterator[Context]:
         parameters = self.parameters
-        yield parameters.context()
-        yield Context(parameters.given, "", list(parameters.hidden))
+        if parameters.values:
+            yield parameters.context()
+        if parameters.given:
+            yield Context(parameters.given, "", list(parameters.hidden))
 
     @classmethod
     def new(cls, shared: Shared, dag: str | type[DAG], options: Mapping[str, Any]) -> Session:
         """A run that has not begun. Raises `UsageError`, and `RunStopped` where it cannot be recorded."""
-        settings = shared.settings
+        settings, kept = shared.settings, shared.kept
         recorded = _reference(dag)  # before its file is imported, which may change the current folder
-        compiled = compile_dag(find_dag(dag, settings), settings.LIMITS)
-        select(compiled.graph, compiled.label, options)
-        resolved = resolve_options(settings, compiled, options)
-        (resolved.executor or shared.executor).check(compiled.graph)
+        known = kept.compiled(kept.find(dag))
+        graph = known.compiled.graph
+        select(graph, known.compiled.label, options)
+        resolved = resolve_options(settings, known, options)
+        (resolved.executor or shared.executor).check(graph)
         parameters = load_parameters(settings, options.get("params") or {})
         options = {**options, "dag": recorded}
         run_id = options.get("run_id")
         run_id = new_run_id(shared.clock.wall()) if run_id is None else run_id
-        record = Record.create(settings.runs_root, run_id, parameters.recorded(), parameters.recorded_inputs())
-        with ExitStack() as hold:
-            try:
-                held = hold.enter_context(record.lock(new=True))
-                if options.get("capture"):
-                    record.make_logs()
-            except (RunStopped, OSError):
-                record.discard()
-                raise
-            return cls(
-                shared, compiled, record, parameters, options, resolved, State(compiled.graph), hold.pop_all(), held
-            )
-        raise AssertionError  # the stack swallows nothing
+        record = Record.create(kept.runs_root, run_id, parameters.recorded(), parameters.recorded_inputs())
+        held: Held | None = None
+        try:
+            held = record.lock(new=True)
+            if options.get("capture"):
+                record.make_logs()
+            return cls(shared, known, record, parameters, options, resolved, State(graph), held)
+        except RunLocked:
+            raise  # somebody was faster, and has it now
+        except BaseException:
+            record.discard()
+            if held is not None:
+                held.release()
+            raise
 
     @classmethod
     def resumed(cls, shared: Shared, run: str, options: Mapping[str, Any]) -> Session:
@@ -180,96 +187,94 @@ class Session:
 
         settings = shared.settings
         check_storage(settings)
-        record = find_record(settings.runs_root, run)
-        run_id = record.run_id
-        with ExitStack() as hold:
-            held = hold.enter_context(record.lock())
-            log = read_record(record, ended=True)
-            state = log.state
-            given = {name: value for name, value in options.items() if value is not None}
-            merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
-            merged["dag"] = _reference(merged.get("dag") or state.dag)  # before its file is imported
-            compiled = compile_dag(_find_again(given.get("dag") or merged["dag"], settings, run_id), settings.LIMITS)
-            if shared.named_executor is not None and "executor" not in given:
-                merged.pop("executor", None)  # it is the runtime's
-            dag_changes = _adopt(state, compiled.graph)
-            force = given.get("force") or ()
-            reruns = plan_resume(
-                state,
-                compiled.label,
-                force=[force] if isinstance(force, str) else force,
-                from_task=given.get("from_task"),
-                missing_outputs=_missing_outputs(compiled, state, settings, record),
-                selection=select(state.graph, compiled.label, merged),
-            )
-            earlier, params = state.options.get("params") or {}, given.get("params") or {}
-            parameters = resumed_parameters(
-                settings,
-                run_id,
-                record.context,
-                record.inputs,
-                params,
-                earlier,
-                began_with_none=state.params_digest == NO_PARAMETERS,
-            )
-            merged["params"] = {**earlier, **parameters.mask_params(params)}
-            plan = ResumePlan(
-                run_id=run_id,
-                session=state.session + 1,
-                again=reruns.again,
-                waiting=reruns.waiting,
-                kept=reruns.kept,
-                changes=dag_changes,
-                code_before=state.code_version,
-                code_version=code_version(modules_of(compiled), settings.project),
-                bad_lines=log.bad,
-                gaps=log.gaps,
-                none_of=reruns.no_task_yet,
-                retrying=reruns.retrying,
-                left_out=reruns.left_out,
-                doubled=log.doubled,
-                params_changed=parameters.changes,
-                stale=[task for task in reruns.kept if parameters.changes or task in state.stale],
-            )
-            resolved = resolve_options(settings, compiled, merged)
-            (resolved.executor or shared.executor).check(state.graph)
-            if merged.get("capture"):
-                record.make_logs()
-            entered, resets = hold.pop_all(), reruns.resets
-            return cls(
-                shared, compiled, record, parameters, merged, resolved, state, entered, held, plan, _resets=resets
-            )
-        raise AssertionError  # the stack swallows nothing
+        record = find_record(shared.kept.runs_root, run)
+        held = record.lock()
+        try:
+            return cls._resumed(shared, record, held, read_record(record, ended=True), options)
+        except BaseException:
+            held.release()
+            raise
+
+    @classmethod
+    def _resumed(
+        cls, shared: Shared, record: Record, held: Held, log: RunReader, options: Mapping[str, Any]
+    ) -> Session:
+        settings, kept, state, run_id = shared.settings, shared.kept, log.state, record.run_id
+        given = {name: value for name, value in options.items() if value is not None}
+        merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
+        merged["dag"] = _reference(merged.get("dag") or state.dag)  # before its file is imported
+        known = kept.compiled(_find_again(given.get("dag") or merged["dag"], settings, run_id))
+        compiled = known.compiled
+        if shared.named_executor is not None and "executor" not in given:
+            merged.pop("executor", None)  # it is the runtime's
+        dag_changes = _adopt(state, compiled.graph)
+        force = given.get("force") or ()
+        reruns = plan_resume(
+            state,
+            compiled.label,
+            force=[force] if isinstance(force, str) else force,
+            from_task=given.get("from_task"),
+            missing_outputs=_missing_outputs(compiled, state, settings, record),
+            selection=select(state.graph, compiled.label, merged),
+        )
+        earlier, params = state.options.get("params") or {}, given.get("params") or {}
+        parameters = resumed_parameters(
+            settings,
+            run_id,
+            record.context,
+            record.inputs,
+            params,
+            earlier,
+            began_with_none=state.params_digest == NO_PARAMETERS,
+        )
+        merged["params"] = {**earlier, **parameters.mask_params(params)}
+        plan = ResumePlan(
+            run_id=run_id,
+            session=state.session + 1,
+            again=reruns.again,
+            waiting=reruns.waiting,
+            kept=reruns.kept,
+            changes=dag_changes,
+            code_before=state.code_version,
+            code_version=kept.code_versions.of(known.modules),
+            bad_lines=log.bad,
+            gaps=log.gaps,
+            none_of=reruns.no_task_yet,
+            retrying=reruns.retrying,
+            left_out=reruns.left_out,
+            doubled=log.doubled,
+            params_changed=parameters.changes,
+            stale=[task for task in reruns.kept if parameters.changes or task in state.stale],
+        )
+        resolved = resolve_options(settings, known, merged)
+        (resolved.executor or shared.executor).check(state.graph)
+        if merged.get("capture"):
+            record.make_logs()
+        return cls(shared, known, record, parameters, merged, resolved, state, held, plan, _resets=reruns.resets)
 
     def close(self) -> None:
-        """Let go of the run."""
-        self.hold.close()
+        """Let go of the run. Idempotent."""
+        self.held.release()
         self.feed.close()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
     async def drive(self, check: bool) -> RunResult:
         """Run to the end, and tell how it was; raises as `run_dag` does."""
-        shared = self.shared
-        failure: GluepyError | None = None
         try:
             if self.plan is not None:
                 self._sweep()
-            async with AsyncExitStack() as stack:
-                if self.run.capture:
-                    stack.enter_context(capturing())
-                executor = shared.executor
-                if self.own_executor is not None:
-                    executor = await stack.enter_async_context(self.own_executor)
-                log = FileLog(self.record.events, shared.settings.EVENT_SYNC, held=self.held, flusher=shared.flusher)
-                await stack.enter_async_context(log)
-                subscriptions = [self.feed.subscribe() for _ in self.sinks]
-                for sink in self.sinks:
-                    sink.seq = self.state.seq
-                before = enumerate(self.state.status) if self.plan else ()
-                finished = {node for node, status in before if status == FINISHED}
-                engine = self._open(executor, log)
-                stack.callback(lambda: learn_durations(self.record.root, self.compiled.label, self.state, finished))
-                self.handle(engine)
-                failure = await self._with_sinks(engine, subscriptions)
+            if self.own_executor is None and not self.run.capture:
+                engine, failure = await self._drive(self.shared.executor)
+            else:
+                async with AsyncExitStack() as stack:
+                    if self.run.capture:
+                        stack.enter_context(capturing())
+                    executor = self.shared.executor
+                    if self.own_executor is not None:
+                        executor = await stack.enter_async_context(self.own_executor)
+                    engine, failure = await self._drive(executor)
         except LogBroken as error:  # when it was opened, or with the last of what was to be flushed
             raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.hint) from error
         finally:
@@ -279,6 +284,23 @@ class Session:
         if failure is not None:
             raise failure
         return self._result(engine, check)
+
+    async def _drive(self, executor: Executor) -> tuple[Engine, GluepyError | None]:
+        """Drive it by `executor`; returns what drove it, and what stopped the run."""
+        shared, record = self.shared, self.record
+        log = FileLog(record.events, shared.settings.EVENT_SYNC, held=self.held, flusher=shared.flusher)
+        async with log:
+            subscriptions = [self.feed.subscribe() for _ in self.sinks]
+            before = enumerate(self.state.status) if self.plan else ()
+            finished = {node for node, status in before if status == FINISHED}
+            engine = self._open(executor, log)
+            shared.requests.begin(engine, record.stop_asked)
+            try:
+                self.handle(engine)
+                return engine, await self._with_sinks(engine, subscriptions)
+            finally:
+                shared.requests.end(engine)
+                shared.kept.durations.learn(self.dag.compiled.label, self.state, finished)
 
     def _sweep(self) -> None:
         from gluepy.exec.drafts import sweep
@@ -322,7 +344,10 @@ class Session:
         journal = Journal(self.run, state.session + 1, state.seq, log, self.feed, shared.clock, doorbell)
         journal.tick()
         here = executor if isinstance(executor, LocalExecutor) else shared.here
-        where = places(state.graph.specs, self.compiled.targets, executor, here, self.pool)
+        if executor is shared.executor and state.graph.specs is self.dag.compiled.graph.specs:
+            where = self.dag.places(executor, here, self.pool)
+        else:
+            where = places(state.graph.specs, self.dag.compiled.targets, executor, here, self.pool)
         open_session(journal, state, self._opening(*journal.header("info")), self._resets, where)
         if self.plan is not None and self.options.get("params"):  # they are in the log by now
             try:
@@ -338,7 +363,6 @@ class Session:
             doorbell=doorbell,
             timeout_s=self.options.get("timeout_s"),
             ignore_timeouts=self.debug,
-            stop_asked=self.record.stop_asked,
             turn=shared.turn,
         )
 
@@ -366,7 +390,7 @@ class Session:
 
     def _weight(self) -> Callable[[int], float]:
         """What earlier runs tell about the duration of a task: where one is unknown, as long as a typical one."""
-        known = read_durations(self.record.root, self.compiled.label)
+        known = self.shared.kept.durations.of(self.dag.compiled.label)
         medians = {label: typical(durations) for label, durations in known.labels.items()}
         if not medians:
             return lambda node: 1.0
@@ -386,7 +410,7 @@ class Session:
         facts = (
             SCHEMA_VERSION,
             VERSION,
-            socket.gethostname(),
+            HOST,
             os.getpid(),
             self.state.graph.tree.record(),
             self.parameters.digest(),

@@ -103,8 +103,8 @@ BUGS = {
     ),
     "cancel not shielded": Bug(
         "exec/engine.py",
-        "with anyio.CancelScope(shield=True):\n                        await self._over.wait()",
-        "with anyio.CancelScope(shield=False):\n                        await self._over.wait()",
+        "with anyio.CancelScope(shield=True):\n                        await self._keep_time()",
+        "with anyio.CancelScope(shield=False):\n                        await self._keep_time()",
         "tests/runtime/test_cancel_anywhere.py",
     ),
     "turns not taken": Bug(

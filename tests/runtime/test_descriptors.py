@@ -76,6 +76,21 @@ async def test_runs_that_the_limit_of_open_files_does_not_allow_wait_and_none_fa
     assert 1 < most <= 40, most
 
 
+@pytest.mark.exhaustive
+async def test_ten_thousand_runs_at_once_all_finish_with_a_thousand_descriptors(go: Go) -> None:
+    statuses: list[str] = []
+
+    async def run(runtime: Runtime) -> None:
+        statuses.append((await runtime.run_dag(dag)).status)
+
+    dag = dag_of(OpensNothing)
+    with descriptors_left(1000):
+        async with go.runtime() as runtime, anyio.create_task_group() as tasks:
+            for _ in range(10_000):
+                tasks.start_soon(run, runtime)
+    assert statuses == ["finished"] * 10_000
+
+
 async def waiting(runtime: Runtime) -> None:
     assert runtime._shared is not None
     descriptors = runtime._shared.descriptors

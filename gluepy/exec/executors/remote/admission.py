@@ -16,7 +16,7 @@ from gluepy.conf.context import Context
 from gluepy.conf.parameters import load_parameters
 from gluepy.conf.places import at_place, dotted, placed
 from gluepy.conf.schema import Settings
-from gluepy.conf.secrets import known_secrets
+from gluepy.conf.secrets import KnownSecrets
 from gluepy.conf.sources import load_settings
 from gluepy.core.events import JSON
 from gluepy.errors import GluepyError
@@ -97,7 +97,7 @@ class Admission:
             context=context,
             project=str(settings.project) if settings.project is not None else None,
             settings=settings.options,
-            masked=tuple(known_secrets(settings, [Context(context, "", run.secrets)])),
+            masked=KnownSecrets(settings).with_those_of([Context(context, "", run.secrets)]),
         )
         return prepared, warning
 
