@@ -18,7 +18,7 @@ from gluepy.cli import exiting
 from gluepy.cli.estimate import Estimate
 from gluepy.cli.guard import guarded
 from gluepy.cli.interrupts import Interrupts
-from gluepy.cli.invocation import Invocation, no_stdin, own_stdout
+from gluepy.cli.invocation import Invocation, no_stdin, own_stdout, set_variable
 from gluepy.cli.plan import Plan
 from gluepy.cli.progress import Silent, View, view_of
 from gluepy.cli.story import failure_text, summary
@@ -218,6 +218,8 @@ async def _drive(
     a task of the event loop goes on that swallows its cancellation, since the loop cannot end before the task does."""
     doorbell = Doorbell()
     async with Runtime(settings) as runtime, start(runtime, sinks) as run:
+        if run.traceparent is not None:  # for what tasks in this process start
+            set_variable("TRACEPARENT", run.traceparent)
         interrupts.cancels(run.id, lambda: doorbell.ring(run.cancel))
         session = 1
         if run.plan is not None:

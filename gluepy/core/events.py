@@ -19,7 +19,15 @@ JSON = Any  # a JSON value: None, bool, int, float, str, list, dict with str key
 _ERRORS = {"error_type": "error.type", "error_message": "error.message", "error_stack": "error.stack"}
 
 
-class Header(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+class Spanned(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """Of a run that is traced: the trace, and the span that the event is about (of the session, the task, the attempt,
+    or the one that the whole run is in), as hexadecimal numbers."""
+
+    trace_id: str | None = None
+    span_id: str | None = None
+
+
+class Header(Spanned, frozen=True, gc=False, omit_defaults=True):
     """What every event begins with. `seq` counts from 1 without gaps; `session` from 1, one more with each resume."""
 
     seq: int
@@ -38,7 +46,8 @@ class TaskHeader(Header, frozen=True, gc=False):
 
 
 class RunStarted(Header, tag="run.started", tag_field="event", frozen=True):
-    """The run exists. `graph` is the compiled graph as `core.graph.Graph.record` gives it."""
+    """The run exists. `graph` is the compiled graph as `core.graph.Graph.record` gives it, `parent_span_id` the span
+    that the run's own is below, `sampled` whether its trace is kept."""
 
     schema_version: int
     gluepy_version: str
@@ -48,13 +57,14 @@ class RunStarted(Header, tag="run.started", tag_field="event", frozen=True):
     params_digest: str
     code_version: str
     options: dict[str, JSON]
-    trace_id: str | None = None
-    span_id: str | None = None
+    parent_span_id: str | None = None
+    sampled: bool = True
 
 
 class RunResumed(Header, tag="run.resumed", tag_field="event", frozen=True):
     """Another session of the run began. `changes` tells how the DAG differs from that of the session before,
-    `params_changed` which parameters do: by their dotted names the values before and after."""
+    `params_changed` which parameters do: by their dotted names the values before and after; `previous_trace_id` is the
+    trace of the session before."""
 
     schema_version: int
     gluepy_version: str
@@ -65,9 +75,10 @@ class RunResumed(Header, tag="run.resumed", tag_field="event", frozen=True):
     code_version: str
     options: dict[str, JSON]
     changes: list[str]
-    trace_id: str | None = None
-    span_id: str | None = None
     params_changed: dict[str, list[JSON]] | None = None
+    parent_span_id: str | None = None
+    previous_trace_id: str | None = None
+    sampled: bool = True
 
 
 class RunFinished(Header, tag="run.finished", tag_field="event", frozen=True):

@@ -3,22 +3,27 @@ again from the record, has the same ids."""
 
 from __future__ import annotations
 
-import uuid
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
-_NAMESPACE = uuid.UUID("6b1d2f0e-8a55-5c0b-9d0b-6c7565707921")
+if TYPE_CHECKING:
+    import uuid
 
 
 def run_uuid(run_id: str) -> uuid.UUID:
     """The run's id itself where it is a UUID, as it is unless somebody named the run; else one derived from it."""
+    import uuid  # runs that nobody else knows do without it
+
     try:
         return uuid.UUID(run_id)
     except ValueError:
-        return uuid.uuid5(_NAMESPACE, run_id)
+        return derived_uuid(run_id)
 
 
 def derived_uuid(run_id: str, *parts: str | int) -> uuid.UUID:
     """A UUID of a part of the run: `derived_uuid(run_id, "task", task, attempt)`."""
+    import uuid
+
     return uuid.UUID(bytes=derived(16, run_id, *parts), version=5)
 
 

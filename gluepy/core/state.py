@@ -77,6 +77,7 @@ class State:
         self.seq = 0
         self.options: dict[str, JSON] = {}
         self.first_code_version = self.code_version = self.params_digest = ""
+        self.trace_id: str | None = None  # that the latest session is in
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> State:
@@ -185,7 +186,7 @@ class State:
                 self.run, self.session, self.began_at = "running", event.session, event.timestamp
                 self.run_id, self.dag = event.run_id, event.dag
                 self.started_at = self.started_at or event.timestamp
-                self.code_version = event.code_version
+                self.code_version, self.trace_id = event.code_version, event.trace_id
                 self.first_code_version = self.first_code_version or event.code_version
                 self.params_digest = self.params_digest or event.params_digest
                 self.options, self.reason = event.options, None
@@ -279,7 +280,7 @@ class State:
 
 _OF_THE_RUN = (
     "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq",
-    "options", "first_code_version", "code_version", "params_digest", "stale",
+    "options", "first_code_version", "code_version", "params_digest", "stale", "trace_id",
 )  # fmt: skip
 _FACTS = ("failures", "losses", "retry_at", "error", "skip_reason", "blocked_by", "metrics", "attempts_before_reset")
 

@@ -24,6 +24,7 @@ from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo, local_path
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 from gluepy.exec.task import Skip, Task, retry_of
 from gluepy.traces import clear_frames, type_name, user_stack
+from gluepy.tracing import enter_span, leave_span
 
 _MESSAGE_LENGTH = 10_000
 T = TypeVar("T")
@@ -55,6 +56,7 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
     """Run one attempt of a plain `def run` (or ask an `each`'s callables) here and now, and tell how it ended."""
     forks.attach(scope)
     token = enter_scope(scope)
+    span = None if attempt.run.trace is None else _enter_span(attempt)
     target: Any = None
     made: dict[str, Any] | None = None
     try:
@@ -81,14 +83,18 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
         _release(scope, made)
         if scope.rooms:
             scope.close()
+        leave_span(span)
         leave_scope(token)
         forks.detach(scope)
 
 
 async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
-    """`execute` for an `async def run`, in a context of its own: it enters `scope`, and does not leave it."""
+    """`execute` for an `async def run`, in a context of its own: it enters `scope` and its span, and does not leave
+    them."""
     forks.attach(scope)
     enter_scope(scope)
+    if attempt.run.trace is not None:
+        _enter_span(attempt)
     target: Any = None
     made: dict[str, Any] | None = None
     try:
@@ -124,6 +130,12 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         if scope.rooms:
             scope.close()
         forks.detach(scope)
+
+
+def _enter_span(attempt: Attempt) -> Any:
+    """Have the spans that the task begins be below the attempt's."""
+    assert attempt.run.trace is not None and attempt.traceparent is not None
+    return enter_span(attempt.traceparent, attempt.run.trace.state)
 
 
 def _release(scope: Scope, made: dict[str, Any] | None) -> None:

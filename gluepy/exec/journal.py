@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import msgspec
 
@@ -15,6 +16,7 @@ from gluepy.runs.log import EventLog, LogBroken
 from gluepy.sinks.feed import ROOM, Feed
 
 Header = tuple[int, int, str, str, str, str]
+Traced = TypeVar("Traced", bound=e.Header)
 
 
 class Journal:
@@ -94,8 +96,11 @@ class Journal:
             return
         self._pending_chars += len(line)
         header = (0, self.session, rfc3339(self._clock.wall()), "info", self.run_id, self.dag)
-        self._pending.append((e.TaskOutput(*header, task, attempt, stream, line), -1, len(line)))
+        self._pending.append((self._output(e.TaskOutput(*header, task, attempt, stream, line)), -1, len(line)))
         self._publish_soon()
+
+    def _output(self, event: e.TaskOutput) -> e.TaskOutput:
+        return event
 
     def flush(self) -> None:
         """Write what was stored, in one write, and have it published. Comes before every effect: before an executor
@@ -151,3 +156,27 @@ class Journal:
     def close(self) -> None:
         """Nothing more can be stored."""
         self._broken = self._broken or LogBroken("the log", "the run has stopped")
+
+
+class TracedJournal(Journal):
+    """A journal of a run that is in a trace: each event says of which span it tells. A class of its own, so that it
+    costs nothing where a run is in none."""
+
+    def __init__(
+        self, run: RunInfo, session: int, seq: int, log: EventLog, feed: Feed, clock: Clock, doorbell: Doorbell
+    ) -> None:
+        super().__init__(run, session, seq, log, feed, clock, doorbell)
+        assert run.trace is not None
+        self._trace = run.trace
+
+    def store(self, event: e.Event) -> None:
+        """Take `event`, as the base does, with its ids."""
+        super().store(self._traced(event))
+
+    def _output(self, event: e.TaskOutput) -> e.TaskOutput:
+        return self._traced(event)
+
+    def _traced(self, event: Traced) -> Traced:
+        trace = self._trace
+        span = trace.span_of(event.task, event.attempt) if isinstance(event, e.TaskHeader) else trace.span_id
+        return msgspec.structs.replace(event, trace_id=trace.trace_id, span_id=span)

@@ -26,6 +26,7 @@ import msgspec
 
 from gluepy.core.events import JSON, Reason
 from gluepy.core.graph import Graph, Spec, slug_of
+from gluepy.core.spans import TraceContext
 from gluepy.errors import ExecutorBroken
 from gluepy.extension import Extension
 
@@ -60,7 +61,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     `secrets` where those of them are that must not be written down (keys and indices that lead there), `project` the
     folder to put on `sys.path`, `settings` what the settings of this run differ in from the defaults.
     `redact` are the patterns of REDACT, `masked` what is known to be secret: neither logs nor events tell it.
-    `code_version` says which code the driver has of `modules`, those of the DAG and its tasks.
+    `code_version` says which code the driver has of `modules`, those of the DAG and its tasks. `trace` is the trace
+    that the run is in, if it is in one.
     """
 
     run_id: str
@@ -78,6 +80,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     masked: tuple[str, ...] = ()
     code_version: str = ""
     modules: tuple[str, ...] = ()
+    trace: TraceContext | None = None
 
 
 def local_path(place: str) -> str | None:
@@ -110,6 +113,12 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     def log(self) -> str:
         """The attempt's log file, relative to the run's record."""
         return f"logs/{self.slug}.{self.number}.log"
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C `traceparent` that what the attempt does is below; None if the run is not traced."""
+        trace = self.run.trace
+        return None if trace is None else trace.header(trace.span_of(self.task, self.number))
 
     def message(self) -> dict[str, JSON]:
         """This attempt as JSON-able data, for another process or machine; `Attempt.from_message` is its inverse."""

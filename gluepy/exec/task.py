@@ -107,6 +107,14 @@ class Task(Parametrized):
         """A structlog logger bound to run, task and attempt."""
         return self._here("self.log").log
 
+    @property
+    def traceparent(self) -> str | None:
+        """The attempt's span as W3C trace context has it, for what the task starts; None if the run is not traced.
+
+        OpenTelemetry's current span is the attempt's in any case; processes have it in the variable TRACEPARENT too.
+        """
+        return self._here("self.traceparent").attempt.traceparent
+
     def atomic(self, name: str | Path | UPath) -> AbstractContextManager[Path]:
         """A local path to write to, published as `name` when the block ends well, whole or not at all.
 

@@ -48,11 +48,14 @@ _SHARED = ""  # the name of a Runtime's own concurrency among the limits
 class Run:
     """A run in progress: what `stream_dag` gives. Iterate over it, once, for its events.
 
-    `id`, `path` (the folder of its record); of a resumed run `plan`, what it does again and why.
+    `id`, `path` (the folder of its record); of a resumed run `plan`, what it does again and why; of a traced one
+    `traceparent`, the span that all is below, as W3C trace context has it.
     """
 
-    def __init__(self, id: str, path: Path, plan: ResumePlan | None, subscription: Subscription) -> None:
-        self.id, self.path, self.plan = id, path, plan
+    def __init__(
+        self, id: str, path: Path, plan: ResumePlan | None, subscription: Subscription, traceparent: str | None = None
+    ) -> None:
+        self.id, self.path, self.plan, self.traceparent = id, path, plan, traceparent
         self.events = subscription
         self._ended = anyio.Event()
         self._result: RunResult | None = None
@@ -282,7 +285,14 @@ class RunStream:
                 await stack.enter_async_context(self._runtime)
             session = await self._prepare()
             stack.callback(session.close)
-            self._run = Run(session.record.run_id, session.record.path, session.plan, session.feed.subscribe())
+            trace = session.run.trace
+            self._run = Run(
+                session.record.run_id,
+                session.record.path,
+                session.plan,
+                session.feed.subscribe(),
+                None if trace is None else trace.header(),
+            )
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
             self._stack = stack.pop_all()

@@ -23,6 +23,7 @@ from gluepy.core.graph import Graph
 from gluepy.core.resume import changes, plan_resume
 from gluepy.core.scheduler import Limits, Scheduler
 from gluepy.core.selection import awaited, select
+from gluepy.core.spans import SAMPLED
 from gluepy.core.state import FINISHED, State
 from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunLocked, RunStopped
 from gluepy.exec.dag import DAG, Compiled
@@ -30,7 +31,7 @@ from gluepy.exec.endings import HOST
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.executors.streams import capturing
-from gluepy.exec.journal import Journal
+from gluepy.exec.journal import Journal, TracedJournal
 from gluepy.exec.opening import open_session
 from gluepy.exec.port import Executor, RunInfo
 from gluepy.exec.slots import Turn, places
@@ -47,6 +48,7 @@ from gluepy.runtime.kept import Kept, KnownDag
 from gluepy.runtime.options import make_executor, make_sinks, recorded_name
 from gluepy.runtime.requests import StopRequests
 from gluepy.runtime.results import ResumePlan, RunCancelledError, RunResult, RunTimedOutError, TaskResults
+from gluepy.runtime.tracing import trace_context
 from gluepy.sinks.consume import Delivery
 from gluepy.sinks.feed import Feed, Subscription
 from gluepy.version import VERSION
@@ -140,6 +142,7 @@ class Session:
             masked=kept.secrets.with_those_of(self._contexts()),
             code_version=self.code_version,
             modules=modules,
+            trace=trace_context(run_id, self.state.session + 1, [delivery.sink for delivery in self.sinks]),
         )
         self.feed = Feed(lambda offset: LogReader(record.events, offset))
 
@@ -341,7 +344,9 @@ class Session:
     def _open(self, executor: Executor, log: FileLog) -> Engine:
         """Write how the session begins, and make what drives it. Raises `LogBroken`."""
         shared, state, doorbell = self.shared, self.state, self.shared.doorbell
-        journal = Journal(self.run, state.session + 1, state.seq, log, self.feed, shared.clock, doorbell)
+        journal = (Journal if self.run.trace is None else TracedJournal)(
+            self.run, state.session + 1, state.seq, log, self.feed, shared.clock, doorbell
+        )
         journal.tick()
         here = executor if isinstance(executor, LocalExecutor) else shared.here
         if executor is shared.executor and state.graph.specs is self.dag.compiled.graph.specs:
@@ -417,10 +422,14 @@ class Session:
             self.code_version,
             {name: value for name, value in options.items() if value not in (None, False, "", [], ())},
         )
+        more: dict[str, Any] = {}
+        if (trace := self.run.trace) is not None:
+            more = {"parent_span_id": trace.parent_span_id, "sampled": bool(trace.flags & SAMPLED)}
         if self.plan is None:
-            return e.RunStarted(*(*header, *facts))
+            return e.RunStarted(*(*header, *facts), **more)
         changed = {name: list(values) for name, values in self.plan.params_changed.items()}
-        return e.RunResumed(*(*header, *facts, self.plan.changes, None, None, changed or None))
+        more["previous_trace_id"] = self.state.trace_id
+        return e.RunResumed(*(*header, *facts, self.plan.changes, changed or None), **more)
 
     def _result(self, engine: Engine, check: bool) -> RunResult:
         state = self.state

@@ -22,7 +22,7 @@ import anyio
 from gluepy.core.events import Event
 from gluepy.loop import Doorbell
 from gluepy.sinks.feed import Subscription
-from gluepy.sinks.port import Consumer
+from gluepy.sinks.port import Consumer, Sink
 
 _BATCH = 1_000  # events of a record that are in memory at a time
 
@@ -59,6 +59,8 @@ class Delivery:
     async def replay(self, events: Iterable[Event]) -> None:
         """Call the sink with each of `events`, entered and left as in a run. Raises what it raises."""
         rest = iter(events)
+        if isinstance(self.sink, Sink):
+            self.sink.replaying = True
 
         async def take() -> list[Event]:
             return list(islice(rest, _BATCH))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from gluepy.core.events import Event
 from gluepy.extension import Extension
@@ -19,7 +20,19 @@ class Sink(Extension):
     gets no more events of the run.
 
     A callable without settings need not derive from this class.
+
+    `replaying` is set while the events are those of a record, sent again: what only counts, as metrics do, leaves them
+    alone. One that `makes_spans` of runs and attempts, with the ids of `gluepy.core.spans`, has tasks and what they
+    start find the span of their attempt as the current one.
     """
+
+    makes_spans: ClassVar[bool] = False
+    replaying: bool = False
+    worker_sdk: Mapping[str, str] | None = None  # how worker processes set up OpenTelemetry, if it did so here
+
+    def samples(self, trace_id: str) -> bool:
+        """Whether a trace of the run's own, with this id, is to be kept; asked of one that makes spans."""
+        return True
 
     def __call__(self, event: Event) -> object:
         """Take `event`."""

@@ -35,7 +35,7 @@ gluepy.clock gluepy.conf.code gluepy.conf.contextfiles gluepy.conf.dags gluepy.c
 gluepy.conf.secrets gluepy.conf.sources gluepy.core
 gluepy.core.events
 gluepy.core.forecast gluepy.core.graph gluepy.core.policy gluepy.core.resume gluepy.core.scheduler
-gluepy.core.selection gluepy.core.state
+gluepy.core.selection gluepy.core.identity gluepy.core.spans gluepy.core.state gluepy.tracing gluepy.runtime.tracing
 gluepy.exec gluepy.exec.boundary gluepy.exec.continuation gluepy.exec.dag gluepy.exec.emissions
 gluepy.exec.endings gluepy.exec.engine gluepy.exec.executors
 gluepy.exec.executors.capture gluepy.exec.executors.following gluepy.exec.executors.lines

@@ -59,5 +59,6 @@ class Under:
 
 
 UNDER_FAULT: dict[str, Under] = {
+    "otel": Under("otel", env=lambda url: {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5"}),
     "posts": Under(Posts, groups=lambda url: {"POSTS": {"url": url}}),
 }

@@ -126,28 +126,29 @@ def test_fields_have_the_names_of_the_contract() -> None:
     about = [*header, "task", "attempt"]
     opening = ["schema_version", "gluepy_version", "host", "pid", "graph", "params_digest", "code_version", "options"]
     spans = ["trace_id", "span_id"]
+    resumed = ["parent_span_id", "previous_trace_id", "sampled"]
     over = ["duration_s", "counts"]
     where = ["worker", "pid", "host", "cpu_s", "peak_rss_mb"]
     error = ["reason", "error.type", "error.message", "error.stack", *where, "abandoned", "log"]
     at = ["executor", "pool"]
     assert names == {
-        "run.started": [*header, *opening, *spans],
-        "run.resumed": [*header, *opening, "changes", *spans, "params_changed"],
-        "run.finished": [*header, *over, "output_dropped"],
-        "run.failed": [*header, *over, "failed", "reason", "output_dropped"],
-        "run.cancelled": [*header, *over, "output_dropped"],
-        "task.started": [*about, "max_attempts", *at, "host", "pid", "queued_s"],
-        "task.finished": [*about, *at, "duration_s", *where, "max_attempts", "warning"],
-        "task.failed": [*about, "max_attempts", *at, "duration_s", *error],
-        "task.retrying": [*about, "max_attempts", *at, "duration_s", "delay_s", *error],
-        "task.skipped": [*about, "reason", "why", "duration_s"],
-        "task.blocked": [*about, "blocked_by"],
-        "task.cancelled": [*about, "duration_s", "abandoned", *where],
-        "task.reset": [*about, "cause"],
-        "task.expanded": [*about, "values"],
-        "task.progress": [*about, "done", "total"],
-        "task.metric": [*about, "name", "value"],
-        "task.output": [*about, "stream", "line"],
+        "run.started": [*header, *opening, "parent_span_id", "sampled", *spans],
+        "run.resumed": [*header, *opening, "changes", "params_changed", *resumed, *spans],
+        "run.finished": [*header, *over, "output_dropped", *spans],
+        "run.failed": [*header, *over, "failed", "reason", "output_dropped", *spans],
+        "run.cancelled": [*header, *over, "output_dropped", *spans],
+        "task.started": [*about, "max_attempts", *at, "host", "pid", "queued_s", *spans],
+        "task.finished": [*about, *at, "duration_s", *where, "max_attempts", "warning", *spans],
+        "task.failed": [*about, "max_attempts", *at, "duration_s", *error, *spans],
+        "task.retrying": [*about, "max_attempts", *at, "duration_s", "delay_s", *error, *spans],
+        "task.skipped": [*about, "reason", "why", "duration_s", *spans],
+        "task.blocked": [*about, "blocked_by", *spans],
+        "task.cancelled": [*about, "duration_s", "abandoned", *where, *spans],
+        "task.reset": [*about, "cause", *spans],
+        "task.expanded": [*about, "values", *spans],
+        "task.progress": [*about, "done", "total", *spans],
+        "task.metric": [*about, "name", "value", *spans],
+        "task.output": [*about, "stream", "line", *spans],
     }
 
 

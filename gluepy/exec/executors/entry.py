@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gluepy.exec.executors.streams import capturing
 from gluepy.exec.port import FINISHED, Attempt, Emission, Outcome, Output, RunInfo
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 from gluepy.loop import run_loop
+from gluepy.tracing import variables
 
 _encoder = msgspec.msgpack.Encoder()
 _emissions: msgspec.msgpack.Decoder[Emission] = msgspec.msgpack.Decoder(Emission)
@@ -48,6 +49,7 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
         if len(_scopes) >= _KNOWN_RUNS:
             _scopes.clear()
         known = _scopes[id(shared)] = (shared, run_scope(msgspec.msgpack.decode(shared, type=RunInfo)))
+        _set_up_tracing(known[1].run)
     scope = known[1]
     run = scope.run
     spec, task, number, max_attempts, params, pool = _message.decode(payload)
@@ -71,9 +73,29 @@ def run_message(shared: bytes, payload: bytes, send: Callable[[bytes], None]) ->
     finally:
         leave_scope(token)
     attempt = msgspec.structs.replace(attempt, target=target)
-    if pool == "loop":  # on another machine: in the driver its event loop runs them
-        return lambda: _ended(run_loop(execute_async, attempt, own), output)
-    return lambda: _ended(execute(attempt, own), output)
+
+    def run_it() -> bytes:
+        with _in_trace(attempt):
+            if pool == "loop":  # on another machine: in the driver its event loop runs them
+                return _ended(run_loop(execute_async, attempt, own), output)
+            return _ended(execute(attempt, own), output)
+
+    return run_it
+
+
+def _in_trace(attempt: Attempt) -> AbstractContextManager[None]:
+    """The environment that what the attempt starts gets, in a process that runs nothing else."""
+    if attempt.traceparent is None or attempt.run.trace is None:
+        return nullcontext()
+    return variables(attempt.traceparent, attempt.run.trace.state)
+
+
+def _set_up_tracing(run: RunInfo) -> None:
+    """Have what tasks trace by themselves exported too, if the driver has set that up."""
+    if run.trace is not None and run.trace.sdk is not None:
+        from gluepy.otelsdk import set_up
+
+        set_up(run.trace.sdk)
 
 
 def _ended(outcome: Outcome, output: AttemptOutput | None) -> bytes:
@@ -145,6 +167,7 @@ def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
     run = attempt.run
     if run.project:
         put_on_path(Path(run.project))
+    _set_up_tracing(run)
     with ExitStack() as stack:
         output = None
         if run.capture:
@@ -152,6 +175,7 @@ def run_attempt(attempt: Attempt, emit: Callable[[Emission], None]) -> Outcome:
             output = AttemptOutput(None, emit, redactor_of(attempt))
             stack.callback(output.close)
         scope = Scope(run_scope(run), attempt, emit, output)
+        stack.enter_context(_in_trace(attempt))
         if attempt.pool == "loop":
             stack.callback(leave_scope, enter_scope(scope))
             outcome = run_loop(execute_async, attempt, scope)

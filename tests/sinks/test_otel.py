@@ -1,0 +1,305 @@
+"""A run as OpenTelemetry has it: one trace, spans that nest across processes, metrics, logs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import otlp
+import pytest
+from opentelemetry import trace
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from receivers import Receiver
+from traced import InThread, OnLoop, TracedDAG
+
+import gluepy
+from gluepy import DAG
+from gluepy.conf.schema import Settings
+from gluepy.core.spans import attempt_span, session_span, task_span
+from gluepy.errors import SettingsError
+from gluepy.runtime import RunResult, Runtime
+from gluepy.sinks import Consumer
+from gluepy.sinks.otel import Otel
+from gluepy.testing import SinkContract, Step, events_of, name_of
+from gluepy.testing.sinks import SinkContractDAG, run, script
+
+RUN = f"RUN {SinkContractDAG.label}"
+
+
+class TestOtel(SinkContract):
+    @pytest.fixture
+    def sink(self, collector: Receiver) -> Consumer:
+        return Otel.from_settings(Settings())
+
+
+def tree(spans: list[otlp.Got]) -> dict[str, list[str]]:
+    """The names of the spans below each, by its name."""
+    names = {span.id: span.name for span in spans}
+    below: dict[str, list[str]] = {}
+    for span in spans:
+        below.setdefault(names.get(span.parent, ""), []).append(span.name)
+    return {name: sorted(children) for name, children in below.items()}
+
+
+def named(spans: list[otlp.Got], name: str) -> otlp.Got:
+    (found,) = [span for span in spans if span.name == name]
+    return found
+
+
+async def test_run_is_one_trace_with_a_span_for_it_each_task_and_each_attempt(
+    settings: Settings, collector: Receiver
+) -> None:
+    result = await run(settings, script(), "otel")
+    spans = otlp.spans(collector.requests)
+    assert {span.trace_id for span in spans} == {result.run_id.replace("-", "")}
+    below = tree(spans)
+    assert below[""] == [RUN]
+    assert below[RUN] == sorted(result.tasks)
+    assert below["loads"] == ["loads attempt 1", "loads attempt 2"]
+    assert below["part[number=1]"] == ["part attempt 1"]
+    assert "behindfails" not in below
+    assert named(spans, RUN).what.kind == Span.SPAN_KIND_SERVER
+    assert {span.resource["service.name"] for span in spans} == {"gluepy"}
+
+
+async def test_names_and_values_are_those_of_the_conventions_for_pipelines(
+    settings: Settings, collector: Receiver
+) -> None:
+    result = await run(settings, script(), "otel")
+    spans = otlp.spans(collector.requests)
+    about = named(spans, RUN).attributes
+    assert about["cicd.pipeline.name"] == SinkContractDAG.label
+    assert (about["cicd.pipeline.run.id"], about["cicd.pipeline.action.name"]) == (result.run_id, "RUN")
+    assert about["cicd.pipeline.result"] == "failure"
+    results = {span.name: span.attributes.get("cicd.pipeline.task.run.result") for span in spans}
+    assert (results["loads"], results["loads attempt 1"], results["loads attempt 2"]) == (
+        "success",
+        "failure",
+        "success",
+    )
+    assert (results["skips"], results["behindskips"], results["behindfails"]) == ("skip", "skip", "skip")
+    assert named(spans, "part[number=1]").attributes["cicd.pipeline.task.name"] == "part"
+    failed = named(spans, "fails attempt 1")
+    assert failed.what.status.code == Status.STATUS_CODE_ERROR
+    (exception,) = failed.what.events
+    assert exception.name == "exception"
+    told = otlp.plain(exception.attributes)
+    assert (told["exception.type"], told["exception.message"]) == ("RuntimeError", "größe ☃")
+
+
+async def test_times_of_spans_are_those_of_the_events(settings: Settings, collector: Receiver) -> None:
+    result = await run(settings, script(), "otel")
+    first, *_, last = events_of(result)
+    span = named(otlp.spans(collector.requests), RUN).what
+    for event, nanoseconds in ((first, span.start_time_unix_nano), (last, span.end_time_unix_nano)):
+        seconds, micros = divmod(nanoseconds // 1_000, 1_000_000)
+        assert event.timestamp.endswith(f"{micros:06d}Z"), (event.timestamp, seconds)
+
+
+async def test_metrics_and_output_are_exported_too(settings: Settings, collector: Receiver) -> None:
+    result = await run(settings, script(), "otel")
+    metrics = otlp.metrics(collector.requests)
+    assert set(metrics) == {
+        "cicd.pipeline.run.duration",
+        "cicd.pipeline.run.active",
+        "gluepy.task.duration",
+        "gluepy.task.queued",
+    }
+    (point,) = metrics["cicd.pipeline.run.duration"].histogram.data_points
+    assert otlp.plain(point.attributes)["cicd.pipeline.result"] == "failure"
+    assert (point.count, metrics["cicd.pipeline.run.duration"].unit) == (1, "s")
+    assert [point.as_int for point in metrics["cicd.pipeline.run.active"].sum.data_points] == [0]
+    (record,) = otlp.logs(collector.requests)
+    assert record.what.body.string_value == "ü ☃\x1b[0m"
+    assert record.id == attempt_span(result.run_id, "loads", 2)
+    assert record.attributes["log.iostream"] == "stdout"
+
+
+async def test_cancelled_run_ends_its_spans_so(settings: Settings, collector: Receiver) -> None:
+    executor = script(fails=gluepy.testing.HELD)
+    async with (
+        Runtime(settings, executor=executor) as runtime,
+        runtime.stream_dag(SinkContractDAG, sinks=["otel"], check=False) as stream,
+    ):
+        await executor.wait_for("fails")
+        stream.cancel()
+        await stream.result()
+    spans = otlp.spans(collector.requests)
+    assert named(spans, RUN).attributes["cicd.pipeline.result"] == "cancellation"
+    assert named(spans, "fails attempt 1").attributes["cicd.pipeline.task.run.result"] == "cancellation"
+
+
+async def test_resumed_run_is_in_the_same_trace_and_links_to_the_session_before(
+    settings: Settings, collector: Receiver
+) -> None:
+    result = await run(settings, script(), "otel")
+    collector.requests.clear()
+    async with Runtime(settings, executor=script(fails=Step())) as runtime:
+        await runtime.resume_run(result.run_id, sinks=["otel"])
+    spans = otlp.spans(collector.requests)
+    again = named(spans, RUN)
+    assert again.trace_id == result.run_id.replace("-", "")
+    (link,) = again.what.links
+    assert (link.trace_id.hex(), link.span_id.hex()) == (again.trace_id, session_span(result.run_id, 1))
+    assert again.id == session_span(result.run_id, 2)
+
+
+async def test_record_that_is_exported_twice_gives_the_very_same_spans_and_no_metrics(
+    settings: Settings, collector: Receiver
+) -> None:
+    await run(settings, script(), "otel")
+    async with Runtime(settings, executor=script(fails=Step())) as runtime:
+        await runtime.resume_run("latest", sinks=["otel"])
+    live = sorted(span.what.SerializeToString() for span in otlp.spans(collector.requests))
+    for _ in range(2):
+        collector.requests.clear()
+        await gluepy.export_run("latest", "otel", settings=settings)
+        assert sorted(span.what.SerializeToString() for span in otlp.spans(collector.requests)) == live
+        assert otlp.logs(collector.requests) == []
+
+
+async def test_run_whose_driver_died_is_exported_with_what_had_no_end(settings: Settings, collector: Receiver) -> None:
+    result = await run(settings, script())
+    log = result.path / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    started = next(number for number, line in enumerate(lines) if json.loads(line)["event"] == "task.started")
+    log.write_text("".join(lines[: started + 1]))
+    await gluepy.export_run(result.run_id, "otel", settings=settings)
+    spans = otlp.spans(collector.requests)
+    assert len(spans) == 3
+    assert {span.what.status.code for span in spans} == {Status.STATUS_CODE_ERROR}
+
+
+@pytest.fixture
+def provider() -> InMemorySpanExporter:
+    """The program's own set-up of OpenTelemetry; its spans."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+async def test_span_that_is_current_is_the_parent_and_the_program_s_providers_are_used(
+    settings: Settings, provider: InMemorySpanExporter
+) -> None:
+    with trace.get_tracer("app").start_as_current_span("request") as request:
+        result = await run(settings, script(), "otel")
+    spans = {span.name: span for span in provider.get_finished_spans()}
+    context = request.get_span_context()
+    assert {span.context.trace_id for span in spans.values()} == {context.trace_id}
+    parent = spans[RUN].parent
+    assert parent is not None
+    assert parent.span_id == context.span_id
+    assert events_of(result)[0].trace_id == trace.format_trace_id(context.trace_id)
+
+
+async def test_events_have_the_ids_of_their_spans(settings: Settings, provider: InMemorySpanExporter) -> None:
+    result = await run(settings, script(), "otel")
+    for event in events_of(result):
+        task: Any = getattr(event, "task", None)
+        attempt: Any = getattr(event, "attempt", 0)
+        if task is None:
+            expected = session_span(result.run_id, 1)
+        elif attempt:
+            expected = attempt_span(result.run_id, task, attempt)
+        else:
+            expected = task_span(result.run_id, 1, task)
+        assert (event.trace_id, event.span_id) == (result.run_id.replace("-", ""), expected), name_of(event)
+    made = {trace.format_span_id(span.context.span_id) for span in provider.get_finished_spans() if span.context}
+    assert {event.span_id for event in events_of(result)} <= made
+
+
+async def test_without_the_sink_events_have_the_span_that_is_current(
+    settings: Settings, provider: InMemorySpanExporter
+) -> None:
+    with trace.get_tracer("app").start_as_current_span("request") as request:
+        result = await run(settings, script())
+    ids = (
+        trace.format_trace_id(request.get_span_context().trace_id),
+        trace.format_span_id(request.get_span_context().span_id),
+    )
+    assert {(event.trace_id, event.span_id) for event in events_of(result)} == {ids}
+    untraced = await run(settings, script())
+    assert {(event.trace_id, event.span_id) for event in events_of(untraced)} == {(None, None)}
+
+
+async def test_record_of_a_run_in_a_trace_is_exported_into_that_trace(
+    settings: Settings, provider: InMemorySpanExporter
+) -> None:
+    with trace.get_tracer("app").start_as_current_span("request") as request:
+        await run(settings, script())
+    await gluepy.export_run("latest", "otel", settings=settings)
+    spans = {span.name: span for span in provider.get_finished_spans()}
+    parent = spans[RUN].parent
+    assert parent is not None
+    assert (parent.trace_id, parent.span_id) == (
+        request.get_span_context().trace_id,
+        request.get_span_context().span_id,
+    )
+
+
+async def test_span_of_a_task_s_own_is_below_its_attempt_on_the_loop_and_in_threads(
+    settings: Settings, provider: InMemorySpanExporter
+) -> None:
+    class BothDAG(DAG):
+        tasks = (OnLoop, InThread)
+
+    async with Runtime(settings) as runtime:
+        result = await runtime.run_dag(BothDAG, sinks=["otel"])
+    spans = {span.name: span for span in provider.get_finished_spans()}
+    for task in ("onloop", "inthread"):
+        parent = spans[f"mine in {task}"].parent
+        assert parent is not None
+        assert trace.format_span_id(parent.span_id) == attempt_span(result.run_id, task, 1)
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+async def test_variable_traceparent_is_the_parent_where_no_span_is_current(
+    settings: Settings, provider: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    result = await run(settings, script(), "otel")
+    first = events_of(result)[0]
+    assert first.trace_id == "0af7651916cd43dd8448eb211c80319c"
+    assert first.parent_span_id == "b7ad6b7169203331"  # type: ignore[union-attr]
+
+
+async def test_trace_that_is_not_sampled_is_not_exported_and_tasks_know_it(
+    settings: Settings, collector: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    async with Runtime(settings) as runtime:
+
+        class OneDAG(DAG):
+            tasks = (InThread,)
+
+        result = await runtime.run_dag(OneDAG, sinks=["otel"], capture=True)
+    assert otlp.spans(collector.requests) == []
+    assert (result.path / "logs/inthread.1.log").read_text().strip().endswith("-00")
+
+
+@pytest.mark.parametrize(("variable", "text"), [("OTEL_TRACES_EXPORTER", "pigeon")])
+def test_exporter_that_is_not_installed_is_one_clear_error(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(SettingsError, match=r"OTEL_TRACES_EXPORTER .*: there is no exporter 'pigeon'"):
+        Otel.from_settings(Settings())
+
+
+@pytest.mark.slow
+async def test_spans_nest_across_worker_processes_and_what_those_start(settings: Settings, collector: Receiver) -> None:
+    async with Runtime(settings) as runtime:
+        result: RunResult = await runtime.run_dag(TracedDAG, sinks=["otel"], capture=True)
+    spans = otlp.spans(collector.requests)
+    below = tree(spans)
+    for task in ("onloop", "inthread", "inprocess"):
+        assert below[f"{task} attempt 1"] == [f"mine in {task}"]
+    assert {span.trace_id for span in spans} == {result.run_id.replace("-", "")}
+    log = (result.path / "logs/inprocess.1.log").read_text()
+    header = f"00-{result.run_id.replace('-', '')}-{attempt_span(result.run_id, 'inprocess', 1)}-01"
+    assert f"told {header}" in log
+    assert f"TRACEPARENT {header}" in log
