@@ -4,7 +4,7 @@
 
 Every name is imported when it is first used, so that a module of tasks is cheap to import, and so is the command line.
 
-Public is what `gluepy`, `gluepy.conf`, `gluepy.core.events`, `gluepy.errors`, `gluepy.exec.executors`,
+Public is what `gluepy`, `gluepy.asgi`, `gluepy.conf`, `gluepy.core.events`, `gluepy.errors`, `gluepy.exec.executors`,
 `gluepy.exec.port`, `gluepy.report`, `gluepy.sinks` and `gluepy.testing` export. Everything else may change at any time.
 """
 

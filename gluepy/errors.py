@@ -14,7 +14,8 @@
     │   ├── MissingExtra           a package that is not installed
     │   ├── NoRunContext           used outside a run
     │   ├── NestedRun              a run inside a task
-    │   └── RunLocked              driven by another process
+    │   ├── RunLocked              driven by another process
+    │   └── NotRunning             asked of a run that is not running
     ├── TaskError                  one task failed
     ├── RunStopped                 a run could not go on: exit code 3
     ├── ExecutorBroken             raised by executors; the run then stops
@@ -228,6 +229,20 @@ class RunLocked(UsageError):
         return (
             f"run {self.run_id} is being driven by another process{who}; wait for it, or `gluepy cancel {self.run_id}`"
         )
+
+
+class NotRunning(UsageError):
+    """Something was asked of a run that only one that is running can do. `status` is how it ended."""
+
+    def __init__(self, run_id: str, status: str) -> None:
+        super().__init__(run_id, status)
+        self.run_id, self.status = run_id, status
+
+    def __str__(self) -> str:
+        how = {"interrupted": "its driver is gone", "cancelled": "it was cancelled"}.get(
+            self.status, f"it {self.status}"
+        )
+        return f"run {self.run_id} is not running: {how}; `gluepy runs --status running` lists those that are"
 
 
 NOT_RAISED = ("lost", "memory", "outputs")  # reasons of failures of which the message says it all: no code raised it

@@ -17,7 +17,7 @@ from gluepy.core import events as e
 from gluepy.core.graph import slug_of
 from gluepy.core.selection import expanders, resolve_name
 from gluepy.core.state import RUNNING
-from gluepy.errors import GluepyError, UsageError
+from gluepy.errors import GluepyError, NotRunning
 from gluepy.report import RunFollower, RunReport
 from gluepy.runs.reading import find_record, read_record
 from gluepy.runs.record import Record
@@ -26,18 +26,6 @@ _POLL_S = 0.2
 _CANCEL_S = 30.0  # how long a driver may take to stop what runs
 _CODES = {"finished": 0, "failed": 1, "cancelled": 1, "interrupted": 3}
 _LIVE = ("running", "retrying")
-
-
-class NotRunning(UsageError):
-    """Something was asked of a run that only one that is running can do. `status` is how it ended."""
-
-    def __init__(self, run_id: str, status: str) -> None:
-        super().__init__(run_id, status)
-        self.run_id, self.status = run_id, status
-
-    def __str__(self) -> str:
-        how = "its driver is gone" if self.status == "interrupted" else f"it {_ENDED.get(self.status, self.status)}"
-        return f"run {self.run_id} is not running: {how}; `gluepy runs --status running` lists those that are"
 
 
 class StillRunning(GluepyError):

@@ -167,14 +167,14 @@ def _made(
     given: dict[str, JSON] = {}
     layers = list(layers)
     for layer in layers:
-        _merge(given, layer.values)
+        merge(given, layer.values)
     for name, value in params.items():
         source = f"parameter {name!r}"
         if not isinstance(name, str):
             raise ContextError(source, "its name is not text")
         nested = _nested(given, name, as_plain(value, source, name), source)
         layers.append(Layer(source, nested, is_parameter=True))
-        _merge(given, nested)
+        merge(given, nested)
     hidden = {*known, *_secret_places(given, settings.REDACT)}
     given = copied(given)
     if settings.CONTEXT_MODEL:
@@ -206,11 +206,11 @@ def _found_again(before: RunParameters, settings: Settings, run_id: str, params:
         return given
     anew: dict[str, JSON] = {}
     for name, value in params.items():
-        _merge(anew, _nested(before.given, name, as_plain(value, f"parameter {name!r}", name), f"parameter {name!r}"))
+        merge(anew, _nested(before.given, name, as_plain(value, f"parameter {name!r}", name), f"parameter {name!r}"))
     files: dict[str, JSON] = {}
     if any(source != _PARAMETER for source in before.hidden.values()):
         for layer in read_files(settings):
-            _merge(files, layer.values)
+            merge(files, layer.values)
     missing = []
     for place, source in before.hidden.items():
         value = next((found for each in (anew, files) if (found := at_place(each, place)) is not None), None)
@@ -348,13 +348,13 @@ def _parameter(place: Sequence[str | int]) -> str:
     return dotted(tuple(place[:index]))
 
 
-def _merge(values: dict[str, JSON], more: Mapping[str, JSON]) -> None:
+def merge(values: dict[str, JSON], more: Mapping[str, JSON]) -> None:
     """Put `more` over `values`, mapping by mapping. Nothing of `more` is shared: it stays as its source gave it."""
     for key, value in more.items():
         if isinstance(value, dict):
             before = values.get(key)
             below = values[key] = before if isinstance(before, dict) else {}
-            _merge(below, value)
+            merge(below, value)
         else:
             values[key] = value
 

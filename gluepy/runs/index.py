@@ -97,17 +97,32 @@ class Index:
             for run_id in grown:
                 self._take(run_id, sizes[run_id])
 
-    def runs(self, dag: str | None = None, status: str | None = None, at_most: int = 0) -> list[RunSummary]:
-        """The runs, newest first; of one DAG, with one status, at most so many (0: all)."""
-        where, values = ("WHERE dag = ?", (dag,)) if dag is not None else ("", ())
+    def runs(
+        self,
+        dag: str | None = None,
+        status: str | None = None,
+        at_most: int = 0,
+        *,
+        since: str | None = None,
+        after: tuple[str, str] | None = None,
+    ) -> list[RunSummary]:
+        """The runs, newest first; of one DAG, with one status, at most so many (0: all); that started at `since` or
+        later, as the log writes timestamps; that come `after` the one with this `started_at` and `run_id`."""
+        where, values = ["TRUE"], list[str]()
+        if dag is not None:
+            where, values = [*where, "dag = ?"], [*values, dag]
+        if status is not None:
+            where, values = [*where, "status = ?"], [*values, "running" if status == "interrupted" else status]
+        if since is not None:
+            where, values = [*where, "started_at >= ?"], [*values, since]
+        if after is not None:
+            where, values = [*where, "(started_at, run_id) < (?, ?)"], [*values, *after]
         now = time.time()
         found = []
-        columns = "run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem"
-        query = f"SELECT {columns}, last_at FROM runs {where} ORDER BY started_at DESC, run_id DESC"  # noqa: S608  # all of it is named here
-        ended = status not in (None, "running", "interrupted")
+        columns = "run_id, dag, status, started_at, duration_s, sessions, tasks, counts, failed, problem, last_at"
+        order = "ORDER BY started_at DESC, run_id DESC"
+        query = f"SELECT {columns} FROM runs WHERE {' AND '.join(where)} {order}"  # noqa: S608  # all of it is named here
         for row in self._db.execute(query, values):
-            if ended and row[2] != status:
-                continue
             summary = self._summary(row, now)
             if status is None or summary.status == status:
                 found.append(summary)

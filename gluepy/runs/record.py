@@ -85,7 +85,7 @@ class Record:
         cls, root: Path, run_id: str, context: Mapping[str, JSON], inputs: Mapping[str, JSON] | None = None
     ) -> Record:
         """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
-        if not _RUN_ID.fullmatch(run_id):
+        if not is_run_id(run_id):
             hint = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
             raise OptionError("run_id", f"{run_id!r} cannot name a folder", hint)
         if run_id == "latest":
@@ -291,6 +291,11 @@ def is_run_name(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_run_id(name: str) -> bool:
+    """Whether a new run may have this id, which names its folder."""
+    return _RUN_ID.fullmatch(name) is not None
 
 
 def run_names(root: Path) -> Iterator[str]:

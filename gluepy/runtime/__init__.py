@@ -133,6 +133,11 @@ class Runtime:
         self._shared: Shared | None = None
         self._loop: object = None  # in which it was opened
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it runs DAGs: inside its `async with`."""
+        return self._shared is not None
+
     async def __aenter__(self) -> Self:
         _refuse_nesting()
         _refuse_while_importing_main()

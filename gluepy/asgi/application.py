@@ -1,0 +1,43 @@
+"""The application: which request is answered by what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gluepy.asgi.answers import refuse_error
+from gluepy.asgi.guard import Authorize, Guard
+from gluepy.asgi.looking import Looking
+from gluepy.asgi.operations import OPERATIONS
+from gluepy.errors import GluepyError
+from gluepy.runtime import Runtime
+
+
+def make_app(runtime: Runtime, authorize: Authorize | None) -> ASGIApp:
+    """What `gluepy.asgi.app` returns."""
+    looking = Looking(runtime)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        if runtime.is_open:
+            yield
+        else:
+            async with runtime:
+                yield
+
+    routes = [
+        Route(
+            operation.path.replace("{task}", "{task:path}"),
+            getattr(looking, operation.name),
+            methods=[operation.method],
+            name=operation.name,
+        )
+        for operation in OPERATIONS
+    ]
+    handlers = {GluepyError: refuse_error, HTTPException: refuse_error}
+    return Guard(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), authorize)
