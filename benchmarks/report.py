@@ -154,6 +154,7 @@ def service_table(services: Sequence[Service]) -> str:
             duration(each.floor_s),
             duration(each.run_s),
             f"{each.run_s / each.floor_s:.1f}",
+            f"{duration(each.unrecorded_s)} ({each.unrecorded_s / each.floor_s:.1f})",
             f"{1 / each.run_s:,.0f}",
             duration(each.p50_s),
             duration(each.p99_s),
@@ -163,8 +164,16 @@ def service_table(services: Sequence[Service]) -> str:
         )
         for each in services
     ]
-    head = ("tasks", "runs at once", "floor, a run", "gluepy, a run", "ratio", "runs a second", "p50", "p99")
-    return markdown((*head, "CPU, a run", "descriptors", "threads"), cells)
+    head = (
+        "tasks",
+        "runs at once",
+        "floor, a run",
+        "gluepy, a run",
+        "ratio",
+        "`record=False` (ratio)",
+        "runs a second",
+    )
+    return markdown((*head, "p50", "p99", "CPU, a run", "descriptors", "threads"), cells)
 
 
 def scale_table(scales: Sequence[Scale]) -> str:

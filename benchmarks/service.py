@@ -59,15 +59,16 @@ CASES: list[tuple[Where, int, int]] = [  # where its tasks run, how many a run h
 
 
 class Service(msgspec.Struct, kw_only=True):
-    """One case. The seconds are medians of the turns: `floor_s` and `run_s` the time divided by the number of runs,
-    `cpu_s` of the processor in this process, `p50_s` and `p99_s` from the call to the result. `descriptors` and
-    `threads` are the most that the process had meanwhile, beyond those before."""
+    """One case. The seconds are medians of the turns: `floor_s`, `run_s` and `unrecorded_s` (with `record=False`) the
+    time divided by the number of runs, `cpu_s` of the processor in this process, `p50_s` and `p99_s` from the call to
+    the result. `descriptors` and `threads` are the most that the process had meanwhile, beyond those before."""
 
     where: str
     tasks: int
     at_once: int
     floor_s: float
     run_s: float
+    unrecorded_s: float
     cpu_s: float
     p50_s: float
     p99_s: float
@@ -106,7 +107,7 @@ def _child(kind: type[T], *arguments: object) -> T:
 async def measure(where: Where, tasks: int, at_once: int, runs: int, turns: int) -> Service:
     """Floor and gluepy in turn, after one turn in which it is looked what they hold."""
     workload = _workload(where, tasks)
-    floor_s, run_s, cpu_s, p50_s, p99_s = [], [], [], [], []
+    floor_s, run_s, unrecorded_s, cpu_s, p50_s, p99_s = [], [], [], [], [], []
     before = _held()
     async with Runtime() as runtime:
         ours = partial(runtime.run_dag, workload.dag)
@@ -124,10 +125,22 @@ async def measure(where: Where, tasks: int, at_once: int, runs: int, turns: int)
                 run_s.append(taken_s)
                 p50_s.append(statistics.median(latencies))
                 p99_s.append(sorted(latencies)[len(latencies) * 99 // 100])
-    medians = map(statistics.median, (floor_s, run_s, cpu_s, p50_s, p99_s))
-    told = dict(zip(("floor_s", "run_s", "cpu_s", "p50_s", "p99_s"), medians, strict=True))
+                gc.collect()
+                unrecorded_s.append((await many(partial(ours, record=False), at_once, runs))[0])
     descriptors, threads = (most - least for most, least in zip(held, before, strict=True))
-    return Service(where=where, tasks=tasks, at_once=at_once, descriptors=descriptors, threads=threads, **told)
+    return Service(
+        where=where,
+        tasks=tasks,
+        at_once=at_once,
+        floor_s=statistics.median(floor_s),
+        run_s=statistics.median(run_s),
+        unrecorded_s=statistics.median(unrecorded_s),
+        cpu_s=statistics.median(cpu_s),
+        p50_s=statistics.median(p50_s),
+        p99_s=statistics.median(p99_s),
+        descriptors=descriptors,
+        threads=threads,
+    )
 
 
 async def many(run: Callable[[], Awaitable[object]], at_once: int, runs: int) -> tuple[float, list[float]]:

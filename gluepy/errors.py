@@ -7,6 +7,7 @@
     │   ├── UnknownTask
     │   │   └── UnknownInstance    of an `each` that did not add it
     │   ├── UnknownRun
+    │   │   └── UnrecordedRun      of which nothing was kept
     │   ├── OptionError            an option, argument or call
     │   ├── SettingsError
     │   ├── ContextError           context files and parameters
@@ -125,6 +126,17 @@ class UnknownRun(UsageError):
             return f"no run {self.run!r}: there are no runs in {self.root}"
         hint = did_you_mean(self.run, self.known) or "; `gluepy runs` lists them"
         return f"no run {self.run!r} in {self.root}{hint}"
+
+
+class UnrecordedRun(UnknownRun):
+    """The run had no record (`record=False`): there is nothing to look at or to resume."""
+
+    def __init__(self, run: str, root: str) -> None:
+        super().__init__(run, (), root, ())
+        self.args = (run, root)
+
+    def __str__(self) -> str:
+        return f"run {self.run} was not recorded (record=False): there is nothing to look at or to resume"
 
 
 class OptionError(UsageError):

@@ -23,18 +23,18 @@ class Journal:
     """The events of one session of a run, on their way to its log and its subscribers.
 
     `now` is the present moment by the monotonic clock, `timestamp` the same by the other one: all that is stored before
-    the next `tick` has it. `seq` is that of the last event. All but `output` is for the holder of the turn, and
-    `publish_pending` for the event loop, which `doorbell` reaches.
+    the next `tick` has it. `seq` is that of the last event. Without a `log` they are for subscribers only. All but
+    `output` is for the holder of the turn, and `publish_pending` for the event loop, which `doorbell` reaches.
     """
 
     def __init__(
-        self, run: RunInfo, session: int, seq: int, log: EventLog, feed: Feed, clock: Clock, doorbell: Doorbell
+        self, run: RunInfo, session: int, seq: int, log: EventLog | None, feed: Feed, clock: Clock, doorbell: Doorbell
     ) -> None:
         self.run_id, self.dag = run.run_id, run.dag
         self.session, self.seq = session, seq
         self.now, self.timestamp = 0.0, ""
         self._clock, self._second, self._prefix = clock, -1, ""
-        self._log, self._size = log, log.size
+        self._log, self._size = log, 0 if log is None else log.size
         self._lines: list[bytes] = []  # stored, and written with the next `flush`
         self._feed, self._doorbell = feed, doorbell
         self._stored: list[tuple[e.Event, int, int]] = []  # with the byte of the log at which its line begins, its size
@@ -48,7 +48,7 @@ class Journal:
     @property
     def commits(self) -> bool:
         """Whether the end of an attempt has to be on disk before anything follows from it."""
-        return self._log.sync == "commit"
+        return self._log is not None and self._log.sync == "commit"
 
     @property
     def is_closed(self) -> bool:
@@ -79,9 +79,13 @@ class Journal:
         is closed."""
         if self._broken is not None:
             raise LogBroken(*self._broken.args)
+        self.seq = event.seq
+        if self._log is None:
+            if self._feed.live:
+                self._stored.append((event, 0, 0))
+            return
         line = e.encode(event)
         self._lines.append(line)
-        self.seq = event.seq
         if self._feed.live:
             self._stored.append((event, self._size, len(line)))
         self._size += len(line)
@@ -108,6 +112,7 @@ class Journal:
         Raises `LogBroken`."""
         lines = self._lines
         if lines:
+            assert self._log is not None
             self._lines = []
             try:
                 self._log.append(b"".join(lines) if len(lines) > 1 else lines[0])
@@ -115,14 +120,15 @@ class Journal:
                 self._broken = error
                 self._stored.clear()
                 raise
-            if self._stored:
-                self._pending.extend(self._stored)
-                self._stored.clear()
-                self._publish_soon()
+        if self._stored:
+            self._pending.extend(self._stored)
+            self._stored.clear()
+            self._publish_soon()
 
     async def durable(self) -> None:
         """Return when all that is written is on disk, as far as EVENT_SYNC asks for it. Raises `LogBroken`."""
-        await self._log.durable()
+        if self._log is not None:
+            await self._log.durable()
 
     def publish_pending(self) -> int | None:
         """Publish, in order, what was written and printed. Returns how many lines of output were dropped so far, if any

@@ -15,11 +15,12 @@ import msgspec
 
 from gluepy.clock import parse_rfc3339
 from gluepy.core.events import JSON
-from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun
+from gluepy.errors import OptionError, RunLocked, RunStopped, UnknownRun, UnrecordedRun
 from gluepy.runs.lock import Held, holder, is_free, take
 
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_UNRECORDED = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 _EVENTS = "events.jsonl"
@@ -27,13 +28,28 @@ _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 _BESIDE = re.compile(r"durations|index\.sqlite.*")  # what gluepy keeps beside the runs; SQLite adds endings
 
 
-def new_run_id(wall: float | None = None) -> str:
-    """A new UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then randomness, so that ids sort by time."""
+def new_run_id(wall: float | None = None, *, recorded: bool = True) -> str:
+    """A new UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then randomness, so that ids sort by time.
+
+    For a run that is not `recorded` it is the same but for its version, 8: so whoever asks for it can be told."""
     milliseconds = int((time.time() if wall is None else wall) * 1000) & (1 << 48) - 1
     luck = int.from_bytes(os.urandom(10))
-    number = milliseconds << 80 | 7 << 76 | (luck >> 62 & 0xFFF) << 64 | 2 << 62 | luck & (1 << 62) - 1
+    number = (
+        milliseconds << 80 | (7 if recorded else 8) << 76 | (luck >> 62 & 0xFFF) << 64 | 2 << 62 | luck & (1 << 62) - 1
+    )
     digits = f"{number:032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def check_run_id(run_id: str) -> None:
+    """Raises `OptionError` where it cannot be the id of a run."""
+    if not _RUN_ID.fullmatch(run_id):
+        hint = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
+        raise OptionError("run_id", f"{run_id!r} cannot name a folder", hint)
+    if run_id == "latest":
+        raise OptionError("run_id", "'latest' means the newest run", "give another")
+    if _BESIDE.fullmatch(run_id):
+        raise OptionError("run_id", f"{run_id!r} is the name of a file beside the runs", "give another")
 
 
 class Record:
@@ -85,13 +101,7 @@ class Record:
         cls, root: Path, run_id: str, context: Mapping[str, JSON], inputs: Mapping[str, JSON] | None = None
     ) -> Record:
         """A new record. Raises `OptionError` where the id cannot be used, `RunStopped` where the folder cannot."""
-        if not is_run_id(run_id):
-            hint = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
-            raise OptionError("run_id", f"{run_id!r} cannot name a folder", hint)
-        if run_id == "latest":
-            raise OptionError("run_id", "'latest' means the newest run", "give another")
-        if _BESIDE.fullmatch(run_id):
-            raise OptionError("run_id", f"{run_id!r} is the name of a file beside the runs", "give another")
+        check_run_id(run_id)
         record, is_new = cls(root, run_id), False
         try:
             try:
@@ -137,12 +147,14 @@ class Record:
     def find(cls, root: Path, run: str) -> Record:
         """The record of the run with the id `run`, or the one that ends so, or `latest`.
 
-        Raises `UnknownRun` where none or several have it.
+        Raises `UnknownRun` where none or several have it, `UnrecordedRun` for the id of one without a record.
         """
         names = list(run_names(root))
         if run == "latest" and names:
             return cls(root, max(names, key=lambda name: _age(root, name)))
         matches = [run] if run in names else [name for name in names if run and name.endswith(run)]
+        if not matches and _UNRECORDED.fullmatch(run):
+            raise UnrecordedRun(run, str(root))
         if len(matches) != 1:
             given = [name for name in names if not _UUID7.fullmatch(name)]  # those are all alike
             known = ["latest", *given] if names else []

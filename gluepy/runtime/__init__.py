@@ -48,8 +48,8 @@ _SHARED = ""  # the name of a Runtime's own concurrency among the limits
 class Run:
     """A run in progress: what `stream_dag` gives. Iterate over it, once, for its events.
 
-    `id`, `path` (the folder of its record); of a resumed run `plan`, what it does again and why; of a traced one
-    `traceparent`, the span that all is below, as W3C trace context has it.
+    `id`, `path` (the folder of its record; with `record=False` there is none); of a resumed run `plan`, what it does
+    again and why; of a traced one `traceparent`, the span that all is below, as W3C trace context has it.
     """
 
     def __init__(
@@ -233,8 +233,10 @@ class Runtime:
     async def _opened(self, make: Callable[[], Session], options: RunOptions | ResumeOptions) -> Session:
         """The session that `make` returns, once there are descriptors for it."""
         shared = self._ready()
-        count = OF_RUN + len(shared.settings.SINKS) + len(options.get("sinks") or ())
-        if options.get("capture"):  # a log file for each attempt that runs
+        count = (
+            OF_RUN * bool(options.get("record", True)) + len(shared.settings.SINKS) + len(options.get("sinks") or ())
+        )
+        if options.get("capture") and options.get("record", True):  # a log file for each attempt that runs
             count += options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
 
         async def made() -> Session:

@@ -31,7 +31,9 @@ class RunOptions(TypedDict, total=False):
     is where a `def run` without a pool of its own goes; `tasks`, `from_task`, `to_task` select tasks by id or label
     (what is not selected counts as satisfied); `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the
     run; `run_id` names it; `sinks` consume its events besides those of SINKS: callables, classes, dotted paths or short
-    names; `capture` sends what tasks print to their log files; `debug` runs inline, uncaptured, one task at a time.
+    names; `capture` sends what tasks print to their log files; `debug` runs inline, uncaptured, one task at a time;
+    `record=False` writes nothing down: the events are for subscribers and sinks only, who keep in memory what they have
+    not read yet, and the run can be neither resumed nor looked at.
     """
 
     params: Mapping[str, JSON] | None
@@ -47,6 +49,7 @@ class RunOptions(TypedDict, total=False):
     sinks: Sequence[SinkOption]
     capture: bool
     debug: bool
+    record: bool
 
 
 class ResumeOptions(TypedDict, total=False):
@@ -116,6 +119,8 @@ def check_options(options: Mapping[str, Any], kind: type[RunOptions | ResumeOpti
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if timeout_s is not None and not (is_number and timeout_s > 0):
         raise OptionError("timeout_s", f"{timeout_s!r} must be a positive number", "give seconds")
+    if not isinstance(options.get("record", True), bool):
+        raise OptionError("record", f"{options['record']!r} is not True or False")
     _check_kinds(options)
     for name, allowed in (("pool", ("thread", "process")), ("on_failure", ("drain", "continue", "cancel"))):
         value: Any = options.get(name)

@@ -69,9 +69,10 @@ class TaskResults(Mapping[str, TaskResult]):
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended. `status` is finished, failed or cancelled; `path` the folder of its record, `files` where its
-    tasks' files are (`self.path`); `started_at` a timestamp in RFC 3339; `duration_s` how long it took: of a run that
-    was resumed all its sessions, without the time between them; `tasks` maps each task's id to its result."""
+    """How a run ended. `status` is finished, failed or cancelled; `path` the folder of its record (with `record=False`
+    there is none), `files` where its tasks' files are (`self.path`); `started_at` a timestamp in RFC 3339; `duration_s`
+    how long it took: of a run that was resumed all its sessions, without the time between them; `tasks` maps each
+    task's id to its result."""
 
     run_id: str
     dag: str

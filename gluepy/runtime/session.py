@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -41,7 +42,7 @@ from gluepy.runs.durations import typical
 from gluepy.runs.flusher import Flusher
 from gluepy.runs.lock import Held
 from gluepy.runs.log import FileLog, LogBroken, LogReader, disk_hint
-from gluepy.runs.record import Record, new_run_id
+from gluepy.runs.record import Record, check_run_id, new_run_id
 from gluepy.runtime.checks import check_storage
 from gluepy.runtime.descriptors import Descriptors
 from gluepy.runtime.kept import Kept, KnownDag
@@ -113,7 +114,7 @@ class Session:
     options: Mapping[str, Any]
     resolved: Resolved
     state: State
-    held: Held
+    held: Held | None  # None: nothing is recorded
     plan: ResumePlan | None = None
     handle: Callable[[Engine], None] = lambda engine: None
     on_close: Callable[[], None] | None = None
@@ -131,7 +132,7 @@ class Session:
             dag=compiled.label,
             path=f"{kept.files_root}{run_id}",
             storage=kept.storage_root,
-            record=record.folder,
+            record=None if self.held is None else record.folder,
             context=self.parameters.values,
             secrets=self.parameters.secrets,
             project=str(settings.project) if settings.project else None,
@@ -144,7 +145,7 @@ class Session:
             modules=modules,
             trace=trace_context(run_id, self.state.session + 1, [delivery.sink for delivery in self.sinks]),
         )
-        self.feed = Feed(lambda offset: LogReader(record.events, offset))
+        self.feed = Feed(None if self.held is None else lambda offset: LogReader(record.events, offset))
 
     def _contexts(self) -> Iterator[Context]:
         parameters = self.parameters
@@ -165,8 +166,13 @@ class Session:
         (resolved.executor or shared.executor).check(graph)
         parameters = load_parameters(settings, options.get("params") or {})
         options = {**options, "dag": recorded}
+        is_recorded: bool = options.get("record", True)
         run_id = options.get("run_id")
-        run_id = new_run_id(shared.clock.wall()) if run_id is None else run_id
+        run_id = new_run_id(shared.clock.wall(), recorded=is_recorded) if run_id is None else run_id
+        if not is_recorded:
+            check_run_id(run_id)
+            record = Record(kept.runs_root, run_id)
+            return cls(shared, known, record, parameters, options, resolved, State(graph), None)
         record = Record.create(kept.runs_root, run_id, parameters.recorded(), parameters.recorded_inputs())
         held: Held | None = None
         try:
@@ -257,7 +263,8 @@ class Session:
 
     def close(self) -> None:
         """Let go of the run. Idempotent."""
-        self.held.release()
+        if self.held is not None:
+            self.held.release()
         self.feed.close()
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
@@ -291,19 +298,24 @@ class Session:
     async def _drive(self, executor: Executor) -> tuple[Engine, GluepyError | None]:
         """Drive it by `executor`; returns what drove it, and what stopped the run."""
         shared, record = self.shared, self.record
+        subscriptions = [self.feed.subscribe() for _ in self.sinks]
+        if self.held is None:
+            return await self._drive_by(self._open(executor, None), subscriptions)
         log = FileLog(record.events, shared.settings.EVENT_SYNC, held=self.held, flusher=shared.flusher)
         async with log:
-            subscriptions = [self.feed.subscribe() for _ in self.sinks]
             before = enumerate(self.state.status) if self.plan else ()
             finished = {node for node, status in before if status == FINISHED}
             engine = self._open(executor, log)
             shared.requests.begin(engine, record.stop_asked)
             try:
-                self.handle(engine)
-                return engine, await self._with_sinks(engine, subscriptions)
+                return await self._drive_by(engine, subscriptions)
             finally:
                 shared.requests.end(engine)
                 shared.kept.durations.learn(self.dag.compiled.label, self.state, finished)
+
+    async def _drive_by(self, engine: Engine, subscriptions: list[Subscription]) -> tuple[Engine, GluepyError | None]:
+        self.handle(engine)
+        return engine, await self._with_sinks(engine, subscriptions)
 
     def _sweep(self) -> None:
         from gluepy.exec.drafts import sweep
@@ -341,7 +353,7 @@ class Session:
                         scope.cancel()
         return failure
 
-    def _open(self, executor: Executor, log: FileLog) -> Engine:
+    def _open(self, executor: Executor, log: FileLog | None) -> Engine:
         """Write how the session begins, and make what drives it. Raises `LogBroken`."""
         shared, state, doorbell = self.shared, self.state, self.shared.doorbell
         journal = (Journal if self.run.trace is None else TracedJournal)(
@@ -410,6 +422,7 @@ class Session:
         options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}
         own = self.options.get("executor")
         options["executor"] = self.shared.named_executor if own is None else recorded_name(own)
+        options.pop("record", None)
         if self.plan is None:
             options.pop("params", None)  # they are in the context
         facts = (
@@ -478,7 +491,11 @@ def _reference(dag: str | type[DAG]) -> str:
 
 def _main_script() -> str:
     """The file of the script that this process runs; empty in a notebook, on stdin and with -c."""
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return _script(getattr(sys.modules.get("__main__"), "__file__", None))
+
+
+@lru_cache(1)  # before the current folder changes, which it may be relative to
+def _script(file: str | None) -> str:
     return os.path.abspath(file) if file is not None and file.endswith(".py") and os.path.isfile(file) else ""
 
 
