@@ -1,4 +1,6 @@
-"""The thread that has logs flushed: one for all runs of a `Runtime`."""
+"""The thread that has logs flushed: one for all runs of a `Runtime`; a few on a disk that takes its time, where those
+that come at once share what the disk has to do.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from typing import Protocol
 from gluepy.loop import Doorbell
 
 _BATCH_S = 0.02  # how long written events may wait for company before they are flushed
+_SLOW_S = 1e-3  # a disk that takes longer than that
+_MOST = 8  # threads
 
 
 class Flushable(Protocol):
     """What has been written to, and can be flushed."""
 
     def flush_now(self, tell: Callable[..., None]) -> None:
-        """In the flusher's thread: have it on disk, and have what came of it told in the event loop by `tell`."""
+        """In a thread of the flusher's: have it on disk, and have what came of it told in the event loop by `tell`."""
         ...
 
 
@@ -38,23 +42,30 @@ class Flusher:
         # back first, and looks then, so who finds it true has added to what is looked at.
         self._waiting: deque[Flushable] = deque()
         self._timed = False
-        self._thread: threading.Thread | None = None
+        self._threads = 0
+        self._took_s = 0.0  # the latest flush
 
     def start(self) -> None:
         """Start the thread, if it does not run. In the event loop only."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="gluepy-log", daemon=True)
-            self._thread.start()
+        if not self._threads:
+            self._start(self._serve)
 
-    def ask(self, log: Flushable, at_once: bool) -> None:
-        """Have `log` flushed: soon, with what is written meanwhile, or `at_once`. From any thread at any moment."""
-        if at_once:
-            self._orders.put(partial(log.flush_now, self._doorbell.ring))
-            return
+    def _start(self, work: Callable[[], None]) -> None:
+        self._threads += 1
+        threading.Thread(target=work, name="gluepy-log", daemon=True).start()
+
+    def ask(self, log: Flushable) -> None:
+        """Have `log` flushed soon, with what is written meanwhile. From any thread at any moment."""
         self._waiting.append(log)
         if not self._timed:
             self._timed = True
             self._orders.put(_nothing)
+
+    def ask_at_once(self, log: Flushable) -> None:
+        """Have `log` flushed. In the event loop only."""
+        if self._took_s > _SLOW_S and self._threads < _MOST and not self._orders.empty():
+            self._start(self._help)
+        self._orders.put(partial(self._flush, log))
 
     def close_file(self, file: int) -> None:
         """Close a descriptor that may be being flushed."""
@@ -62,9 +73,18 @@ class Flusher:
 
     def end(self) -> None:
         """End the thread when it has done what it was asked for."""
-        if self._thread is not None:
+        for _ in range(self._threads):
             self._orders.put(None)
-            self._thread = None
+        self._threads = 0
+
+    def _flush(self, log: Flushable) -> None:
+        began = time.monotonic()
+        log.flush_now(self._doorbell.ring)
+        self._took_s = time.monotonic() - began
+
+    def _help(self) -> None:
+        while (order := self._orders.get()) is not None:
+            order()
 
     def _serve(self) -> None:
         due = math.inf
@@ -83,7 +103,7 @@ class Flusher:
             else:
                 due, self._timed = math.inf, False
                 for log in {self._waiting.popleft(): None for _ in range(len(self._waiting))}:
-                    log.flush_now(self._doorbell.ring)
+                    self._flush(log)
 
 
 def _nothing() -> None:

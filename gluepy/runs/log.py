@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol, Self
@@ -89,9 +90,10 @@ class FileLog:
         self._written = 0  # appended lines, and how many of them are flushed, as far as the event loop knows
         self._flushed = 0
         self._waiters: list[tuple[int, Signal]] = []
-        # For the flusher: whether it has been asked and has not begun yet; whether it may be at work; up to which line
-        # it has come; whether it must not touch the file any more.
+        # For the flusher: whether it has been asked and has not begun yet; what keeps its threads apart; whether one of
+        # them may be at work; up to which line they have come; whether they must not touch the file any more.
         self._is_due = False
+        self._one_at_a_time = threading.Lock()
         self._flushing = False
         self._reached = 0
         self._closing = False
@@ -151,7 +153,7 @@ class FileLog:
         self._written += 1
         if not self._is_due and self.sync == "batch":
             self._is_due = True
-            self._flusher.ask(self, False)
+            self._flusher.ask(self)
 
     async def durable(self) -> None:
         """Under "commit", wait until all that was appended is flushed; else only look whether the log is broken."""
@@ -165,7 +167,7 @@ class FileLog:
             return
         done = self._flusher.signal()
         self._waiters.append((self._written, done))
-        self._flusher.ask(self, True)
+        self._flusher.ask_at_once(self)
         await done.wait()
         if self._broken is not None:
             raise self._refusal()
@@ -186,21 +188,22 @@ class FileLog:
         self._broken = LogBroken(str(self.path), error.strerror or str(error), disk_hint(error))
 
     def flush_now(self, tell: Callable[..., None]) -> None:
-        """Called by the flusher, in its thread."""
-        self._flushing = True
-        try:
-            file, self._is_due = self._file, False  # before `_written` is read: what comes later says so again
-            upto = self._written
-            if self._closing or upto == self._reached:
-                return
-            error: OSError | None = None
+        """Called by the flusher, in its threads."""
+        with self._one_at_a_time:
+            self._flushing = True
             try:
-                os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
-            except OSError as failure:
-                error, self._closing = failure, True
-            self._reached = upto
-        finally:
-            self._flushing = False
+                file, self._is_due = self._file, False  # before `_written` is read: what comes later says so again
+                upto = self._written
+                if self._closing or upto == self._reached:
+                    return
+                error: OSError | None = None
+                try:
+                    os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
+                except OSError as failure:
+                    error, self._closing = failure, True
+                self._reached = upto
+            finally:
+                self._flushing = False
         tell(self._flushed_upto, upto, error)
 
     def _flushed_upto(self, upto: int, error: OSError | None) -> None:

@@ -314,7 +314,7 @@ async def test_a_failed_flush_is_not_tried_again_by_who_has_not_heard_of_it(path
         with pytest.raises(LogBroken):
             await log.durable()
         log._written += 1
-        log._flusher.ask(log, True)  # as if it came at the same moment
+        log._flusher.ask_at_once(log)  # as if it came at the same moment
     await threads_end()
     assert disk.flushed == 1
 
@@ -355,6 +355,32 @@ async def test_one_thread_flushes_for_many_logs(tmp_path: Path, disk: Disk) -> N
     async with FileLog(paths[0], flusher=flusher) as log:
         log.append(lines(1, 3)[0])
     assert read(paths[0]) == [1, 2, 3]
+    flusher.end()
+    await threads_end()
+
+
+async def test_on_a_slow_disk_a_few_threads_flush_what_comes_at_once(tmp_path: Path, disk: Disk) -> None:
+    flusher, gate, most = Flusher(), threading.Event(), 0
+
+    def flush() -> None:
+        nonlocal most
+        most = max(most, [thread.name for thread in threading.enumerate()].count("gluepy-log"))
+        assert gate.wait(240)
+
+    disk.flush = flush
+    flusher._took_s = 1.0  # as the flush before
+
+    async def write(number: int) -> None:
+        async with FileLog(tmp_path / str(number), "commit", flusher=flusher) as log:
+            log.append(lines(1)[0])
+            await log.durable()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(write, number)
+        await until(lambda: most == 8)
+        gate.set()
+    assert disk.flushed == 20
     flusher.end()
     await threads_end()
 
