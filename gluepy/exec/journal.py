@@ -169,7 +169,7 @@ class TracedJournal(Journal):
     costs nothing where a run is in none."""
 
     def __init__(
-        self, run: RunInfo, session: int, seq: int, log: EventLog, feed: Feed, clock: Clock, doorbell: Doorbell
+        self, run: RunInfo, session: int, seq: int, log: EventLog | None, feed: Feed, clock: Clock, doorbell: Doorbell
     ) -> None:
         super().__init__(run, session, seq, log, feed, clock, doorbell)
         assert run.trace is not None
