@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import reprlib
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from gluepy.asgi.operations import QUERIES
 from gluepy.core.events import JSON
@@ -19,20 +23,16 @@ from gluepy.errors import (
     RunStopped,
     UnknownDag,
     UnknownRun,
-    UnknownTask,
     UsageError,
     did_you_mean,
 )
 from gluepy.runs.log import UnreadableLog
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 _MOST = 256 << 10  # bytes of a body
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _STATUS_OF: tuple[tuple[type[GluepyError], int], ...] = (
     (UnknownDag, 404),
     (UnknownRun, 404),
-    (UnknownTask, 404),
     (RunLocked, 409),
     (NotRunning, 409),
     (UnreadableLog, 500),
@@ -45,6 +45,26 @@ def answer(value: JSON, status: int = 200, headers: Mapping[str, str] | None = N
     """`value` as JSON."""
     headers = {"cache-control": "no-store", **(headers or {})}
     return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+class Stream(StreamingResponse):
+    """An answer that comes piece by piece. When the client goes away, what makes the pieces is closed at once."""
+
+    body_iterator: AsyncGenerator[bytes, None]
+
+    async def stream_response(self, send: Send) -> None:
+        """Send it."""
+        async with aclosing(self.body_iterator):
+            await super().stream_response(send)
+
+
+def mounted_at(request: Request) -> str:
+    """The path at which the application is mounted, without a slash at its end."""
+    scope = request.scope
+    if scope.get("root_path"):
+        return str(scope["root_path"]).rstrip("/")
+    whole = unquote(scope.get("raw_path", b"").decode("latin-1")).rstrip("/")  # Litestar tells by it alone
+    return whole.removesuffix(scope["path"]) if whole.endswith(scope["path"]) else ""
 
 
 def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -101,10 +121,11 @@ async def body(request: Request, known: Mapping[str, JSON]) -> dict[str, JSON]:
     """The JSON object that a request brings, empty if it brings nothing, with names that are `known`. Raises
     `HTTPException`."""
     text = bytearray()
-    async for chunk in request.stream():
-        text += chunk
-        if len(text) > _MOST:
-            raise HTTPException(413, f"a body may have {_MOST:,} bytes", {"connection": "close"})
+    async with aclosing(request.stream()) as stream:
+        async for chunk in stream:
+            text += chunk
+            if len(text) > _MOST:
+                raise HTTPException(413, f"a body may have {_MOST:,} bytes", {"connection": "close"})
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not text and not kind:
         return {}
@@ -116,12 +137,33 @@ async def body(request: Request, known: Mapping[str, JSON]) -> dict[str, JSON]:
         raise _bad(f"body: it is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise _bad("body: it is not a JSON object")
-    for name in value:
+    for name, each in value.items():
         if name not in known:
-            raise _bad(
-                f"body: there is no option {name!r}{did_you_mean(name, known) or '; known: ' + ', '.join(known)}"
-            )
+            hint = did_you_mean(name, known) or f"; known: {', '.join(known) or 'none'}"
+            raise _bad(f"body: there is no option {name!r}{hint}")
+        _check(name, each, known[name])
     return value
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+    "null": (type(None),),
+}
+
+
+def _check(name: str, value: JSON, schema: Mapping[str, JSON]) -> None:
+    """Check an option as far as the runtime does not."""
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and type(value) not in [kind for each in kinds for kind in _KINDS[each]]:
+        raise _bad(f"body: {name} is {reprlib.repr(value)}, not of type {' or '.join(kinds)}")
+    if isinstance(value, int) and value > schema.get("maximum", value):
+        raise _bad(f"body: {name} is {value}, above {schema['maximum']}")
 
 
 def _bad(detail: str) -> HTTPException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gluepy.asgi.answers import refuse_error
+from gluepy.asgi.driving import Driving
 from gluepy.asgi.guard import Authorize, Guard
 from gluepy.asgi.looking import Looking
 from gluepy.asgi.operations import OPERATIONS
@@ -21,6 +23,7 @@ from gluepy.runtime import Runtime
 def make_app(runtime: Runtime, authorize: Authorize | None) -> ASGIApp:
     """What `gluepy.asgi.app` returns."""
     looking = Looking(runtime)
+    driving = Driving(runtime, looking)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -33,11 +36,13 @@ def make_app(runtime: Runtime, authorize: Authorize | None) -> ASGIApp:
     routes = [
         Route(
             operation.path.replace("{task}", "{task:path}"),
-            getattr(looking, operation.name),
+            getattr(looking if operation.method == "GET" else driving, operation.name),
             methods=[operation.method],
             name=operation.name,
         )
         for operation in OPERATIONS
     ]
-    handlers = {GluepyError: refuse_error, HTTPException: refuse_error}
-    return Guard(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), authorize)
+    handlers: Any = {GluepyError: refuse_error, HTTPException: refuse_error}
+    application = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    application.router.redirect_slashes = False
+    return Guard(application, authorize)

@@ -52,7 +52,8 @@ class Guard:
             answer = refusal(error.status_code, error.detail, error.headers)
         else:
             if problem is None:
-                await self._app(scope, receive, send_guarded)
+                path = scope["path"].rstrip("/") or "/"  # Litestar adds a slash to what it mounts
+                await self._app({**scope, "path": path}, receive, send_guarded)
                 return
             answer = refusal(403, problem)
         await answer(scope, receive, send_guarded)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, aclosing
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -15,10 +15,10 @@ import anyio.to_thread
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from gluepy.asgi import tasklogs
-from gluepy.asgi.answers import answer, queries, refusal
+from gluepy.asgi.answers import Stream, answer, mounted_at, queries, refusal
 from gluepy.asgi.openapi import openapi
 from gluepy.asgi.polling import Pool
 from gluepy.asgi.tasklogs import Tail
@@ -62,7 +62,7 @@ class Looking:
 
     async def openapi(self, request: Request) -> Response:
         """The OpenAPI document; its server is where the application is mounted."""
-        return answer({**openapi(), "servers": [{"url": request.scope.get("root_path") or "/"}]})
+        return answer({**openapi(), "servers": [{"url": mounted_at(request) or "/"}]})
 
     async def list_dags(self, request: Request) -> Response:
         """All DAGs, in brief."""
@@ -110,7 +110,7 @@ class Looking:
             runs = runs[:limit]
             cursor = _encoded(runs[-1].started_at, runs[-1].run_id)
             query = urlencode({**request.query_params, "cursor": cursor})
-            headers["link"] = f'<{request.scope.get("root_path", "")}/runs?{query}>; rel="next"'
+            headers["link"] = f'<{mounted_at(request)}/runs?{query}>; rel="next"'
         return answer([run.to_json() for run in runs], headers=headers)
 
     async def show_run(self, request: Request) -> Response:
@@ -162,9 +162,9 @@ class Looking:
                 return Response(status_code=204)  # and a browser does not come again
         if request.method == "HEAD":
             return Response(None, 200, _STREAM, "text/event-stream")
-        return StreamingResponse(self._events(record, after), 200, _STREAM, "text/event-stream")
+        return Stream(self._events(record, after), 200, _STREAM, "text/event-stream")
 
-    async def _events(self, record: Record, after: int) -> AsyncIterator[bytes]:
+    async def _events(self, record: Record, after: int) -> AsyncGenerator[bytes, None]:
         with self._watch(record) as watch:
             yield b"retry: 1000\n\n"
             place = watch.place_after(after)
@@ -192,7 +192,7 @@ class Looking:
             if request.method == "HEAD":
                 return Response(None, 200, _STREAM, "text/plain")
             content = self._followed(record, task, asked["attempt"], attempts, asked["offset"])
-            return StreamingResponse(content, 200, _STREAM, "text/plain")
+            return Stream(content, 200, _STREAM, "text/plain")
         path = tasklogs.log_file(record, task, attempt)
         size = await self.in_thread(lambda: path.stat().st_size if path.is_file() else 0)
         headers = {"cache-control": "no-store", "accept-ranges": "bytes", "x-gluepy-attempt": str(attempt)}
@@ -205,11 +205,11 @@ class Looking:
         if asked_for is not None:
             headers["content-range"] = f"bytes {begin}-{end - 1}/{size}"
         content = tasklogs.pieces(path, begin, end, self.threads)
-        return StreamingResponse(content, 200 if asked_for is None else 206, headers, "text/plain")
+        return Stream(content, 200 if asked_for is None else 206, headers, "text/plain")
 
     async def _followed(
         self, record: Record, task: str, attempt: int | None, logged: list[int], offset: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The log of an attempt as it grows. If it is not said which: of the one that runs, or else of the last of
         those that are `logged`, or else of the first, once it begins."""
         with self._watch(record) as watch:
@@ -220,8 +220,9 @@ class Looking:
                 await watch.news(_BEAT_S)
             path = tasklogs.log_file(record, task, attempt)
             with self._tails.use(path, lambda: Tail(path, self.threads)) as tail:
-                async for piece in tasklogs.followed(watch, tail, task, attempt, offset):
-                    yield piece
+                async with aclosing(tasklogs.followed(watch, tail, task, attempt, offset)) as pieces:
+                    async for piece in pieces:
+                        yield piece
 
     async def record(self, request: Request) -> Record:
         """The record of the run that a request names: by its id, the unique ending of one, or `latest`. Raises
@@ -244,7 +245,7 @@ class Looking:
     def _check_task(self, report: RunReport, task: str) -> None:
         index = report.state.graph.index
         if task not in index:
-            raise UnknownTask(task, report.dag, tuple(index))
+            raise HTTPException(404, str(UnknownTask(task, report.dag, tuple(index))))
 
 
 def _row(dag: Listed, tasks: int | None) -> dict[str, JSON]:

@@ -44,6 +44,9 @@ def _operation(operation: Operation) -> dict[str, JSON]:
         "parameters": [*in_path, *in_query],
         "responses": _answers(operation),
     }
+    if operation.options:
+        schema = {"type": "object", "properties": dict(operation.options), "additionalProperties": False}
+        told["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     return told
 
 
@@ -60,7 +63,8 @@ def _answers(operation: Operation) -> dict[str, JSON]:
             content = _json(operation.answer) | {"text/event-stream": {"schema": _TEXT}}
             answers = {"200": {**done, "content": content}, "204": {"description": "There is nothing more to come."}}
         case _:
-            answers = {"200": {**done, "content": _json(operation.answer)}}
+            status = "202" if operation.method == "POST" else "200"
+            answers = {status: {**done, "content": _json(operation.answer)}}
     refused = {
         str(status): {"description": REFUSALS[status], "content": _json("Refusal")}
         for status in sorted({403, *operation.refusals})
@@ -102,6 +106,7 @@ def _components() -> dict[str, JSON]:
     schemas: dict[str, JSON] = {
         "Refusal": _object({"detail": _TEXT}),
         "Document": _OBJECT,
+        "Started": _object({"run_id": _TEXT}),
         "Health": _object({"status": {"const": "ok"}, "version": _TEXT, "accepts_runs": {"type": "boolean"}}),
         "Dags": _list(_object({"dag": _TEXT, "class": _TEXT, "about": _TEXT}, tasks={"type": ["integer", "null"]})),
         "Dag": _object(

@@ -34,7 +34,8 @@ class Query(NamedTuple):
 
 class Operation(NamedTuple):
     """Something that can be asked. `answer` is the name of the schema of its JSON; `refusals` are the statuses of
-    refusals besides 403, which any request may get."""
+    refusals besides 403, which any request may get; `options` has the
+    JSON Schemas of what its body may say."""
 
     name: str
     path: str
@@ -43,9 +44,29 @@ class Operation(NamedTuple):
     refusals: tuple[int, ...] = ()
     queries: tuple[Query, ...] = ()
     method: str = "GET"
+    options: Mapping[str, JSON] = {}
 
 
 _OF_RUN = (404, 500)
+_CHANGES = (409, 413, 415, 422, 503)
+_TEXT: dict[str, JSON] = {"type": ["string", "null"], "maxLength": 1000}
+_NAMES: dict[str, JSON] = {"type": ["array", "null"], "items": {"type": "string"}}
+_OPTIONS: dict[str, JSON] = {
+    "params": {"type": ["object", "null"], "description": "Values over those of the context, by dotted names."},
+    "concurrency": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
+    "pool": {"enum": ["thread", "process", None]},
+    "on_failure": {"enum": ["drain", "continue", "cancel", None]},
+    "timeout_s": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    "capture": {"type": "boolean", "description": "Whether what tasks print goes to their logs.", "default": True},
+}
+RUN_OPTIONS: dict[str, JSON] = {
+    **_OPTIONS,
+    "tasks": _NAMES,
+    "from_task": _TEXT,
+    "to_task": _TEXT,
+    "run_id": {**_TEXT, "maxLength": 100},
+}
+RESUME_OPTIONS: dict[str, JSON] = {**_OPTIONS, "force": _NAMES, "from_task": _TEXT}
 
 OPERATIONS = (
     Operation("list_dags", "/dags", "The DAGs of the project.", "Dags", (422, 500)),
@@ -101,6 +122,32 @@ OPERATIONS = (
             Query("follow", {"type": "boolean", "default": False}, "Go on until the attempt has ended."),
             Query("offset", {**_POSITION, "default": 0}, "With `follow`: from this byte on."),
         ),
+    ),
+    Operation(
+        "start_run",
+        "/dags/{label}/runs",
+        "Start a run of a DAG. It goes on when the answer is there, which tells its id.",
+        "Started",
+        (404, *_CHANGES),
+        method="POST",
+        options=RUN_OPTIONS,
+    ),
+    Operation(
+        "resume_run",
+        "/runs/{run_id}/resume",
+        "Resume a run that failed, was cancelled or lost its driver.",
+        "Started",
+        (404, 500, *_CHANGES),
+        method="POST",
+        options=RESUME_OPTIONS,
+    ),
+    Operation(
+        "cancel_run",
+        "/runs/{run_id}/cancel",
+        "Have whoever drives a run stop it, soon.",
+        "Started",
+        (404, 409, 413, 415, 422, 500),
+        method="POST",
     ),
     Operation("health", "/health", "Whether it serves, and whether runs can be started.", "Health"),
     Operation("openapi", "/openapi.json", "This document.", "Document"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import anyio
@@ -94,7 +94,7 @@ def part(header: str | None, size: int) -> tuple[int, int] | None:
     return begin, end
 
 
-async def pieces(path: Path, begin: int, end: int, threads: anyio.CapacityLimiter) -> AsyncIterator[bytes]:
+async def pieces(path: Path, begin: int, end: int, threads: anyio.CapacityLimiter) -> AsyncGenerator[bytes, None]:
     """The bytes of a file from `begin` to `end`."""
     while begin < end:
         size = min(_PIECE, end - begin)
@@ -105,7 +105,7 @@ async def pieces(path: Path, begin: int, end: int, threads: anyio.CapacityLimite
         yield piece
 
 
-async def followed(watch: Watch, tail: Tail, task: str, attempt: int, offset: int) -> AsyncIterator[bytes]:
+async def followed(watch: Watch, tail: Tail, task: str, attempt: int, offset: int) -> AsyncGenerator[bytes, None]:
     """The log of an attempt from `offset` on, until the attempt has ended."""
     while True:
         ended = watch.over or watch.running.get(task) != attempt  # first, so that its last words are read below

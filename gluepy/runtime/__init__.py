@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import anyio
+from anyio.abc import TaskGroup
 from anyio.lowlevel import current_token
 
 from gluepy.clock import Clock, SystemClock
@@ -46,22 +48,30 @@ _SHARED = ""  # the name of a Runtime's own concurrency among the limits
 
 
 class Run:
-    """A run in progress: what `stream_dag` gives. Iterate over it, once, for its events.
+    """A run in progress: what `stream_dag` and `start_dag` give. Iterate over it, once, for its events.
 
     `id`, `path` (the folder of its record; with `record=False` there is none); of a resumed run `plan`, what it does
     again and why; of a traced one `traceparent`, the span that all is below, as W3C trace context has it.
     """
 
-    def __init__(
-        self, id: str, path: Path, plan: ResumePlan | None, subscription: Subscription, traceparent: str | None = None
-    ) -> None:
-        self.id, self.path, self.plan, self.traceparent = id, path, plan, traceparent
-        self.events = subscription
-        self._ended = anyio.Event()
+    def __init__(self, session: Session) -> None:
+        self.id: str = session.record.run_id
+        self.path: Path = session.record.path
+        self.plan: ResumePlan | None = session.plan
+        trace = session.run.trace
+        self.traceparent: str | None = None if trace is None else trace.header()
+        self._session = session
+        self._begins_at = None if session.held is None else os.fstat(session.held.file).st_size  # in the log
+        self._began, self._ended = anyio.Event(), anyio.Event()
         self._result: RunResult | None = None
         self._error: BaseException | None = None
         self._engine: Engine | None = None
         self._cancelled = False
+
+    @cached_property
+    def events(self) -> Subscription:
+        """What iterating gives; its `take` gives many events at once."""
+        return self._session.feed.subscribe(since=self._begins_at)
 
     @property
     def ended(self) -> bool:
@@ -86,18 +96,22 @@ class Run:
     def __aiter__(self) -> AsyncIterator[Event]:
         return self.events
 
-    async def _drive(self, session: Session, check: bool) -> None:
-        """Drive `session`, and keep how it ended for `result`."""
-        session.handle = self._on_engine
+    async def _drive(self, check: bool) -> None:
+        """Drive it, and keep how it ended for `result`."""
+        self._session.handle = self._on_engine
         try:
-            self._result = await session.drive(check)
+            self._result = await self._session.drive(check)
         except Exception as error:
             self._error = error
         finally:
+            if self._result is None and self._error is None:
+                self._error = RunCancelledError(self.id)
             self._ended.set()
+            self._began.set()
 
     def _on_engine(self, engine: Engine) -> None:
         self._engine = engine
+        self._began.set()
         if self._cancelled:
             engine.cancel()
 
@@ -132,6 +146,8 @@ class Runtime:
         self._stack = AsyncExitStack()
         self._shared: Shared | None = None
         self._loop: object = None  # in which it was opened
+        self._background: TaskGroup | None = None
+        self._started_runs: set[Run] = set()  # which the background drives
 
     @property
     def is_open(self) -> bool:
@@ -170,6 +186,8 @@ class Runtime:
             kept=kept,
             named_executor=self._named_executor(),
         )
+        self._background = await anyio.create_task_group().__aenter__()
+        self._stack.push_async_callback(self._end_background)  # before anything else that is open is closed
         return self
 
     async def __aexit__(
@@ -212,6 +230,18 @@ class Runtime:
         """`resume_run`, watched as `stream_dag` is."""
         return RunStream(None, lambda: self._resumed(run, options), check)
 
+    async def start_dag(self, dag: str | type[DAG], **options: Unpack[RunOptions]) -> Run:
+        """Start a run that goes on in the background, until it has ended or the runtime is closed, which cancels it.
+
+        Returns when the run has begun. Raises as `run_dag` does before that. `result()` of what is returned tells how
+        the run ended, also of one that failed; one that could not go on is logged as well.
+        """
+        return await self._started(await self._new(dag, options))
+
+    async def start_resume(self, run: str = "latest", **options: Unpack[ResumeOptions]) -> Run:
+        """Resume a run in the background, as `start_dag` runs one."""
+        return await self._started(await self._resumed(run, options))
+
     def plan_resume(self, run: str = "latest", **options: Unpack[ResumeOptions]) -> ResumePlan:
         """What `resume_run` would do, without doing it. Raises as that does before anything runs."""
         check_options(options, ResumeOptions)
@@ -250,6 +280,34 @@ class Runtime:
             raise
         session.on_close = partial(shared.descriptors.give, count)
         return session
+
+    async def _started(self, session: Session) -> Run:
+        run = Run(session)
+
+        assert self._background is not None
+        self._background.start_soon(self._drive_in_background, run)
+        await run._began.wait()
+        if run._error is not None:
+            raise run._error
+        return run
+
+    async def _end_background(self) -> None:
+        for run in self._started_runs:
+            run.cancel()
+        assert self._background is not None
+        await self._background.__aexit__(None, None, None)
+
+    async def _drive_in_background(self, run: Run) -> None:
+        self._started_runs.add(run)
+        try:
+            await run._drive(check=False)
+        finally:
+            self._started_runs.discard(run)
+        if run._error is not None:
+            import structlog
+
+            problem = "a run in the background could not go on"
+            structlog.get_logger("gluepy.runtime").error(problem, run_id=run.id, error=str(run._error))
 
     async def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have `work` done in a task until the runtime is closed."""
@@ -292,18 +350,12 @@ class RunStream:
                 await stack.enter_async_context(self._runtime)
             session = await self._prepare()
             stack.callback(session.close)
-            trace = session.run.trace
-            self._run = Run(
-                session.record.run_id,
-                session.record.path,
-                session.plan,
-                session.feed.subscribe(),
-                None if trace is None else trace.header(),
-            )
+            self._run = Run(session)
+            self._run.events = session.feed.subscribe()  # before anything happens: also of what tasks print
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
             self._stack = stack.pop_all()
-        self._tasks.start_soon(self._run._drive, session, self._check)
+        self._tasks.start_soon(self._run._drive, self._check)
         return self._run
 
     async def __aexit__(

@@ -44,9 +44,11 @@ class Feed:
         """Whether somebody subscribes."""
         return bool(self._subscriptions)
 
-    def subscribe(self, buffer: int = BUFFER) -> Subscription:
-        """A subscription to what is published from now on."""
+    def subscribe(self, buffer: int = BUFFER, *, since: int | None = None) -> Subscription:
+        """A subscription to what is published from now on, or to what is stored from the byte `since` of the log on."""
         subscription = Subscription(self, buffer)
+        if since is not None and self.replay is not None:
+            subscription.read_from(self.replay(since))
         if self._closed:
             subscription.close()
         else:
@@ -120,6 +122,10 @@ class Subscription:
         self._room -= len(event.line)
         self._wake()
         return True
+
+    def read_from(self, replay: Replay) -> None:
+        """Begin with what `replay` reads, as one does that has fallen behind."""
+        self._behind = replay
 
     def close(self) -> None:
         """Nothing more comes."""

@@ -1,0 +1,65 @@
+"""Requests that start, cancel and resume runs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gluepy.asgi.answers import answer, body, mounted_at
+from gluepy.asgi.looking import Looking
+from gluepy.asgi.operations import RESUME_OPTIONS, RUN_OPTIONS
+from gluepy.errors import NotRunning
+from gluepy.report import RunReport
+from gluepy.runs.record import Record
+from gluepy.runtime import Runtime
+
+
+class Driving:
+    """Answers requests that change something. The runs are those of the runtime: they outlive the request, and end with
+    the runtime at the latest."""
+
+    def __init__(self, runtime: Runtime, looking: Looking) -> None:
+        self._runtime, self._looking = runtime, looking
+
+    async def start_run(self, request: Request) -> Response:
+        """Start a run of a DAG."""
+        options: Any = await body(request, RUN_OPTIONS)
+        label = request.path_params["label"]
+        await self._looking.in_thread(partial(self._looking.find_dag, label))  # which imports the project's modules
+        self._check_open()
+        run = await self._runtime.start_dag(label, **{"capture": True, **options})
+        return _started(request, run.id)
+
+    async def resume_run(self, request: Request) -> Response:
+        """Resume a run."""
+        options: Any = await body(request, RESUME_OPTIONS)
+        record = await self._looking.record(request)
+        self._check_open()
+        run = await self._runtime.start_resume(record.run_id, **{"capture": True, **options})
+        return _started(request, run.id)
+
+    async def cancel_run(self, request: Request) -> Response:
+        """Ask the driver of a run, in whichever process it is, to cancel it."""
+        await body(request, {})
+        record = await self._looking.record(request)
+        await self._looking.in_thread(partial(self._cancel, record))
+        return _started(request, record.run_id)
+
+    def _cancel(self, record: Record) -> None:
+        if not record.is_held():
+            raise NotRunning(record.run_id, RunReport.from_record(record, self._looking.settings).status)
+        record.ask_to_stop()
+
+    def _check_open(self) -> None:
+        if not self._runtime.is_open:
+            detail = "no run can be started here: the service has not opened its Runtime (`async with runtime:`)"
+            raise HTTPException(503, detail)
+
+
+def _started(request: Request, run_id: str) -> Response:
+    location = f"{mounted_at(request)}/runs/{run_id}"
+    return answer({"run_id": run_id}, 202, {"location": location})
