@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w/.-]+\.\w+)\n")
 
 
-SLOW = {"testing"}  # it runs contract suites
+SLOW = {"testing", "observability"}  # they run contract suites, and what reads logs
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from opentelemetry import _logs, metrics, trace
 from opentelemetry.util._once import Once
 from receivers import Receiver
 
-from gluepy import otelsdk
-
 
 @pytest.fixture(autouse=True)
 def _no_sink_is_left_behind() -> Iterator[None]:
@@ -34,15 +32,7 @@ def _opentelemetry_is_set_up_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     for name in ("TRACEPARENT", "TRACESTATE"):
         monkeypatch.delenv(name, raising=False)
     yield
-    shut_down()
-
-
-def shut_down() -> None:
-    """Have what was set up send nothing more."""
-    for pipelines in otelsdk._pipelines:
-        for provider in pipelines.providers:
-            provider.shutdown()
-    otelsdk._pipelines.clear()
+    otlp.shut_down()
 
 
 @pytest.fixture
@@ -51,4 +41,4 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     with Receiver(answer=otlp.answer) as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
         yield receiver
-        shut_down()
+        otlp.shut_down()

@@ -12,11 +12,21 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from receivers import Request
 
+from gluepy import otelsdk
+
 _KINDS: dict[str, Any] = {
     "/v1/traces": ExportTraceServiceRequest,
     "/v1/metrics": ExportMetricsServiceRequest,
     "/v1/logs": ExportLogsServiceRequest,
 }
+
+
+def shut_down() -> None:
+    """Have what was set up in this process send nothing more."""
+    for pipelines in otelsdk._pipelines:
+        for provider in pipelines.providers:
+            provider.shutdown()
+    otelsdk._pipelines.clear()
 
 
 def answer(request: Request) -> tuple[int, str, bytes]:
