@@ -174,6 +174,9 @@ class Scheduler:
         # Ready nodes, by what they use: pending or retrying, with nothing to wait for but limits and a slot. Each is in
         # one heap, and not delayed.
         self._heaps: dict[tuple[tuple[str, int], ...], list[int]] = {}
+        self._only_heap: list[int] | None = None  # of these, if no task uses anything
+        if not any(self._uses):
+            self._only_heap = self._heaps[()] = []
         self._delayed: list[tuple[float, int]] = []  # a heap of retrying nodes, each once, with when they are due
         self._failed: list[int] = []
         self._transparent: set[int] = set()  # left out in an earlier session: they hand on what comes before them
@@ -187,13 +190,12 @@ class Scheduler:
 
     def observe(self, event: Event, now: float) -> int:
         """Take `event` in, into the state and the queues; returns the node that it is about, or -1."""
+        if isinstance(event, e.TaskFinished):
+            return self.finish(event, self.graph.index[event.task], now)
         node = self.state.apply(event)
         match event:
             case e.TaskStarted():
                 pass  # `next` has counted it already
-            case e.TaskFinished():
-                self._stop_running(node)
-                self._resolve(node, self._hands_on(node), now)
             case e.TaskFailed():
                 self._vacate(node, event.attempt, event.abandoned, now)
                 self._fail(node, now)
@@ -224,6 +226,13 @@ class Scheduler:
                 assert_never(event)
         return node
 
+    def finish(self, event: e.TaskFinished, node: int, now: float) -> int:
+        """`observe`, where it is known which `node` the event is about."""
+        self.state.finish(event, node)
+        self._stop_running(node)
+        self._resolve(node, self._flags[node] & _AFTERMATH, now)
+        return node
+
     def next(self, now: float) -> Command | None:
         """The next command, to be carried out and answered with its event before `next` is called again.
 
@@ -251,7 +260,7 @@ class Scheduler:
         if any(self._heaps.values()):
             if not self._is_stuck() or now < self._grace_ends():
                 return None
-            self._heaps.clear()
+            self._clear_heaps()
             self._draining, self._fast_path = True, False
             self._failed[:0] = self.abandoned
         return self._end(EndRun("failed" if self._failed else "finished"))
@@ -309,7 +318,7 @@ class Scheduler:
         if not self._ended and not self._stopping:
             self._stopping = end
             self._commands.extend(StopTask(node) for node in self.running)
-            self._heaps.clear()
+            self._clear_heaps()
             self._delayed.clear()
 
     def release(self, node: int, attempt: int) -> None:
@@ -472,14 +481,15 @@ class Scheduler:
 
     def _queue(self, node: int, now: float) -> None:
         self._ready_at[node] = now
-        uses = self._uses[self.graph.spec_of[node]]
-        heap = self._heaps.get(uses)
+        heap = self._only_heap
         if heap is None:
-            heap = self._heaps[uses] = []
+            heap = self._heaps.setdefault(self._uses[self.graph.spec_of[node]], [])
         heapq.heappush(heap, (int((_TOP - self._paths[node]) * 1000) << 32) | node)
 
     def _pick(self) -> int:
         """The ready task that is to start, with what it uses taken; -1 where there is none."""
+        if self._only_heap is not None:
+            return heapq.heappop(self._only_heap) & _NODE if self._only_heap else -1
         best: list[int] | None = None
         starved = False
         for uses, heap in self._heaps.items():
@@ -497,6 +507,10 @@ class Scheduler:
         if uses:
             self._limits.take(uses)
         return node
+
+    def _clear_heaps(self) -> None:
+        for heap in self._heaps.values():
+            heap.clear()
 
     def _reclaim(self, node: int) -> Start:
         """A retry that has waited long enough gets the slot, and the limits, that its abandoned attempt holds."""
@@ -551,7 +565,7 @@ class Scheduler:
         self._fast_path = False
         stops = self.on_failure == "cancel" and not self._stopping
         retries = [node for _, node in self._delayed]
-        for uses, heap in self._heaps.items():
+        for heap in self._heaps.values():
             kept = []
             for key in heap:
                 begun = self.state.status[key & _NODE] == RETRYING
@@ -560,7 +574,7 @@ class Scheduler:
                 elif begun or self._flags[key & _NODE] & _AFTERMATH:
                     kept.append(key)
             heapq.heapify(kept)
-            self._heaps[uses] = kept
+            heap[:] = kept
         if stops:
             self._delayed.clear()
             self._commands.extend(StopTask(node) for node in self.running)

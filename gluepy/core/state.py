@@ -132,20 +132,15 @@ class State:
 
         Raises `KeyError` for a task that the graph does not have.
         """
+        match event:
+            case e.TaskStarted():
+                return self.begin(event, self.graph.index[event.task])
+            case e.TaskFinished():
+                return self.finish(event, self.graph.index[event.task])
         if event.seq > self.seq:  # in a damaged log one may be out of its place
             self.seq = event.seq
         before, self.last_at = self.last_at, event.timestamp
         match event:
-            case e.TaskStarted():
-                node = self.graph.index[event.task]
-                self.status[node] = RUNNING
-                self.attempt[node] = event.attempt
-                return node
-            case e.TaskFinished():
-                node = self.graph.index[event.task]
-                self.status[node] = FINISHED
-                self.duration_s[node] = event.duration_s
-                return node
             case e.TaskMetric():
                 node = self.graph.index[event.task]
                 self.metrics.setdefault(node, {})[event.name] = event.value
@@ -203,6 +198,24 @@ class State:
                 return self._over("cancelled", event.duration_s)
             case _:
                 assert_never(event)
+
+    def begin(self, event: e.TaskStarted, node: int) -> int:
+        """`apply`, where it is known which `node` the event is about."""
+        if event.seq > self.seq:
+            self.seq = event.seq
+        self.last_at = event.timestamp
+        self.status[node] = RUNNING
+        self.attempt[node] = event.attempt
+        return node
+
+    def finish(self, event: e.TaskFinished, node: int) -> int:
+        """`apply`, where it is known which `node` the event is about."""
+        if event.seq > self.seq:
+            self.seq = event.seq
+        self.last_at = event.timestamp
+        self.status[node] = FINISHED
+        self.duration_s[node] = event.duration_s
+        return node
 
     def _ended(self, event: e.TaskEvent, status: int, duration_s: float | None) -> int:
         node = self.graph.index[event.task]

@@ -230,7 +230,8 @@ class Engine:
             pid=self._pid,
             queued_s=rounded(start.queued_s),
         )
-        self._put(event)
+        journal.store(event)
+        self.state.begin(event, node)
         params = graph.params(node) if spec.params else _NONE
         self._work.append((node, Attempt(self.run, spec, task, number, limit, params, pool, target)))
 
@@ -403,7 +404,10 @@ class Engine:
     def _conclude(self, slot: Slot, events: Sequence[e.TaskEvent]) -> None:
         """Go on from how the slot's attempt ended, as `events` have stored it."""
         for event in events:
-            self._scheduler.observe(event, self._journal.now)
+            if isinstance(event, e.TaskFinished):
+                self._scheduler.finish(event, slot.node, self._journal.now)
+            else:
+                self._scheduler.observe(event, self._journal.now)
         slot.stored = None
         if slot.released:
             self._scheduler.release(slot.node, events[-1].attempt)

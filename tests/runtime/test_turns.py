@@ -270,14 +270,14 @@ async def test_an_executor_that_has_the_local_one_do_its_work_sees_every_outcome
 
 
 async def test_an_error_of_the_engine_in_a_threads_turn_stops_the_run(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    observe = Scheduler.observe
+    finish = Scheduler.finish
 
-    def fails(self: Scheduler, event: e.Event, now: float) -> int:
-        if in_worker_thread() and isinstance(event, e.TaskFinished):
+    def fails(self: Scheduler, event: e.TaskFinished, node: int, now: float) -> int:
+        if in_worker_thread():
             raise ZeroDivisionError
-        return observe(self, event, now)
+        return finish(self, event, node, now)
 
-    monkeypatch.setattr(Scheduler, "observe", fails)
+    monkeypatch.setattr(Scheduler, "finish", fails)
     with pytest.raises(RunStopped, match="ZeroDivisionError"), anyio.fail_after(PATIENCE_S):
         await go(Step(id="a"), Step(id="b"))
 

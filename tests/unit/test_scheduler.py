@@ -926,7 +926,7 @@ def test_what_was_left_out_before_hands_on_a_failure_of_this_session() -> None:
 
 def test_tasks_that_wait_for_nothing_and_cannot_start_are_a_bug_and_said_so() -> None:
     bench = Bench.sequence(A, B)
-    bench.scheduler._heaps.clear()
+    bench.scheduler._clear_heaps()
     with pytest.raises(AssertionError, match="nothing can start, yet 2 tasks wait, among them a"):
         bench.go()
 
