@@ -597,6 +597,67 @@ def worker(
     raise typer.Exit(work(_invocation(ctx), queue, concurrency))
 
 
+@app.command(short_help="Run one task of a run, for an orchestrator that schedules the graph.")
+def step(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The whole id of the run.", show_default=False)],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task, by its id or its slug.", show_default=False)],
+    dag: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", help="The run's DAG: the first step of a run that nobody has begun needs it."),
+    ] = None,
+    param: Param = None,
+    params: Params = None,
+    executor: Annotated[str, typer.Option(metavar="NAME", help="What the events call the orchestrator.")] = "step",
+    skip_code: Annotated[
+        int, typer.Option(metavar="N", min=0, max=255, help="The exit code for a task that was skipped.")
+    ] = 0,
+) -> None:
+    """Make the next attempt of a task, in a process of its own, and write what became of it beside the run's files.
+
+    The first step of a run writes run.json there, with the graph and the parameters; later ones read it. It may be
+    called again: a task that has finished is not run again, one that runs is waited for, one that failed is tried
+    again. SIGTERM stops the attempt with all its descendants.
+
+    \b
+      gluepy step 2026-01-01 load --dag train -P date=2026-01-01
+      gluepy step 2026-01-01 'fit[region=eu]'
+
+    Exit codes: 0 the task finished, or was skipped; 1 it failed, or was blocked; 2 usage; 3 storage; 143 SIGTERM.
+    """
+    from gluepy.cli.stepping import step as step_command
+
+    raise typer.Exit(
+        step_command(
+            _invocation(ctx),
+            run,
+            task,
+            dag=dag,
+            param=param or (),
+            params=params,
+            executor=executor,
+            skip_code=skip_code,
+        )
+    )
+
+
+@app.command(short_help="Record runs that an orchestrator has run without us.")
+def collect(
+    ctx: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="The whole id of the run.", show_default=False)
+    ] = None,
+) -> None:
+    """Make the record of a run of what its steps have left in STORAGE_ROOT, so that runs, show and diff know it.
+
+    Without RUN, of all runs there that this machine has no record of. One that goes on is recorded as far as it has
+    come, and made again next time.
+    """
+    from gluepy.cli.stepping import collect as collect_command
+
+    raise typer.Exit(collect_command(_invocation(ctx), run))
+
+
 @app.command(short_help="Delete the records of old runs.")
 def prune(
     ctx: typer.Context,

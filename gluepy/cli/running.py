@@ -429,8 +429,13 @@ def on_failure_of(call: Call) -> Literal["continue", "cancel"] | None:
 
 def params_of(call: Call) -> dict[str, JSON]:
     """The parameters of --params and --param, the latter over the former."""
-    params = _params_file(call.params) if call.params is not None else {}
-    for text in call.param:
+    return params_in(call.param, call.params)
+
+
+def params_in(words: Sequence[str], file: str | None) -> dict[str, JSON]:
+    """The parameters of `words`, each name=value, over those of a file."""
+    params = _params_file(file) if file is not None else {}
+    for text in words:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise OptionError("--param", f"{text!r} is not name=value", "as in --param date=2026-01-01")

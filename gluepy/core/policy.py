@@ -60,3 +60,17 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 NO_RETRY = Retry(attempts=1)
+
+
+def judge(trigger: Trigger, *, bad: bool, skipped: bool) -> Literal["start", "upstream", "trigger", "blocked"]:
+    """What becomes of a task whose direct predecessors have all ended, some of them badly or skipped, as the table at
+    the head of `core.scheduler` says: it starts, is skipped for one of two reasons, or is blocked."""
+    match trigger:
+        case "all_done":
+            return "start"
+        case "one_failed":
+            return "start" if bad else "trigger"
+        case "none_failed":
+            return "blocked" if bad else "start"
+        case "all_success":
+            return "blocked" if bad else "upstream" if skipped else "start"

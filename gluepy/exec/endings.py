@@ -51,7 +51,7 @@ class Endings:
         self, slot: Slot, attempt: Attempt, outcome: Outcome, duration_s: float, abandoned: bool = False
     ) -> Sequence[e.TaskEvent]:
         """The events of an attempt that ended as `outcome`; `abandoned` if its code goes on nevertheless."""
-        duration_s = rounded(duration_s)
+        duration_s = rounded(duration_s if outcome.duration_s is None else outcome.duration_s)
         if outcome.status == "finished":
             if not attempt.spec.expands:
                 return (self._finished(slot, attempt, outcome, duration_s),)

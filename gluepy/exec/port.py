@@ -155,7 +155,8 @@ class Outcome(RanAt, frozen=True, kw_only=True, omit_defaults=True):
     `failed` with `reason` and the error's fields; `retryable`
     is False when the task's `Retry.on` does not name the error, `missing` are the declared inputs that were not there.
     `value` is what an `each` callable returned, as a list of lists of parameter values. `exception` is the user's own
-    exception, if it could be carried over.
+    exception, if it could be carried over. `duration_s` is for an executor that knows better than the engine, which
+    counts from when it was told that the attempt has begun.
     """
 
     status: Literal["finished", "skipped", "failed"]
@@ -168,6 +169,7 @@ class Outcome(RanAt, frozen=True, kw_only=True, omit_defaults=True):
     value: JSON = None
     warning: str = ""
     exception: BaseException | None = None
+    duration_s: float | None = None
 
     def message(self) -> dict[str, JSON]:
         """This outcome as JSON-able data, without the exception object; `Outcome.from_message` is its inverse."""

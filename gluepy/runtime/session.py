@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
-from gluepy.clock import Clock
+from gluepy.clock import Clock, rfc3339
 from gluepy.conf.context import Context
 from gluepy.conf.dags import find_dag
 from gluepy.conf.parameters import NO_PARAMETERS, RunParameters, load_parameters, resumed_parameters
@@ -25,13 +25,14 @@ from gluepy.core.resume import changes, plan_resume
 from gluepy.core.scheduler import Limits, Scheduler
 from gluepy.core.selection import awaited, select
 from gluepy.core.spans import SAMPLED
-from gluepy.core.state import FINISHED, State
+from gluepy.core.state import FINISHED, PENDING, RETRYING, RUNNING, State
 from gluepy.errors import GluepyError, ImportFailed, OptionError, RunError, RunLocked, RunStopped
 from gluepy.exec.dag import DAG, Compiled
 from gluepy.exec.endings import HOST
 from gluepy.exec.engine import Engine
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.executors.streams import capturing
+from gluepy.exec.graph_level import GraphExecutor
 from gluepy.exec.journal import Journal, TracedJournal
 from gluepy.exec.opening import open_session
 from gluepy.exec.port import Executor, RunInfo
@@ -56,6 +57,8 @@ from gluepy.version import VERSION
 
 if TYPE_CHECKING:
     from gluepy.runs.reading import RunReader
+
+_ANY_NUMBER = 1 << 30  # of tasks at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +161,12 @@ class Session:
     def new(cls, shared: Shared, dag: str | type[DAG], options: Mapping[str, Any]) -> Session:
         """A run that has not begun. Raises `UsageError`, and `RunStopped` where it cannot be recorded."""
         settings, kept = shared.settings, shared.kept
-        recorded = _reference(dag)  # before its file is imported, which may change the current folder
+        recorded = reference(dag)  # before its file is imported, which may change the current folder
         known = kept.compiled(kept.find(dag))
         graph = known.compiled.graph
         select(graph, known.compiled.label, options)
         resolved = resolve_options(settings, known, options)
-        (resolved.executor or shared.executor).check(graph)
+        _check(resolved.executor or shared.executor, graph, options)
         parameters = load_parameters(settings, options.get("params") or {})
         options = {**options, "dag": recorded}
         is_recorded: bool = options.get("record", True)
@@ -211,7 +214,7 @@ class Session:
         settings, kept, state, run_id = shared.settings, shared.kept, log.state, record.run_id
         given = {name: value for name, value in options.items() if value is not None}
         merged = {**state.options, **given, "from_task": state.options.get("from_task")}  # what the run began with
-        merged["dag"] = _reference(merged.get("dag") or state.dag)  # before its file is imported
+        merged["dag"] = reference(merged.get("dag") or state.dag)  # before its file is imported
         known = kept.compiled(_find_again(given.get("dag") or merged["dag"], settings, run_id))
         compiled = known.compiled
         if shared.named_executor is not None and "executor" not in given:
@@ -256,7 +259,7 @@ class Session:
             stale=[task for task in reruns.kept if parameters.changes or task in state.stale],
         )
         resolved = resolve_options(settings, known, merged)
-        (resolved.executor or shared.executor).check(state.graph)
+        _check(resolved.executor or shared.executor, state.graph, merged)
         if merged.get("capture"):
             record.make_logs()
         return cls(shared, known, record, parameters, merged, resolved, state, held, plan, _resets=reruns.resets)
@@ -275,7 +278,7 @@ class Session:
         try:
             if self.plan is not None:
                 self._sweep()
-            if self.own_executor is None and not self.run.capture:
+            if self.own_executor is None and not self.run.capture and not self.is_handed_over:
                 engine, failure = await self._drive(self.shared.executor)
             else:
                 async with AsyncExitStack() as stack:
@@ -284,6 +287,8 @@ class Session:
                     executor = self.shared.executor
                     if self.own_executor is not None:
                         executor = await stack.enter_async_context(self.own_executor)
+                    if isinstance(executor, GraphExecutor):
+                        executor = await stack.enter_async_context(self._handed_over(executor))
                     engine, failure = await self._drive(executor)
         except LogBroken as error:  # when it was opened, or with the last of what was to be flushed
             raise RunStopped(self.run.run_id, f"cannot write {error.path}: {error.why}", error.hint) from error
@@ -316,6 +321,33 @@ class Session:
     async def _drive_by(self, engine: Engine, subscriptions: list[Subscription]) -> tuple[Engine, GluepyError | None]:
         self.handle(engine)
         return engine, await self._with_sinks(engine, subscriptions)
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether an engine of graph level schedules the run."""
+        return isinstance(self.own_executor or self.shared.executor, GraphExecutor)
+
+    def _handed_over(self, executor: GraphExecutor) -> Executor:
+        from gluepy.runtime.handing_over import handed_over  # other runs do without it
+
+        to_run = [
+            self.state.graph.task_id(node)
+            for node in self.state.graph.tasks()
+            if (node in self._resets or self.state.status[node] in (PENDING, RUNNING, RETRYING))
+            and (self.selection is None or self.selection.takes(self.state.graph, node))
+        ]
+        return handed_over(
+            executor,
+            self.run,
+            self.state,
+            to_run,
+            self.parameters,
+            self.options,
+            settings=self.shared.settings,
+            created_at=rfc3339(self.shared.clock.wall()),
+            concurrency=self.options.get("concurrency") or self.shared.concurrency,
+            is_part=self.selection is not None,
+        )
 
     def _sweep(self) -> None:
         from gluepy.exec.drafts import sweep
@@ -379,19 +411,23 @@ class Session:
             clock=shared.clock,
             doorbell=doorbell,
             timeout_s=self.options.get("timeout_s"),
-            ignore_timeouts=self.debug,
+            ignore_timeouts=self.debug or self.is_handed_over,  # its steps keep them
             turn=shared.turn,
         )
 
     def _scheduler(self) -> Scheduler:
-        shared = self.shared
+        shared, limits, units = self.shared, self.shared.limits, self.shared.units
         concurrency = self.options.get("concurrency") or shared.concurrency or shared.settings.CONCURRENCY
+        on_failure = self.options.get("on_failure")
+        if self.is_handed_over:  # the engine decides what runs; here, all that may be running is waited for
+            concurrency, limits, units = _ANY_NUMBER, Limits(dict.fromkeys(limits.capacity, _ANY_NUMBER)), ()
+            on_failure = "continue"
         return Scheduler(
             self.state,
             concurrency=1 if self.debug else concurrency,
-            limits=shared.limits,
-            shared=shared.units,
-            on_failure=self.options.get("on_failure") or "drain",
+            limits=limits,
+            shared=units,
+            on_failure=on_failure or "drain",
             selection=self.selection,
             awaited=awaited(self.state.graph, self._named()),
             weight=self._weight(),
@@ -471,6 +507,12 @@ class Session:
         raise RunError.from_result(message, errors, self.run.run_id, result)
 
 
+def _check(executor: Executor, graph: Graph, options: Mapping[str, Any]) -> None:
+    executor.check(graph)
+    if isinstance(executor, GraphExecutor):
+        executor.check_options(options)
+
+
 async def _driven(engine: Engine) -> GluepyError | None:
     # Returned, not raised: a task group around it would wrap it.
     try:
@@ -480,7 +522,7 @@ async def _driven(engine: Engine) -> GluepyError | None:
     return None
 
 
-def _reference(dag: str | type[DAG]) -> str:
+def reference(dag: str | type[DAG]) -> str:
     """By what a later session finds the DAG."""
     if isinstance(dag, str):
         return os.path.abspath(dag) if ".py" in dag else dag

@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w/.-]+\.\w+)\n")
 
 
-SLOW = {"testing", "observability"}  # they run contract suites, and what reads logs
+SLOW = {"observability", "orchestrators", "testing"}  # they run contract suites, what reads logs, many processes
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from gluepy.exec.executors.remote.agent import Agent, Lease, Tell
 from gluepy.exec.executors.remote.calls import Call, Calls, check_importable
 from gluepy.exec.executors.remote.fence import Fence, StorageFence
 from gluepy.exec.executors.remote.here import AgentThread, cancel_here, close_here, run_here
-from gluepy.exec.executors.remote.messages import decode_report, key_in, stopped_report
+from gluepy.exec.executors.remote.messages import decode_report, encode_order, key_in, stopped_report
 
 __all__ = [
     "Agent",
@@ -55,6 +55,7 @@ __all__ = [
     "check_importable",
     "close_here",
     "decode_report",
+    "encode_order",
     "key_in",
     "run_here",
     "stopped_report",
