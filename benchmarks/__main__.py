@@ -25,6 +25,7 @@ from benchmarks import (
     report,
     scale,
     service,
+    sinks,
     startup,
 )
 from benchmarks.machine import Machine, isolated
@@ -40,6 +41,7 @@ ROWS: dict[str, Callable[[Effort], AsyncIterator[Row]]] = {
     "events": events.events,
     "live": live.live,
     "costs": costs.costs,
+    "sinks": sinks.sinks,
     "celery": on_celery.on_celery,
     "dask": on_dask.on_dask,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -18,6 +19,7 @@ from typing import Any
 from gluepy.errors import MissingExtra, SettingsError
 
 _VARIABLES = {"service_name": "OTEL_SERVICE_NAME", "endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT"}
+_EXIT_S = 2.0
 _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
@@ -102,9 +104,27 @@ def set_up(options: Mapping[str, str], *, exits: bool = True) -> Pipelines | Non
     if quiet.level == logging.NOTSET:
         quiet.setLevel(logging.CRITICAL)
     if exits:
-        atexit.register(pipelines.flush)
+        _flush_at_exit(pipelines)
     _pipelines.append(pipelines)
     return pipelines
+
+
+def _flush_at_exit(pipelines: Pipelines) -> None:
+    """Export the rest when the process ends, by a thread that is there before, since none can be started then. A
+    receiver that does not answer holds the process up for no more than `_EXIT_S`."""
+    begin, done = threading.Event(), threading.Event()
+
+    def flush() -> None:
+        begin.wait()
+        pipelines.flush()
+        done.set()
+
+    def leave() -> None:
+        begin.set()
+        done.wait(_EXIT_S)
+
+    threading.Thread(target=flush, name="otel-flush", daemon=True).start()
+    atexit.register(leave)
 
 
 def _exporters(signal: str) -> Iterator[Any]:

@@ -304,6 +304,8 @@ class Session:
         """Drive it by `executor`; returns what drove it, and what stopped the run."""
         shared, record = self.shared, self.record
         subscriptions = [self.feed.subscribe() for _ in self.sinks]
+        for sink in self.sinks:
+            sink.begin(self.state.seq, self.held is not None)
         if self.held is None:
             return await self._drive_by(self._open(executor, None), subscriptions)
         log = FileLog(record.events, shared.settings.EVENT_SYNC, held=self.held, flusher=shared.flusher)

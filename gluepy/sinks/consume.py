@@ -36,7 +36,11 @@ class Delivery:
     def __init__(self, sink: Consumer, name: str = "") -> None:
         self.sink, self.name = sink, name
         self.seq = 0
-        self._warned = False
+        self._warned, self._is_recorded = False, True
+
+    def begin(self, seq: int, is_recorded: bool) -> None:
+        """The run's events follow that of number `seq`; they are recorded, or nowhere but here."""
+        self.seq, self._is_recorded = seq, is_recorded
 
     async def consume(self, subscription: Subscription, run_id: str) -> None:
         """Feed the sink until the subscription ends. A sink that raises gets nothing more, and a warning in the log
@@ -53,8 +57,10 @@ class Delivery:
 
     def left_behind(self, run_id: str, seq: int) -> None:
         """The run is over, its last event was number `seq`, and the sink is not waited for any longer: warn of it."""
-        problem = "a sink was not done in time; the rest of the run's events is lost to it"
-        self._warn(run_id, problem, lost=seq - self.seq, setting="SINK_TIMEOUT_S")
+        problem = "a sink was not done in time; it may not have sent all that it took"
+        if lost := seq - self.seq:
+            problem = f"a sink was not done in time; it has missed {lost:,} event{'s' if lost > 1 else ''}"
+        self._warn(run_id, problem, setting="SINK_TIMEOUT_S")
 
     async def replay(self, events: Iterable[Event]) -> None:
         """Call the sink with each of `events`, entered and left as in a run. Raises what it raises."""
@@ -73,9 +79,11 @@ class Delivery:
         self._warned = True
         import structlog
 
-        again = f"gluepy export {run_id} --sink {self.name}" if self.name else f"gluepy.export_run({run_id!r}, …)"
+        if self._is_recorded:
+            again = f"gluepy export {run_id} --sink {self.name}" if self.name else f"gluepy.export_run({run_id!r}, …)"
+            facts["send_again"] = again
         structlog.get_logger("gluepy.sinks").warning(
-            problem, sink=self.name or repr(self.sink), **facts, taken_up_to=self.seq, send_again=again
+            problem, sink=self.name or repr(self.sink), run_id=run_id, taken_up_to=self.seq, **facts
         )
 
     async def _feed(self, take: Callable[[], Awaitable[list[Event]]]) -> None:

@@ -54,7 +54,7 @@ class Console:
         stdin: str = "",
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        if program == _MODULE and not any(name.startswith(_AT_START) for name in env):
+        if program == _MODULE and not stdin and not any(name.startswith(_AT_START) for name in env):
             return self._forked(words, cwd or self.folder, environment(**env))
         return subprocess.run(
             [*program, *words],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from console_calls import Console
 
 
@@ -27,3 +29,38 @@ def test_sink_that_fails_or_is_unknown_is_one_line(shop: Console) -> None:
     done = shop("export", "latest", "--sink", "jsonline")
     assert done.returncode == 2
     assert "did you mean 'jsonlines'?" in done.stderr
+
+
+def test_what_tasks_start_finds_the_run_s_span_or_that_of_its_attempt(shop: Console) -> None:
+    shop.write(
+        "flows/dags.py",
+        """
+        import os, subprocess, sys
+        from gluepy import DAG, Task
+
+        class Starts(Task):
+            def run(self):
+                show = [sys.executable, "-c", "import os; print(os.environ['TRACEPARENT'])"]
+                for env in (os.environ, {**os.environ, "TRACEPARENT": self.traceparent}):
+                    print(subprocess.run(show, env=env, capture_output=True, text=True).stdout)
+
+        class StartsInProcess(Starts):
+            pool = "process"
+
+        class TraceDAG(DAG):
+            label = "trace"
+            tasks = (Starts, StartsInProcess)
+        """,
+    )
+    outer = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    off = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+    assert shop("run", "trace", "--sink", "otel", TRACEPARENT=outer, **off).returncode == 0
+    events = [json.loads(line) for line in shop("events", "latest").stdout.splitlines()]
+    assert {event["trace_id"] for event in events} == {"0af7651916cd43dd8448eb211c80319c"}
+    assert events[0]["parent_span_id"] == "b7ad6b7169203331"
+    spans = {event["task"]: event["span_id"] for event in events if event["event"] == "task.started"}
+    of_run, of_attempt, *of_process = [
+        line.split("-")[2] for line in shop("logs", "latest").stdout.split() if "-" in line
+    ]
+    assert (of_run, of_attempt) == (events[0]["span_id"], spans["starts"])
+    assert set(of_process) == {spans["startsinprocess"]}

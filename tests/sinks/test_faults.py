@@ -16,10 +16,11 @@ from under_fault import UNDER_FAULT
 
 from gluepy import DAG, Task, each
 from gluepy.conf.schema import Settings
+from gluepy.core.events import Event
 from gluepy.exec.port import Metric
 from gluepy.runtime import Runtime
 from gluepy.testing import ScriptedExecutor, Step, events_of, outline
-from gluepy.testing.sinks import outcomes, run, script
+from gluepy.testing.sinks import SinkContractDAG, outcomes, run, script
 
 SINKS = pytest.mark.parametrize("name", UNDER_FAULT)
 
@@ -60,6 +61,30 @@ async def test_well_receiver_gets_the_run_and_nothing_is_warned_of(
         await run(under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=60.0), script(), under.sink)
         assert receiver.requests
     assert [line for line in logs if line.get("sink")] == []
+
+
+async def test_warning_of_a_resumed_run_counts_what_was_missed_of_that_session(settings: Settings) -> None:
+    over = threading.Event()
+    result = await run(settings, script())
+    before = len(events_of(result))
+    async with Runtime(settings.replaced(SINK_TIMEOUT_S=0.05), executor=script(fails=Step())) as runtime:
+        with structlog.testing.capture_logs() as logs:
+            await runtime.resume_run(result.run_id, sinks=[lambda event: over.wait(240)])
+    over.set()
+    (warning,) = [line for line in logs if line.get("sink")]
+    assert warning["event"].endswith(f"it has missed {len(events_of(result)) - before} events")
+    assert warning["taken_up_to"] == before
+
+
+async def test_warning_of_a_run_without_a_record_does_not_promise_that_it_can_be_sent_again(settings: Settings) -> None:
+    def fails(event: Event) -> None:
+        raise ConnectionError("nobody there")
+
+    async with Runtime(settings, executor=script()) as runtime:
+        with structlog.testing.capture_logs() as logs:
+            await runtime.run_dag(SinkContractDAG, check=False, sinks=[fails], record=False)
+    (warning,) = [line for line in logs if line.get("sink")]
+    assert "send_again" not in warning
 
 
 class Tells(Task):
