@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from gluepy.cli.app import app
-from gluepy.cli.group import BROKEN_PIPE
+from gluepy.cli.group import BROKEN_PIPE, command_line
 from gluepy.cli.invocation import put_variables_back
 from gluepy.cli.text import let_go, printable_block, tell, wants_colour
 from gluepy.conf import use_project, used_project
@@ -85,7 +85,7 @@ def _open_closed_streams() -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    command = typer.main.get_command(app)
+    command = command_line(app)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = command.main(args=arguments, prog_name=_program(), standalone_mode=False)

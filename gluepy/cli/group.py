@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command_name
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.text import let_go, printable_block, tell
@@ -51,16 +55,39 @@ class NoCommands(UsageError):
         return f"{self.module}: {self.problem}; {self.hint}"
 
 
+def command_line(app: typer.Typer) -> CommandLine:
+    """`app`, a `CommandLine`, with the parameters of its callback only: typer takes a third of what `--help` does to
+    make those of all its commands."""
+    declared, app.registered_commands = app.registered_commands, []
+    try:
+        group = typer.main.get_command(app)
+    finally:
+        app.registered_commands = declared
+    assert isinstance(group, CommandLine)
+    group.declared = {each.name or get_command_name(each.callback.__name__): each for each in declared if each.callback}
+    group.commands = dict.fromkeys(group.declared)
+    return group
+
+
 class CommandLine(TyperGroup):
-    """gluepy's commands at once; the others when one of them is typed, or when all are listed.
+    """gluepy's commands, `declared`, each made when it is called; the others, of the project and of installed packages,
+    when one of them is typed, or when all are listed.
 
     Of commands with one name gluepy's goes before the project's, and that before an installed package's (an entry point
     of `gluepy.commands`: a typer app).
     """
 
+    declared: Mapping[str, Any] = MappingProxyType({})
+    commands: dict[str, Any]  # None for those that have not been made
+    _is_listing = False
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command `cmd_name`, or None. The project's modules are imported only for what is not gluepy's own."""
-        known = super().get_command(ctx, cmd_name)
+        known = self.commands.get(cmd_name)
+        if known is None and cmd_name in self.declared:
+            if self._is_listing:
+                return _line_of(cmd_name, self.declared[cmd_name])
+            known = self.commands[cmd_name] = _made(cmd_name, self.declared[cmd_name])
         if known is None:
             known = self._projects(ctx).get(cmd_name)
         return known if known is not None else _installed(cmd_name)
@@ -109,7 +136,9 @@ class CommandLine(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The list of commands in the help text."""
+        self._is_listing = True
         super().format_commands(ctx, formatter)
+        self._is_listing = False
         trouble = getattr(self, "_trouble", None)
         if trouble is not None:
             formatter.write(f"\nThe project's own commands cannot be shown: {trouble}\n")
@@ -150,6 +179,18 @@ class CommandLine(TyperGroup):
                 found[command_name] = command
                 owners[command_name] = f"a command of {module.__name__}"
         return found
+
+
+def _made(name: str, declared: Any) -> Any:
+    holder = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    holder.registered_commands = [declared]
+    return typer.main.get_group(holder).commands[name]
+
+
+def _line_of(name: str, declared: Any) -> Any:
+    """A command that can only be listed."""
+    help = inspect.cleandoc(declared.help or declared.callback.__doc__ or "")
+    return TyperCommand(name, help=help, short_help=declared.short_help, hidden=declared.hidden)
 
 
 def _installed(name: str) -> Any:

@@ -43,8 +43,9 @@ gluepy.exec.executors.local gluepy.exec.executors.logs gluepy.exec.executors.str
 gluepy.exec.forks gluepy.exec.journal
 gluepy.exec.opening gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task
 gluepy.exec.timeouts gluepy.exec.values
-gluepy.loop gluepy.redact gluepy.report gluepy.report.failures gluepy.runs gluepy.runs.durations gluepy.runs.log
-gluepy.runs.record gluepy.runtime gluepy.runtime.checks gluepy.runtime.descriptors gluepy.runtime.options
+gluepy.loop gluepy.redact gluepy.report gluepy.report.failures gluepy.runs gluepy.runs.durations gluepy.runs.flusher
+gluepy.runs.lock gluepy.runs.log gluepy.runs.record gluepy.runtime gluepy.runtime.checks gluepy.runtime.descriptors
+gluepy.runtime.kept gluepy.runtime.options gluepy.runtime.requests
 gluepy.runtime.results gluepy.runtime.session gluepy.sinks gluepy.sinks.consume gluepy.sinks.feed
 gluepy.sinks.lines gluepy.sinks.port
 """
