@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import anyio
 import anyio.to_thread
@@ -205,11 +205,11 @@ class HandedOver(Executor):
         """What changes when the attempt's file does."""
         return self._marks.get((slug, attempt), "")
 
-    def final_word(self, task: str) -> tuple[TaskWord, str] | None:
-        """How the task ended, by the engine, once nothing more can come of its steps."""
+    def final_word(self, task: str) -> tuple[TaskWord | Literal[""], str] | None:
+        """How the task ended, by the engine (empty: it has not told), once nothing more can come of its steps."""
         word = self._words.get(task)
         if self._is_over and self._has_read_all:
-            return word if word is not None and word[0] in FINAL_WORDS else ("failed", "it never came to it")
+            return word if word is not None and word[0] in FINAL_WORDS else ("", "")
         return None
 
     async def read(self, slug: str, attempt: int) -> list[e.TaskEvent]:
@@ -311,7 +311,7 @@ class _Follower:
             case _:
                 pass
 
-    async def _told(self, end: e.TaskEvent, word: tuple[TaskWord, str] | None) -> Outcome:
+    async def _told(self, end: e.TaskEvent, word: tuple[TaskWord | Literal[""], str] | None) -> Outcome:
         match end:
             case e.TaskFinished():
                 outcome = Outcome(status="finished", value=self._rows, warning=end.warning or "", **_where(end))
@@ -334,9 +334,11 @@ class _Follower:
             case _:
                 return self._lost(f"{self._run.name} stopped it")
 
-    async def _without_end(self, word: TaskWord, why: str) -> Outcome:
+    async def _without_end(self, word: TaskWord | Literal[""], why: str) -> Outcome:
         """The engine's run is over, and no step has told how the task ended."""
         said = f"{self._run.name} says {word!r}" + (f": {why}" if why else "")
+        if not word:
+            said = f"{self._run.name} has ended its run"
         if word == "success":
             return Outcome(status="finished", warning=f"{said}, and no step has told how it ended")
         if word == "skipped":
