@@ -188,6 +188,12 @@ class Redactor:
                 text = whole.sub(MASK, text)
         return masked_text(text, self._patterns) if self._may_name_one(text) else text
 
+    def lines(self, lines: list[str]) -> list[str]:
+        """`lines`, each masked; most often there is nothing to mask in all of them, which is soon seen."""
+        text = "\n".join(lines)
+        known = any(look in text for look in self._looks) or any(number in text for number, _ in self._numbers)
+        return [*map(self, lines)] if known or self._may_name_one(text) else lines
+
     def _may_name_one(self, text: str) -> bool:
         """Whether `masked_text`, which takes much longer, may find something."""
         if not self._patterns:

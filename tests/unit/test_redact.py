@@ -6,6 +6,8 @@ import json
 from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from gluepy.redact import MASK, REDACT, Redactor, looks_secret, masked, masked_text, secrets_in
@@ -108,3 +110,16 @@ def test_secrets_are_found_by_their_names_and_by_their_type() -> None:
 @pytest.mark.parametrize("pattern", ["*", "?OKEN", "[tp]oken", "token", "to*", "*ken", "*oke*", "TO*EN"])
 def test_quick_look_finds_whatever_the_patterns_mean(pattern: str) -> None:
     assert Redactor([pattern], [])("a token=abc b") == "a token=*** b"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["plain", "password=hush-1", "a: b", "token:", "hush-hush", "123456", "https://u:p@h/x", "x" * 30]
+        ),
+        max_size=6,
+    )
+)
+def test_lines_are_masked_together_as_each_is_by_itself(lines: list[str]) -> None:
+    redactor = Redactor(REDACT, ["hush-hush", "123456"])
+    assert redactor.lines(lines) == [redactor(line) for line in lines]

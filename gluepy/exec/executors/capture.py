@@ -20,11 +20,13 @@ from pathlib import Path
 from gluepy.clock import rfc3339
 from gluepy.exec.executors.lines import Lines
 from gluepy.exec.port import Attempt, Emission, Emit, Outcome, Output
+from gluepy.redact import Redactor
 
 
 class AttemptOutput:
-    """The lines of one attempt. `write` takes text in pieces, `line` whole lines; from any thread. `redact` masks what
-    a line must not tell."""
+    """The lines of one attempt. `write` takes text in pieces, `line` whole lines; from any thread. Those of a piece are
+    written to the file in one go, as are those that are `added` up to `pass_on`. `redact` masks what a line must not
+    tell."""
 
     def __init__(
         self, file: Path | None, emit: Callable[[Emission], None], redact: Callable[[str], str] | None = None
@@ -33,6 +35,7 @@ class AttemptOutput:
         self._file: io.FileIO | None = None
         self._closed = False
         self._streams: dict[str, Lines] = {}
+        self._added: list[tuple[str, str]] = []  # streams and lines
         self._lock = threading.RLock()  # a `__del__` may print while a line is taken
 
     def write(self, stream: str, text: str) -> None:
@@ -40,7 +43,7 @@ class AttemptOutput:
         with self._lock:
             lines = self._streams.get(stream)
             if lines is None:
-                lines = Lines(partial(self._line, stream), partial(self.show, stream), self.redact)
+                lines = Lines(partial(self.add, stream), partial(self.show, stream), self.redact, self.pass_on)
                 self._streams[stream] = lines
             if len(self._streams) > 1:
                 for other in self._streams.values():
@@ -50,15 +53,22 @@ class AttemptOutput:
 
     def line(self, stream: str, line: str) -> None:
         """Take one line, without its newline."""
+        with self._lock:
+            self.add(stream, line)
+            self.pass_on()
+
+    def add(self, stream: str, line: str) -> None:
+        """Take one line, which need not be passed on before `pass_on`."""
         if line.endswith("\r"):
             self.show(stream, line[:-1])
             return
         with self._lock:
-            self._line(stream, line)
+            self._added.append((stream, line))
 
     def show(self, stream: str, line: str) -> None:
         """Show how a line looks that is still being drawn."""
         with self._lock:
+            self.pass_on()  # what came before it
             if not self._closed:
                 self._emit(Output(stream, f"{line if self.redact is None else self.redact(line)}\r"))
 
@@ -69,29 +79,41 @@ class AttemptOutput:
             self._streams.clear()
             for lines in streams:
                 lines.end()
+            self.pass_on()
             self._closed = True
             if self._file is not None:
                 self._file.close()
                 self._file = None
 
-    def _line(self, stream: str, line: str) -> None:
-        if self.redact is not None:
-            line = self.redact(line)
-        if self._path is not None:
-            try:
-                data = line.encode("utf-8", "replace") + b"\n"
-                if self._closed:  # an abandoned thread goes on: its file must not stay open for good
-                    with io.FileIO(self._path, "a", opener=_private) as file:
-                        _write(file, data)
-                else:
-                    if self._file is None:
-                        self._file = io.FileIO(self._path, "a", opener=_private)
-                    _write(self._file, data)
-            except OSError as error:  # a full disk stops the run at its next event; output alone must not fail a task
-                Context().run(_warn, self._path, error)  # as nobody's attempt, which would print into the same file
-                self._path = None
-        if not self._closed:
-            self._emit(Output(stream, line))
+    def pass_on(self) -> None:
+        """Write what was added, and tell it."""
+        with self._lock:
+            added, self._added = self._added, []
+            if not added:
+                return
+            lines = [line for _, line in added]
+            if self.redact is not None:
+                lines = self.redact.lines(lines) if isinstance(self.redact, Redactor) else [*map(self.redact, lines)]
+            if self._path is not None:
+                try:
+                    self._append(self._path, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+                except (
+                    OSError
+                ) as error:  # a full disk stops the run at its next event; output alone must not fail a task
+                    Context().run(_warn, self._path, error)  # as nobody's attempt, which would print into the same file
+                    self._path = None
+            if not self._closed:
+                for (stream, _), line in zip(added, lines, strict=True):
+                    self._emit(Output(stream, line))
+
+    def _append(self, path: Path, data: bytes) -> None:
+        if self._closed:  # an abandoned thread goes on: its file must not stay open for good
+            with io.FileIO(path, "a", opener=_private) as file:
+                _write(file, data)
+            return
+        if self._file is None:
+            self._file = io.FileIO(path, "a", opener=_private)
+        _write(self._file, data)
 
 
 def _private(file: str, flags: int) -> int:

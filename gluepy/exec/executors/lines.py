@@ -19,7 +19,8 @@ class Lines:
     A carriage return begins the line anew, and a cursor that goes up comes back to an earlier one, as progress bars
     draw: what counts is how such a line looked last. How it looks until then goes to `on_partial`, a few times a
     second. Where bars have been drawn, lines are held until something else is printed, `release` or `end`. `redact`
-    masks what would no longer be recognized behind a cut.
+    masks what would no longer be recognized behind a cut. `on_fed` is called when the lines of one call have been
+    passed on.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class Lines:
         on_line: Callable[[str], None] | None = None,
         on_partial: Callable[[str], None] | None = None,
         redact: Callable[[str], str] | None = None,
+        on_fed: Callable[[], None] | None = None,
     ) -> None:
-        self.on_line, self.on_partial, self.redact = on_line, on_partial, redact
+        self.on_line, self.on_partial, self.redact, self.on_fed = on_line, on_partial, redact, on_fed
         self._row = _Row()
         self._rows: list[_Row] = []  # while bars are drawn: all rows that may still change, `_row` among them
         self._above = 0  # rows that the cursor is above all that was drawn here: bars of others are there, or were
@@ -40,16 +42,18 @@ class Lines:
             return
         if self._rows or "\r" in text or self._row.is_restarted:
             self._draw(text)
-            return
-        *whole, rest = text.split("\n")
-        for piece in whole:
-            row = self._row
-            if row.length or len(piece) > LINE_LENGTH:
-                row.add(piece)
-                piece = row.take(self.redact)
-            self.on_line(piece)
-        if rest:
-            self._row.add(rest)
+        else:
+            on_line, row = self.on_line, self._row
+            *whole, rest = text.split("\n")
+            for piece in whole:
+                if row.length or len(piece) > LINE_LENGTH:
+                    row.add(piece)
+                    piece = row.take(self.redact)
+                on_line(piece)
+            if rest:
+                row.add(rest)
+        if self.on_fed is not None:
+            self.on_fed()
 
     @property
     def length(self) -> int:
@@ -60,6 +64,8 @@ class Lines:
         """Pass on what can only change if the cursor goes up again: something else is to be printed."""
         if len(self._rows) > 1 and self._row is self._rows[-1] and not self._row.length:
             self._settle()
+            if self.on_fed is not None:
+                self.on_fed()
 
     def end(self) -> None:
         """A line that lacks its newline is a line too. What comes from now on is dropped."""
@@ -68,7 +74,9 @@ class Lines:
             self._settle()
             if last.length:
                 self._pass_on(last)
-        self.on_line = self.on_partial = None
+            if self.on_fed is not None:
+                self.on_fed()
+        self.on_line = self.on_partial = self.on_fed = None
         self._row = _Row()
 
     def _settle(self) -> None:

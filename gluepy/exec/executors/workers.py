@@ -95,6 +95,7 @@ class _Chain:
             self._then,
             None if self._output is None else self._output.show,
             None if self._output is None else self._output.redact,
+            None if self._output is None else self._output.pass_on,
         )
 
     def _then(self, reply: Reply) -> WorkerCall | None:
@@ -125,7 +126,7 @@ class _Chain:
 
     def _on_line(self, stream: str, line: str) -> None:
         if self._output is not None:
-            self._output.line(stream, line)
+            self._output.add(stream, line)
         else:
             print(line, file=sys.stdout if stream == "stdout" else sys.stderr)
 

@@ -373,7 +373,7 @@ class _Text(Lines):
         self._decoder.reset()
         self.on_line = partial(call.on_line, stream)
         self.on_partial = None if call.on_partial is None else partial(call.on_partial, stream)
-        self.redact = call.redact
+        self.redact, self.on_fed = call.redact, call.on_fed
 
     def take_in(self, data: bytes) -> None:
         """Take what was read next."""

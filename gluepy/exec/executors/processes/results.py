@@ -18,7 +18,7 @@ class WorkerCall:
     """What `WorkerPool.call` describes. `then` is asked when the function has returned, before anything else happens:
     the call that it returns is made next, by the same worker. It is not asked when the worker cannot be used again.
     `on_partial` gets, a few times a second, how the line of a progress bar looks; `redact` masks what a line of which
-    the middle is left out must not tell."""
+    the middle is left out must not tell. `on_fed` is called after the lines of one read."""
 
     entry: str
     shared: tuple[str, bytes]
@@ -31,6 +31,7 @@ class WorkerCall:
     then: Callable[[Reply], WorkerCall | None] | None = None
     on_partial: OnLine | None = None
     redact: Callable[[str], str] | None = None
+    on_fed: Callable[[], None] | None = None
 
 
 class Reply(NamedTuple):
