@@ -59,11 +59,11 @@ def is_needed() -> bool:
     return isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
-def set_up(options: Mapping[str, str], *, exits: bool = True) -> Pipelines | None:
+def set_up(options: Mapping[str, str]) -> Pipelines | None:
     """Set up the SDK, once in a process, unless the program has done so; None in that case.
 
-    `options` may have `service_name` and `endpoint`, for variables that are not set. `exits`: what is left is exported
-    when the process ends. Raises `MissingExtra` where the SDK or the exporter is not installed, `SettingsError` for an
+    `options` may have `service_name` and `endpoint`, for variables that are not set. What is left when the process ends
+    is exported then. Raises `MissingExtra` where the SDK or the exporter is not installed, `SettingsError` for an
     exporter that is not known.
     """
     if _pipelines:
@@ -103,8 +103,7 @@ def set_up(options: Mapping[str, str], *, exits: bool = True) -> Pipelines | Non
     quiet = logging.getLogger("opentelemetry.exporter")  # what is lost is told once, by whoever asks for `lost`
     if quiet.level == logging.NOTSET:
         quiet.setLevel(logging.CRITICAL)
-    if exits:
-        _flush_at_exit(pipelines)
+    _flush_at_exit(pipelines)
     _pipelines.append(pipelines)
     return pipelines
 

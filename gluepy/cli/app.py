@@ -497,6 +497,9 @@ def export(
             show_default=False,
         ),
     ] = None,
+    output: Annotated[
+        bool, typer.Option("--output", help="Send what the tasks printed and logged too, from their log files.")
+    ] = False,
 ) -> None:
     """Send every event of a run to a sink, as if it had watched the run.
 
@@ -511,7 +514,7 @@ def export(
     """
     from gluepy.cli.exporting import export as export_command
 
-    raise typer.Exit(export_command(_invocation(ctx), run, sink))
+    raise typer.Exit(export_command(_invocation(ctx), run, sink, output))
 
 
 @app.command(short_help="Print what the tasks of a run printed and logged.")

@@ -15,21 +15,24 @@ from gluepy.errors import OptionError
 from gluepy.loop import run_loop
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import find_record
-from gluepy.runtime.export import export_events
+from gluepy.runtime.export import export_events, with_output
 
 
-def export(invocation: Invocation, run: str, sink: str | None) -> int:
+def export(invocation: Invocation, run: str, sink: str | None, output: bool) -> int:
     """`gluepy export`"""
     settings = invocation.settings()
     log_to_stderr()
     if sink is not None and run != "-":
         record = find_record(settings.runs_root, run)
         reader = LogReader(record.events)
-        sent = run_loop(lambda: export_events(reader.events(), sink, settings))
+        events = with_output(reader.events(), record.path) if output else reader.events()
+        sent = run_loop(lambda: export_events(events, sink, settings))
         for what in damage(reader.bad, reader.gaps, reader.doubled):
             tell(f"{record.events}: {what}")
         tell(f"sent {count(sent, 'event')} of run {record.run_id} to {sink}")
         return 0
+    if output:
+        raise OptionError("--output", "events on stdin have no log files beside them", "name the run and --sink")
     name = run if sink is None else sink
     if is_terminal(sys.stdin):
         raise OptionError("--sink", "no sink is named", f"write `{invocation.command('export', run)} --sink NAME`")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _FLUSHED = 400  # spans and metrics in them: the SDK's queue has room for 2048 spans, and drops what is beyond that
 _SEVERITIES = {"stdout": SeverityNumber.INFO, "stderr": SeverityNumber.WARN, "log": SeverityNumber.INFO}
 
+_BOUNDARIES = (0.01, 0.1, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)  # seconds
+
 
 class OtelSettings(BaseModel):
     """The group OTEL. `endpoint` and `service_name` are for OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_SERVICE_NAME where
@@ -75,10 +77,10 @@ class Otel(Sink):
         self._unflushed, self._lost_before = 0, 0
         self._logger = _logs.get_logger("gluepy", VERSION)
         meter = metrics.get_meter("gluepy", VERSION)
-        self._duration = meter.create_histogram("cicd.pipeline.run.duration", "s", "Duration of a session of a run.")
         self._active = meter.create_up_down_counter("cicd.pipeline.run.active", "{run}", "Runs that are active.")
-        self._task_duration = meter.create_histogram("gluepy.task.duration", "s", "Duration of an attempt.")
-        self._queued = meter.create_histogram("gluepy.task.queued", "s", "How long an attempt waited while ready.")
+        self._duration = _histogram(meter, "cicd.pipeline.run.duration", "Duration of a session of a run.")
+        self._task_duration = _histogram(meter, "gluepy.task.duration", "Duration of an attempt.")
+        self._queued = _histogram(meter, "gluepy.task.queued", "How long an attempt waited while ready.")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -87,7 +89,7 @@ class Otel(Sink):
         options = {"service_name": group.service_name}
         if group.endpoint is not None:
             options["endpoint"] = group.endpoint
-        pipelines = set_up(options, exits=False)
+        pipelines = set_up(options)
         return cls(group.output, pipelines, None if pipelines is None else options)
 
     def samples(self, trace_id: str) -> bool:
@@ -167,3 +169,7 @@ class Otel(Sink):
                 "log.iostream": event.stream,
             },
         )
+
+
+def _histogram(meter: metrics.Meter, name: str, description: str) -> metrics.Histogram:
+    return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_BOUNDARIES)

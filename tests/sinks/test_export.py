@@ -7,11 +7,12 @@ import uuid
 import pytest
 
 import gluepy
+from gluepy import DAG, Task
 from gluepy.conf.schema import Settings
 from gluepy.core.events import Event
 from gluepy.core.identity import derived, derived_uuid, run_uuid
 from gluepy.errors import SinkFailed, UnknownRun
-from gluepy.testing import events_of
+from gluepy.testing import events_of, name_of, outline
 from gluepy.testing.sinks import run, script
 
 
@@ -26,6 +27,30 @@ async def test_export_hands_every_event_of_the_record_to_the_sink(settings: Sett
     seen: list[Event] = []
     assert await gluepy.export_run("latest", seen.append, settings=settings) == len(seen)
     assert seen == events_of(result)
+
+
+class Prints(Task):
+    def run(self) -> None:
+        print("größe ☃")
+        print("two")
+
+
+class PrintsDAG(DAG):
+    tasks = (Prints,)
+
+
+async def test_export_hands_the_sink_what_was_printed_too_where_that_is_wanted(settings: Settings) -> None:
+    async with gluepy.Runtime(settings) as runtime:
+        result = await runtime.run_dag(PrintsDAG, capture=True)
+    seen: list[Event] = []
+    await gluepy.export_run("latest", seen.append, output=True, settings=settings)
+    assert outline(seen, without=())[-4:] == [
+        "task.output prints: größe ☃",
+        "task.output prints: two",
+        "task.finished prints",
+        "run.finished",
+    ]
+    assert [event for event in seen if name_of(event) != "task.output"] == events_of(result)
 
 
 async def test_export_tells_how_far_it_came_when_the_sink_fails(settings: Settings) -> None:

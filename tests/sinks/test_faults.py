@@ -14,9 +14,11 @@ import structlog
 from receivers import BAD, Receiver
 from under_fault import UNDER_FAULT
 
+import gluepy
 from gluepy import DAG, Task, each
 from gluepy.conf.schema import Settings
 from gluepy.core.events import Event
+from gluepy.errors import SinkFailed
 from gluepy.exec.port import Metric
 from gluepy.runtime import Runtime
 from gluepy.testing import ScriptedExecutor, Step, events_of, outline
@@ -61,6 +63,22 @@ async def test_well_receiver_gets_the_run_and_nothing_is_warned_of(
         await run(under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=60.0), script(), under.sink)
         assert receiver.requests
     assert [line for line in logs if line.get("sink")] == []
+
+
+@SINKS
+async def test_record_that_cannot_be_sent_is_an_error_and_can_be_sent_again(
+    name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under = UNDER_FAULT[name]
+    result = await run(settings, script())
+    with Receiver("error") as receiver:
+        for variable, text in under.env(receiver.url).items():
+            monkeypatch.setenv(variable, text)
+        chosen = under.settings(settings, receiver.url)
+        with pytest.raises(SinkFailed, match="export the run again"):
+            await gluepy.export_run(result.run_id, under.sink, settings=chosen)
+        receiver.how = "well"
+        assert await gluepy.export_run(result.run_id, under.sink, settings=chosen) == len(events_of(result))
 
 
 async def test_warning_of_a_resumed_run_counts_what_was_missed_of_that_session(settings: Settings) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import Any
 
 import otlp
@@ -17,9 +19,9 @@ from traced import InThread, OnLoop, TracedDAG
 
 import gluepy
 from gluepy import DAG
-from gluepy.conf.schema import Settings
+from gluepy.conf.schema import Settings, Source
 from gluepy.core.spans import attempt_span, session_span, task_span
-from gluepy.errors import SettingsError
+from gluepy.errors import MissingExtra, SettingsError
 from gluepy.runtime import RunResult, Runtime
 from gluepy.sinks import Consumer
 from gluepy.sinks.otel import Otel
@@ -279,6 +281,37 @@ async def test_trace_that_is_not_sampled_is_not_exported_and_tasks_know_it(
         result = await runtime.run_dag(OneDAG, sinks=["otel"], capture=True)
     assert otlp.spans(collector.requests) == []
     assert (result.path / "logs/inthread.1.log").read_text().strip().endswith("-00")
+
+
+async def test_the_api_alone_is_enough_for_a_program_with_providers_of_its_own(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace.set_tracer_provider(trace.NoOpTracerProvider())
+    for name in [name for name in sys.modules if name.startswith("opentelemetry.sdk")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
+    result = await run(settings, script(), "otel")
+    assert result.status == "failed"
+    assert events_of(result)[0].trace_id == result.run_id.replace("-", "")
+
+
+def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("opentelemetry.sdk")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'gluepy\[otel\]'"):
+        Otel.from_settings(Settings())
+
+
+async def test_settings_stand_in_for_variables_that_are_not_set(settings: Settings) -> None:
+    with Receiver(answer=otlp.answer) as receiver:
+        source = Source("module", "settings.py")
+        group = {"endpoint": (receiver.url, source), "service_name": ("shop", source), "output": (False, source)}
+        await run(settings.replaced(groups={"OTEL": group}), script(), "otel")
+        assert {span.resource["service.name"] for span in otlp.spans(receiver.requests)} == {"shop"}
+        assert otlp.logs(receiver.requests) == []
+        otlp.shut_down()
+    assert "OTEL_SERVICE_NAME" not in os.environ
 
 
 @pytest.mark.parametrize(("variable", "text"), [("OTEL_TRACES_EXPORTER", "pigeon")])
