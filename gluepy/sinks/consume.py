@@ -65,13 +65,18 @@ class Delivery:
     async def replay(self, events: Iterable[Event]) -> None:
         """Call the sink with each of `events`, entered and left as in a run. Raises what it raises."""
         rest = iter(events)
-        if isinstance(self.sink, Sink):
-            self.sink.replaying = True
 
         async def take() -> list[Event]:
             return list(islice(rest, _BATCH))
 
-        await self._feed(take)
+        if not isinstance(self.sink, Sink):
+            await self._feed(take)
+            return
+        self.sink.replaying = True
+        try:
+            await self._feed(take)
+        finally:
+            self.sink.replaying = False
 
     def _warn(self, run_id: str, problem: str, **facts: object) -> None:
         if self._warned:

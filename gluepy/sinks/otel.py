@@ -74,7 +74,7 @@ class Otel(Sink):
         self._tracer = trace.get_tracer("gluepy", VERSION)
         self._ids = GivenIds.of_tracer(self._tracer)
         self._runs: dict[str, RunSpans] = {}
-        self._unflushed, self._lost_before = 0, 0
+        self._entered, self._unflushed, self._lost_before = 0, 0, 0
         self._logger = _logs.get_logger("gluepy", VERSION)
         meter = metrics.get_meter("gluepy", VERSION)
         self._active = meter.create_up_down_counter("cicd.pipeline.run.active", "{run}", "Runs that are active.")
@@ -98,14 +98,18 @@ class Otel(Sink):
         return sampler is None or sampler.should_sample(None, int(trace_id, 16), "RUN").decision.is_sampled()
 
     def __enter__(self) -> Self:
+        self._entered += 1
         self._lost_before = 0 if self._pipelines is None else self._pipelines.lost
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for spans in self._runs.values():
-            spans.close()
+        self._entered -= 1
+        if not self._entered:  # no other run has this one; what is left has no end
+            for spans in self._runs.values():
+                spans.close()
+            self._runs.clear()
         if self._pipelines is not None:
             self._pipelines.flush()
             if (lost := self._pipelines.lost - self._lost_before) > 0:

@@ -133,6 +133,7 @@ class Prometheus(Sink):
 
     def __init__(self, textfile: Path | None = None, max_labels: int = 500) -> None:
         self.textfile, self.max_labels = textfile, max_labels
+        self._entered = 0
         self._open: Tally[str] = Tally()  # DAGs of runs that began and have not ended
 
     @classmethod
@@ -142,12 +143,15 @@ class Prometheus(Sink):
         return cls(None if group.textfile is None else settings.folder / group.textfile, group.max_labels)
 
     def __enter__(self) -> Self:
+        self._entered += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        for dag, number in self._open.items():  # the run could not go on, and has no end
-            metrics.active.labels(dag).dec(number)
-        self._open.clear()
+        self._entered -= 1
+        if not self._entered:  # no other run has this sink; one that is left could not go on, and has no end
+            for dag, number in self._open.items():
+                metrics.active.labels(dag).dec(number)
+            self._open.clear()
 
     def __call__(self, event: e.Event) -> None:
         """Count `event`; of a record that is sent again only how the run ended."""

@@ -25,7 +25,7 @@ from gluepy.errors import MissingExtra, SettingsError
 from gluepy.runtime import RunResult, Runtime
 from gluepy.sinks import Consumer
 from gluepy.sinks.otel import Otel
-from gluepy.testing import SinkContract, Step, events_of, name_of
+from gluepy.testing import HELD, SinkContract, Step, events_of, name_of
 from gluepy.testing.sinks import SinkContractDAG, run, script
 
 RUN = f"RUN {SinkContractDAG.label}"
@@ -120,8 +120,22 @@ async def test_metrics_and_output_are_exported_too(settings: Settings, collector
     assert record.attributes["log.iostream"] == "stdout"
 
 
+async def test_runs_at_once_may_have_one_sink(settings: Settings, collector: Receiver) -> None:
+    executor, sink = script(fails=HELD), Otel.from_settings(settings)
+    async with (
+        Runtime(settings, executor=executor) as runtime,
+        runtime.stream_dag(SinkContractDAG, sinks=[sink], check=False) as stream,
+    ):
+        await executor.wait_for("fails")
+        await run(settings, script(), sink)
+        executor.release("fails")
+        await stream.result()
+    results = [span.attributes["cicd.pipeline.result"] for span in otlp.spans(collector.requests) if span.name == RUN]
+    assert results == ["failure", "success"]
+
+
 async def test_cancelled_run_ends_its_spans_so(settings: Settings, collector: Receiver) -> None:
-    executor = script(fails=gluepy.testing.HELD)
+    executor = script(fails=HELD)
     async with (
         Runtime(settings, executor=executor) as runtime,
         runtime.stream_dag(SinkContractDAG, sinks=["otel"], check=False) as stream,

@@ -72,6 +72,20 @@ async def test_run_that_goes_on_is_active(settings: Settings) -> None:
     assert scraped()["gluepy_runs_active", DAG] == 0
 
 
+async def test_runs_at_once_may_have_one_sink(settings: Settings) -> None:
+    executor, sink = script(fails=HELD), Prometheus()
+    async with (
+        gluepy.Runtime(settings, executor=executor) as runtime,
+        runtime.stream_dag(SinkContractDAG, sinks=[sink], check=False) as stream,
+    ):
+        await executor.wait_for("fails")
+        await run(settings, script(), sink)
+        assert scraped()["gluepy_runs_active", DAG] == 1
+        stream.cancel()
+        await stream.result()
+    assert scraped()["gluepy_runs_active", DAG] == 0
+
+
 async def test_number_of_labels_is_bounded(settings: Settings) -> None:
     await run(settings, script(), Prometheus(max_labels=2))
     tasks = {key[-1] for key in scraped() if key[0] == "gluepy_attempts_total"}
