@@ -8,6 +8,8 @@ It needs the extra `asgi`. docs/embedding.md tells of its paths, `GET /openapi.j
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gluepy.errors import MissingExtra
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from gluepy.asgi.guard import Authorize
     from gluepy.runtime import Runtime
 
-__all__ = ["app"]
+__all__ = ["app", "metrics"]
 
 
 def app(runtime: Runtime, *, authorize: Authorize | None = None) -> ASGIApp:
@@ -32,10 +34,28 @@ def app(runtime: Runtime, *, authorize: Authorize | None = None) -> ASGIApp:
     An application that is served by itself opens `runtime` and closes it at the end. A mounted one leaves that to the
     program, which has to open it before a run is started. Raises `MissingExtra`.
     """
-    try:
+    with _extra("asgi", "starlette"):
         from gluepy.asgi.application import make_app
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "starlette":
-            raise
-        raise MissingExtra("gluepy.asgi", "asgi") from None
     return make_app(runtime, authorize)
+
+
+def metrics(runtime: Runtime, *, authorize: Authorize | None = None) -> ASGIApp:
+    """The metrics of this process for Prometheus, alone, at whatever path it is mounted: as `GET /metrics` of `app`.
+
+    The runs of `runtime` are counted from now on, also if SINKS does not name `prometheus`. `authorize` is as for
+    `app`. Raises `MissingExtra` (it needs the extra `prometheus` too), and `OptionError` if `runtime` is open and does
+    not count.
+    """
+    with _extra("asgi", "starlette"):
+        from gluepy.asgi.application import make_metrics
+    return make_metrics(runtime, authorize)
+
+
+@contextmanager
+def _extra(name: str, package: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtra("gluepy.asgi", name) from None

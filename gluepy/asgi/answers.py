@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import unquote
 
+import anyio
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from gluepy.asgi.operations import QUERIES
 from gluepy.core.events import JSON
@@ -47,15 +48,38 @@ def answer(value: JSON, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-class Stream(StreamingResponse):
+class Stream(Response):
     """An answer that comes piece by piece. When the client goes away, what makes the pieces is closed at once."""
 
-    body_iterator: AsyncGenerator[bytes, None]
+    def __init__(
+        self, pieces: AsyncGenerator[bytes, None], status: int, headers: Mapping[str, str], media_type: str
+    ) -> None:
+        self._pieces = pieces
+        self.status_code, self.media_type, self.background = status, media_type, None
+        self.init_headers(headers)
 
-    async def stream_response(self, send: Send) -> None:
-        """Send it."""
-        async with aclosing(self.body_iterator):
-            await super().stream_response(send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. Servers tell in several ways that a client has gone: by a message, by an error, or by both."""
+        async with anyio.create_task_group() as tasks, aclosing(self._pieces):
+
+            async def until_gone() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
+
+            async def send_body(piece: bytes, *, more: bool) -> None:
+                with suppress(OSError):
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+                    return
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(until_gone)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] != "HEAD":
+                async for piece in self._pieces:
+                    await send_body(piece, more=True)
+            await send_body(b"", more=False)
+            tasks.cancel_scope.cancel()
 
 
 def mounted_at(request: Request) -> str:

@@ -8,16 +8,20 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gluepy.asgi.answers import refuse_error
+from gluepy.asgi.answers import refusal, refuse_error
 from gluepy.asgi.driving import Driving
 from gluepy.asgi.guard import Authorize, Guard
 from gluepy.asgi.looking import Looking
 from gluepy.asgi.operations import OPERATIONS
+from gluepy.asgi.scraping import count, scrape
 from gluepy.errors import GluepyError
 from gluepy.runtime import Runtime
+
+_HANDLERS: Any = {GluepyError: refuse_error, HTTPException: refuse_error}
 
 
 def make_app(runtime: Runtime, authorize: Authorize | None) -> ASGIApp:
@@ -42,7 +46,20 @@ def make_app(runtime: Runtime, authorize: Authorize | None) -> ASGIApp:
         )
         for operation in OPERATIONS
     ]
-    handlers: Any = {GluepyError: refuse_error, HTTPException: refuse_error}
-    application = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    application = Starlette(routes=routes, lifespan=lifespan, exception_handlers=_HANDLERS)
     application.router.redirect_slashes = False
     return Guard(application, authorize)
+
+
+def make_metrics(runtime: Runtime, authorize: Authorize | None) -> ASGIApp:
+    """What `gluepy.asgi.metrics` returns."""
+    count(runtime)
+
+    async def scraped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] in ("GET", "HEAD"):
+            answer = await scrape(Request(scope))
+        else:
+            answer = refusal(405, "metrics are read by GET", {"allow": "GET, HEAD"})
+        await answer(scope, receive, send)
+
+    return Guard(scraped, authorize)

@@ -21,6 +21,7 @@ from gluepy.asgi import tasklogs
 from gluepy.asgi.answers import Stream, answer, mounted_at, queries, refusal
 from gluepy.asgi.openapi import openapi
 from gluepy.asgi.polling import Pool
+from gluepy.asgi.scraping import scrape
 from gluepy.asgi.tasklogs import Tail
 from gluepy.asgi.watching import Watch
 from gluepy.conf.dags import Listed, find_dags, list_dags
@@ -59,6 +60,10 @@ class Looking:
     async def health(self, _: Request) -> Response:
         """Whether it serves."""
         return answer({"status": "ok", "version": VERSION, "accepts_runs": self.runtime.is_open})
+
+    async def scrape(self, request: Request) -> Response:
+        """The metrics of this process."""
+        return await scrape(request)
 
     async def openapi(self, request: Request) -> Response:
         """The OpenAPI document; its server is where the application is mounted."""
@@ -140,7 +145,7 @@ class Looking:
             after = max(after, _event_id(request.headers["last-event-id"]))
         record = await self.record(request)
         if streams:
-            return await self._stream(request, record, after)
+            return await self._stream(record, after)
         with self._watch(record) as watch:
             await self._look_until(watch, after + asked["limit"])
             place, lines = watch.place_after(after), list[bytes]()
@@ -155,13 +160,11 @@ class Looking:
         while watch.is_behind and watch.last_seq < seq:
             await watch.look()
 
-    async def _stream(self, request: Request, record: Record, after: int) -> Response:
+    async def _stream(self, record: Record, after: int) -> Response:
         with self._watch(record) as watch:
             await self._look_until(watch, after + 1)
             if watch.over and watch.last_seq <= after:
                 return Response(status_code=204)  # and a browser does not come again
-        if request.method == "HEAD":
-            return Response(None, 200, _STREAM, "text/event-stream")
         return Stream(self._events(record, after), 200, _STREAM, "text/event-stream")
 
     async def _events(self, record: Record, after: int) -> AsyncGenerator[bytes, None]:
@@ -189,8 +192,6 @@ class Looking:
         if attempt not in attempts:
             self._check_task(await self._report(request), task)  # it has printed nothing, or there is no such task
         if asked["follow"]:
-            if request.method == "HEAD":
-                return Response(None, 200, _STREAM, "text/plain")
             content = self._followed(record, task, asked["attempt"], attempts, asked["offset"])
             return Stream(content, 200, _STREAM, "text/plain")
         path = tasklogs.log_file(record, task, attempt)

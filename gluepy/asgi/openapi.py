@@ -59,6 +59,8 @@ def _answers(operation: Operation) -> dict[str, JSON]:
                 "200": {**done, "content": text},
                 "206": {"description": "The bytes asked for.", "content": text},
             }
+        case "scrape":
+            answers = {"200": {**done, "content": text | {"application/openmetrics-text": {"schema": _TEXT}}}}
         case "list_events":
             content = _json(operation.answer) | {"text/event-stream": {"schema": _TEXT}}
             answers = {"200": {**done, "content": content}, "204": {"description": "There is nothing more to come."}}

@@ -149,6 +149,7 @@ OPERATIONS = (
         (404, 409, 413, 415, 422, 500),
         method="POST",
     ),
+    Operation("scrape", "/metrics", "The metrics of this process, for Prometheus.", "", (404,)),
     Operation("health", "/health", "Whether it serves, and whether runs can be started.", "Health"),
     Operation("openapi", "/openapi.json", "This document.", "Document"),
 )

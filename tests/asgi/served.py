@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import anyio.lowlevel
+
 from gluepy import DAG, Task, each
 
 
@@ -53,3 +55,18 @@ class BrokenDAG(DAG):
 class WaitDAG(DAG):
     label = "wait"
     tasks = (Waits, Load)
+
+
+class Chatters(Task):
+    """Tells more than is kept in memory for those who watch."""
+
+    async def run(self) -> None:
+        for number in range(20_000):
+            self.metric("number", number)
+            if number % 500 == 0:
+                await anyio.lowlevel.checkpoint()
+
+
+class ChatterDAG(DAG):
+    label = "chatter"
+    tasks = (Chatters,)

@@ -35,8 +35,8 @@ def streamed(text: str) -> list[tuple[int, dict[str, Any]]]:
 
 async def test_dags_are_listed_and_shown_with_graph_and_parameters(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/dags")).json()
-    assert [row["dag"] for row in listed] == ["broken", "train", "wait"]
-    assert listed[1]["about"] == "Load, then fit each region."
+    assert [row["dag"] for row in listed] == ["broken", "chatter", "train", "wait"]
+    assert listed[2]["about"] == "Load, then fit each region."
     shown = (await client.get("/dags/train")).json()
     assert [node["task"] for node in shown["graph"]["nodes"]] == ["load", "fit[region=eu/north]", "fit[region=us]"]
     assert shown["graph"]["edges"] == [[0, 1], [0, 2]]
