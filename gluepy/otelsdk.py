@@ -130,17 +130,20 @@ def _exporters(signal: str) -> Iterator[Any]:
     """The classes of the exporters of `signal` that the environment names."""
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     for name in os.environ.get(variable, "otlp").split(","):
-        if name.strip() in ("", "none"):
+        wanted, named_by = name.strip(), variable
+        if wanted in ("", "none"):
             continue
-        found = _PROTOCOLS.get(_protocol(signal), "") if name.strip() == "otlp" else name.strip()
-        points = tuple(entry_points(group=f"opentelemetry_{signal}_exporter", name=found))
-        if not points and name.strip() == "otlp":
-            raise MissingExtra(f"the OpenTelemetry exporter {_protocol(signal)!r}", "otel")
-        if not points:
-            raise SettingsError(
-                variable, "environment", f"there is no exporter {name.strip()!r}", "install its package"
-            )
-        yield points[0].load()
+        if wanted == "otlp":
+            wanted, named_by = _protocol(signal), "OTEL_EXPORTER_OTLP_PROTOCOL"
+            if wanted not in _PROTOCOLS:
+                why = f"there is no protocol {wanted!r}; known are {', '.join(_PROTOCOLS)}"
+                raise SettingsError(named_by, "environment", why)
+        point = _PROTOCOLS.get(wanted, wanted)
+        found = tuple(entry_points(group=f"opentelemetry_{signal}_exporter", name=point))
+        if not found:
+            package = f"opentelemetry-exporter-{point.replace('_', '-')}" if wanted in _PROTOCOLS else "its package"
+            raise SettingsError(named_by, "environment", f"there is no exporter {wanted!r} here", f"install {package}")
+        yield found[0].load()
 
 
 def _protocol(signal: str) -> str:

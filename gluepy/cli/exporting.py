@@ -10,8 +10,9 @@ import msgspec
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.text import count, damage, is_terminal, log_to_stderr, tell
+from gluepy.conf.plugins import SINKS, find
 from gluepy.core.events import Event, decode
-from gluepy.errors import OptionError
+from gluepy.errors import ImportFailed, OptionError
 from gluepy.loop import run_loop
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import find_record
@@ -34,8 +35,14 @@ def export(invocation: Invocation, run: str, sink: str | None, output: bool) -> 
     if output:
         raise OptionError("--output", "events on stdin have no log files beside them", "name the run and --sink")
     name = run if sink is None else sink
-    if is_terminal(sys.stdin):
-        raise OptionError("--sink", "no sink is named", f"write `{invocation.command('export', run)} --sink NAME`")
+    if sink is None:
+        hint = f"write `{invocation.command('export', run)} --sink NAME`"
+        if is_terminal(sys.stdin):
+            raise OptionError("--sink", "no sink is named", hint)
+        try:
+            find(SINKS, run, "gluepy export")
+        except ImportFailed:  # it is a run, most likely
+            raise OptionError("--sink", f"no sink is named, and {run!r} is none", hint) from None
     lines = Lines(sys.stdin.buffer)
     sent = run_loop(lambda: export_events(lines.events(), name, settings))
     for what in damage(lines.bad, 0, 0):

@@ -29,6 +29,9 @@ def test_sink_that_fails_or_is_unknown_is_one_line(shop: Console) -> None:
     done = shop("export", "latest", "--sink", "jsonline")
     assert done.returncode == 2
     assert "did you mean 'jsonlines'?" in done.stderr
+    done = shop("export", "latest")
+    assert done.returncode == 2
+    assert "no sink is named, and 'latest' is none; write `python -m gluepy export latest --sink NAME`" in done.stderr
 
 
 def test_what_tasks_start_finds_the_run_s_span_or_that_of_its_attempt(shop: Console) -> None:

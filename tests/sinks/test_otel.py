@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -328,13 +329,24 @@ async def test_settings_stand_in_for_variables_that_are_not_set(settings: Settin
     assert "OTEL_SERVICE_NAME" not in os.environ
 
 
-@pytest.mark.parametrize(("variable", "text"), [("OTEL_TRACES_EXPORTER", "pigeon")])
-def test_exporter_that_is_not_installed_is_one_clear_error(
-    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variable", "text", "problem"),
+    [
+        ("OTEL_TRACES_EXPORTER", "pigeon", "there is no exporter 'pigeon' here; install its package"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier", "there is no protocol 'carrier'; known are http/protobuf, grpc"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "install opentelemetry-exporter-otlp-proto-grpc"),
+    ],
+)
+def test_exporter_that_is_not_here_is_one_clear_error(
+    variable: str, text: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if text == "grpc" and importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc"):
+        pytest.skip("it is here")
     monkeypatch.setenv(variable, text)
-    with pytest.raises(SettingsError, match=r"OTEL_TRACES_EXPORTER .*: there is no exporter 'pigeon'"):
+    with pytest.raises(SettingsError) as caught:
         Otel.from_settings(Settings())
+    assert str(caught.value).startswith(f"{variable} (environment): ")
+    assert problem in str(caught.value)
 
 
 @pytest.mark.slow
