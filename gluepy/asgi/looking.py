@@ -120,7 +120,7 @@ class Looking:
 
     async def show_run(self, request: Request) -> Response:
         """One run whole."""
-        report = await self._report(request, keep_events=True)
+        report = await self._report(request, with_timeline=True)
         return answer(await self.in_thread(report.to_json))
 
     async def show_graph(self, request: Request) -> Response:
@@ -130,7 +130,7 @@ class Looking:
 
     async def show_task(self, request: Request) -> Response:
         """One task of a run."""
-        report = await self._report(request, keep_events=True)
+        report = await self._report(request)
         task = request.path_params["task"]
         self._check_task(report, task)
         details = await self.in_thread(partial(report.details, task))
@@ -236,9 +236,9 @@ class Looking:
 
         return await self.in_thread(found)
 
-    async def _report(self, request: Request, *, keep_events: bool = False) -> RunReport:
+    async def _report(self, request: Request, *, with_timeline: bool = False) -> RunReport:
         record = await self.record(request)
-        return await self.in_thread(partial(RunReport.from_record, record, self.settings, keep_events=keep_events))
+        return await self.in_thread(partial(RunReport.from_record, record, self.settings, with_timeline=with_timeline))
 
     def _watch(self, record: Record) -> AbstractContextManager[Watch]:
         return self._watches.use(record.run_id, lambda: Watch(record, self.threads))

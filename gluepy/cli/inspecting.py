@@ -113,7 +113,7 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
 def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool) -> int:
     """`gluepy show`"""
     settings = invocation.settings()
-    found = RunReport.from_record(find_record(settings.runs_root, run), settings, keep_events=True)
+    found = RunReport.from_record(find_record(settings.runs_root, run), settings, with_timeline=task is None)
     if task is not None:
         _show_tasks(found, task, as_json)
         return 0

@@ -46,37 +46,37 @@ def forecast(
     scheduler = Scheduler(
         state, concurrency=concurrency, limits=Limits(limits or {}), selection=selection, weight=duration_s
     )
-    now, work_s, seq = 0.0, 0.0, 0
+    now, work_s = 0.0, 0.0
     running: list[tuple[float, int]] = []
     starts: dict[str, float] = {}
     used_s: dict[str, float] = {}
     ended = False
-
-    def header(node: int) -> tuple[int, int, str, str, str, str, str, int]:
-        nonlocal seq
-        seq += 1
-        return seq, 1, "", "info", "", "", graph.task_id(node), 1
-
     while not ended:
         while (command := scheduler.next(now)) is not None:
             match command:
                 case Start():
-                    node = command.node
-                    scheduler.observe(e.TaskStarted(*header(node), 1, "", "", "", 0, 0.0), now)
+                    node, took_s = command.node, duration_s(command.node)
+                    state.begin(_STARTED, node)
                     starts[graph.task_id(node)] = now
-                    work_s += duration_s(node)
+                    work_s += took_s
                     for name, amount in graph.spec(node).uses.items():
-                        used_s[name] = used_s.get(name, 0.0) + amount * duration_s(node)
-                    heapq.heappush(running, (now + duration_s(node), node))
+                        used_s[name] = used_s.get(name, 0.0) + amount * took_s
+                    heapq.heappush(running, (now + took_s, node))
                 case SkipTask():
-                    scheduler.observe(e.TaskSkipped(*header(command.node), command.reason), now)
+                    header = (0, 1, "", "info", "", "", graph.task_id(command.node), 0)
+                    scheduler.observe(e.TaskSkipped(*header, command.reason), now)
                 case EndRun():
                     ended = True
                 case BlockTask() | CancelTask() | StopTask():
                     raise AssertionError("nothing fails and nobody cancels in a forecast")
         if running and not ended:
             now, node = heapq.heappop(running)
-            scheduler.observe(e.TaskFinished(*header(node), "", "", duration_s(node)), now)
+            scheduler.finish(_FINISHED, node, now)
     longest = max(graph.longest_paths(duration_s), default=0.0)
     limits_s = {name: seconds / limits[name] for name, seconds in used_s.items() if limits and limits.get(name)}
     return Forecast(now, longest, work_s, starts, limits_s)
+
+
+# That one begins and ends is all that is known of a task in a forecast: these are of any.
+_STARTED = e.TaskStarted(0, 1, "", "info", "", "", "", 1, 1, "", "", "", 0, 0.0)
+_FINISHED = e.TaskFinished(0, 1, "", "info", "", "", "", 1, "", "", 0.0)

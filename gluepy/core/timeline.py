@@ -43,45 +43,70 @@ class Timeline(msgspec.Struct, frozen=True):
     critical_path: list[str]
 
 
-def timeline(events: Iterable[e.Event], state: State) -> Timeline:
-    """The timeline of the run with these `events`, of which `state` is the fold, without pauses between sessions.
+class TimelineFold:
+    """Takes the events of a run, one after another, and makes its timeline: without pauses between sessions.
 
     Nothing in it takes longer than it did, nor less than no time, where somebody set the machine's clock meanwhile.
     """
-    bars: dict[tuple[str, int], Bar] = {}
-    clock = _Clock()
-    now = 0.0
-    for event in events:
+
+    def __init__(self) -> None:
+        self._bars: dict[tuple[str, int], Bar] = {}
+        self._running: dict[tuple[str, int], tuple[float, float]] = {}  # when each started, how long it was ready
+        self._clock = _Clock()
+        self._now = 0.0
+
+    def add(self, event: e.Event) -> None:
+        """Take the next event."""
         match event:
             case e.TaskStarted():
-                now = clock.seconds(event)
-                bar = Bar(event.task, event.attempt, now, now, event.queued_s, "running")
-                bars[event.task, event.attempt] = bar
+                self._now = now = self._clock.seconds(event)
+                key = event.task, event.attempt
+                self._running[key] = now, event.queued_s
+                self._bars.setdefault(key, _PLACE)
             case e.TaskFinished() | e.TaskFailed() | e.TaskRetrying() | e.TaskCancelled() | e.TaskSkipped():
-                begun = bars.get((event.task, event.attempt))
-                if begun is None or begun.status != "running":
-                    now = clock.seconds(event)
-                    continue
-                now = clock.seconds(event, begun.started_s + (event.duration_s or math.inf))
-                status = _ENDS[type(event)]
-                bars[event.task, event.attempt] = msgspec.structs.replace(begun, ended_s=now, status=status)
+                begun = self._running.pop((event.task, event.attempt), None)
+                if begun is None:
+                    self._now = self._clock.seconds(event)
+                    return
+                self._now = self._clock.seconds(event, begun[0] + (event.duration_s or math.inf))
+                self._end((event.task, event.attempt), begun, _ENDS[type(event)])
             case e.RunFinished() | e.RunFailed() | e.RunCancelled():
-                now = clock.end(event.duration_s)
+                self._now = self._clock.end(event.duration_s)
             case e.RunResumed():  # what had no end was running when its driver died; the DAG may have lost the task too
-                for key, bar in bars.items():
-                    if bar.status == "running":
-                        bars[key] = msgspec.structs.replace(bar, ended_s=now, status="failed")
-                now = clock.seconds(event)
+                for key, begun in self._running.items():
+                    self._end(key, begun, "failed")
+                self._running.clear()
+                self._now = self._clock.seconds(event)
             case _:
-                now = clock.seconds(event)
-    done = [bar if bar.status != "running" else msgspec.structs.replace(bar, ended_s=now) for bar in bars.values()]
-    return Timeline(
-        done,
-        now,
-        sum(bar.ended_s - bar.started_s for bar in done),
-        sum(bar.queued_s for bar in done),
-        _critical_path(state, done),
-    )
+                self._now = self._clock.seconds(event)
+
+    def timeline(self, state: State) -> Timeline:
+        """The timeline up to here, of the run with this `state`."""
+        running = self._running
+        done = [
+            bar if key not in running else self._bar(key, running[key], "running") for key, bar in self._bars.items()
+        ]
+        return Timeline(
+            done,
+            self._now,
+            sum(bar.ended_s - bar.started_s for bar in done),
+            sum(bar.queued_s for bar in done),
+            _critical_path(state, done),
+        )
+
+    def _end(self, key: tuple[str, int], begun: tuple[float, float], status: str) -> None:
+        self._bars[key] = self._bar(key, begun, status)
+
+    def _bar(self, key: tuple[str, int], begun: tuple[float, float], status: str) -> Bar:
+        return Bar(*key, begun[0], self._now, begun[1], status)
+
+
+def timeline(events: Iterable[e.Event], state: State) -> Timeline:
+    """The timeline of the run with these `events`, of which `state` is the fold."""
+    fold = TimelineFold()
+    for event in events:
+        fold.add(event)
+    return fold.timeline(state)
 
 
 def with_more_slots(state: State, concurrency: int, limits: Mapping[str, int]) -> Callable[[int], Forecast]:
@@ -103,6 +128,9 @@ def waited_for(told: Timeline, state: State, limits: Mapping[str, int]) -> dict[
 
     It was the limit if that was short at some time while the task waited.
     """
+    if not any(spec.uses for spec in state.graph.specs):
+        waiting = [bar.queued_s for bar in told.bars if bar.queued_s > 0]
+        return {"": sum(waiting)} if waiting else {}
     edges = [(bar.started_s, 1, bar) for bar in told.bars] + [(bar.ended_s, 0, bar) for bar in told.bars]
     waited: dict[str, float] = {}
     used: dict[str, int] = {}
@@ -168,10 +196,13 @@ class _Clock:
         self._began = 0.0
         self._shift = 0.0
         self._last = 0.0
+        self._read: tuple[str, float | None] = "", None  # the events of one moment have one timestamp
 
     def seconds(self, event: e.Event, due_s: float = math.inf) -> float:
         """When `event` happened; `due_s` is when it must have, more or less, by a clock that nobody can set."""
-        at = seconds_of(event.timestamp)
+        if event.timestamp != self._read[0]:
+            self._read = event.timestamp, seconds_of(event.timestamp)
+        at = self._read[1]
         if at is None:  # a damaged one: it happened, at some time after the one before
             at = self._last + self._shift
         if event.session != self._session:
@@ -209,6 +240,7 @@ def _critical_path(state: State, bars: Sequence[Bar]) -> list[str]:
         path.append(latest.task)
 
 
+_PLACE = Bar("", 0, 0.0, 0.0, 0.0, "running")  # of an attempt in the order of their beginnings, until it ends
 _ENDS = {
     e.TaskFinished: "finished",
     e.TaskFailed: "failed",

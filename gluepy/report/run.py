@@ -16,7 +16,7 @@ from gluepy.conf.places import flat
 from gluepy.core import events as e
 from gluepy.core.events import JSON, Event
 from gluepy.core.state import BLOCKED, FAILED, RETRYING, SKIPPED, STATUS, State
-from gluepy.core.timeline import held_back, timeline
+from gluepy.core.timeline import TimelineFold, held_back, timeline
 from gluepy.redact import masked
 from gluepy.report.failures import Failure
 from gluepy.report.tasks import TaskDetails, TaskReport, attempts_of
@@ -51,7 +51,7 @@ class RunReport:
 
     `record` is where it was read, `state` the fold of its events. What takes long to find out is found out when it is
     asked for. `settings` say what is a secret, and how many tasks may run at a time; `now` gives the time in seconds
-    since 1970, and `events` the events of the log, if they are at hand: they are read again otherwise.
+    since 1970, and `told` the timeline of the events, if that is at hand: they are read again otherwise.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class RunReport:
         reader: RunReader,
         settings: Settings,
         *,
-        events: list[Event] | None = None,
+        told: TimelineFold | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.record, self.state = record, reader.state
         self.run_id, self.path = record.run_id, record.path
         self.damage = Damage(reader.bad, reader.gaps, reader.doubled)
         self._settings, self._now = settings, now
-        self._seen, self._skip_messages, self._events = reader.seen, reader.skip_messages, events
+        self._seen, self._skip_messages, self._told = reader.seen, reader.skip_messages, told
         state = reader.state
         self.dag, self.reason = state.dag, state.reason
         self.started_at, self.sessions = state.started_at, state.session
@@ -75,13 +75,13 @@ class RunReport:
         self.options: dict[str, JSON] = masked("", state.options)  # drivers of earlier versions recorded them unmasked
 
     @classmethod
-    def from_record(cls, record: Record, settings: Settings, *, keep_events: bool = False) -> RunReport:
-        """Read `record`. `keep_events`: what needs them, as `timeline` does, will be asked for.
+    def from_record(cls, record: Record, settings: Settings, *, with_timeline: bool = False) -> RunReport:
+        """Read `record`. `with_timeline`: that will be asked for, so it is found out on the way.
 
         Raises `UnreadableLog`, and `UnknownRun` for a run that was deleted meanwhile.
         """
-        events: list[Event] | None = [] if keep_events else None
-        return cls(record, read_record(record, see=None if events is None else events.append), settings, events=events)
+        told = TimelineFold() if with_timeline else None
+        return cls(record, read_record(record, see=None if told is None else told.add), settings, told=told)
 
     @cached_property
     def status(self) -> str:
@@ -192,14 +192,12 @@ class RunReport:
     @cached_property
     def events(self) -> list[Event]:
         """The events of the run, as far as they had happened when it was read."""
-        if self._events is None:
-            self._events = list(LogReader(self.record.events).events(self._seen))
-        return self._events
+        return list(LogReader(self.record.events).events(self._seen))
 
     @cached_property
     def timeline(self) -> RunTimeline:
         """When its attempts ran, and what they waited for."""
-        found = timeline(self.events, self.state)
+        found = timeline(self.events, self.state) if self._told is None else self._told.timeline(self.state)
         limits = self._settings.LIMITS
         return RunTimeline(found, self.state, concurrency=self._slots, limits=limits, status=self.status)
 

@@ -79,14 +79,11 @@ class RunTimeline:
 
 
 def _most_at_once(timeline: Timeline) -> int:
-    edges = sorted(
-        (at, step)
-        for bar in timeline.bars
-        for at, step in ((bar.started_s, 1), (bar.ended_s, -1))
-        if bar.ended_s > bar.started_s
-    )
-    most = running = 0
-    for _, step in edges:
-        running += step
-        most = max(most, running)
+    begun = sorted(bar.started_s for bar in timeline.bars if bar.ended_s > bar.started_s)
+    ended = sorted(bar.ended_s for bar in timeline.bars if bar.ended_s > bar.started_s)
+    most = over = 0
+    for number, at in enumerate(begun, 1):
+        while ended[over] <= at:
+            over += 1
+        most = max(most, number - over)
     return most
