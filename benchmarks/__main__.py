@@ -27,6 +27,7 @@ from benchmarks import (
     service,
     sinks,
     startup,
+    workflows,
 )
 from benchmarks.machine import Machine, isolated
 from benchmarks.report import Results
@@ -60,6 +61,7 @@ def measure(parts: Sequence[str], effort: Effort) -> Results:
             case "makespan":
                 results.orders = makespan.orders(effort.seeds)
                 results.rows.append(makespan.row(results.orders))
+                results.real_orders = workflows.real_orders(max(effort.seeds // 3, 1))
             case "scale":
                 results.scales = scale.scales(effort)
             case "uvloop":
