@@ -44,8 +44,9 @@ threads are the most that the process has beyond its own."""
 REAL = """\
 Ten families that [wfcommons](https://wfcommons.org) makes from traces, durations learned in two runs, with 20 % noise.
 The best of many orders knows the durations. The last column is a bound that also sees what has to come before and
-after tasks, so no order is below it. Where that is far above 1, as in Bwa and Soykb, max(critical path, work / slots) cannot be
-reached, and gluepy is near the best; where gluepy is above it, as in Montage on 16 slots, a better order exists."""
+after tasks, so no order is below it. Where that is far above 1, as in Bwa and Soykb, max(critical path, work / slots)
+cannot be reached, and gluepy is near the best; where gluepy is above it, as in Montage on 16 slots, a better order
+exists."""
 WHERE = {"loop": "on the loop", "threads": "in threads", "processes": "in processes"}
 
 
