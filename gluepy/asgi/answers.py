@@ -24,6 +24,7 @@ from gluepy.errors import (
     RunStopped,
     UnknownDag,
     UnknownRun,
+    UnknownTask,
     UsageError,
     did_you_mean,
 )
@@ -34,6 +35,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _STATUS_OF: tuple[tuple[type[GluepyError], int], ...] = (
     (UnknownDag, 404),
     (UnknownRun, 404),
+    (UnknownTask, 409),
     (RunLocked, 409),
     (NotRunning, 409),
     (UnreadableLog, 500),
@@ -165,7 +167,7 @@ async def body(request: Request, known: Mapping[str, JSON]) -> dict[str, JSON]:
         if name not in known:
             hint = did_you_mean(name, known) or f"; known: {', '.join(known) or 'none'}"
             raise _bad(f"body: there is no option {name!r}{hint}")
-        _check(name, each, known[name])
+        value[name] = _checked(name, each, known[name])
     return value
 
 
@@ -180,14 +182,17 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _check(name: str, value: JSON, schema: Mapping[str, JSON]) -> None:
-    """Check an option as far as the runtime does not."""
+def _checked(name: str, value: JSON, schema: Mapping[str, JSON]) -> JSON:
+    """The value of an option, checked as far as the runtime does not."""
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
+    if "integer" in kinds and isinstance(value, float) and value.is_integer():
+        value = int(value)  # as JSON has it
     if kinds and type(value) not in [kind for each in kinds for kind in _KINDS[each]]:
         raise _bad(f"body: {name} is {reprlib.repr(value)}, not of type {' or '.join(kinds)}")
     if isinstance(value, int) and value > schema.get("maximum", value):
         raise _bad(f"body: {name} is {value}, above {schema['maximum']}")
+    return value
 
 
 def _bad(detail: str) -> HTTPException:

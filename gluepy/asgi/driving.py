@@ -14,7 +14,7 @@ from gluepy.asgi.looking import Looking
 from gluepy.asgi.operations import RESUME_OPTIONS, RUN_OPTIONS
 from gluepy.errors import NotRunning
 from gluepy.report import RunReport
-from gluepy.runs.record import Record
+from gluepy.runs.record import Record, is_run_id
 from gluepy.runtime import Runtime
 
 
@@ -30,6 +30,7 @@ class Driving:
         options: Any = await body(request, RUN_OPTIONS)
         label = request.path_params["label"]
         await self._looking.in_thread(partial(self._looking.find_dag, label))  # which imports the project's modules
+        await self._looking.in_thread(partial(self._check_new, options.get("run_id")))
         self._check_open()
         run = await self._runtime.start_dag(label, **{"capture": True, **options})
         return _started(request, run.id)
@@ -46,13 +47,18 @@ class Driving:
         """Ask the driver of a run, in whichever process it is, to cancel it."""
         await body(request, {})
         record = await self._looking.record(request)
-        await self._looking.in_thread(partial(self._cancel, record))
+        running = await self._looking.is_running(record)
+        await self._looking.in_thread(partial(self._cancel, record, running))
         return _started(request, record.run_id)
 
-    def _cancel(self, record: Record) -> None:
-        if not record.is_held():
+    def _cancel(self, record: Record, running: bool) -> None:
+        if not running:
             raise NotRunning(record.run_id, RunReport.from_record(record, self._looking.settings).status)
         record.ask_to_stop()
+
+    def _check_new(self, run_id: str | None) -> None:
+        if run_id and is_run_id(run_id) and (self._looking.settings.runs_root / run_id / "events.jsonl").exists():
+            raise HTTPException(409, f"a run {run_id!r} is recorded already; give another id, or resume it")
 
     def _check_open(self) -> None:
         if not self._runtime.is_open:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, aclosing
@@ -40,6 +42,8 @@ from gluepy.version import VERSION
 _THREADS = 4
 _BEAT_S = 15.0  # how often an idle stream shows that it is alive
 _STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
+_LEAP_SECOND = re.compile(r"(:[0-9]{2}):60")
+_YEAR_0 = re.compile(r"0000-[0-9]{2}-[0-9]{2}[Tt]")
 T = TypeVar("T")
 
 
@@ -154,6 +158,12 @@ class Looking:
             headers = {"cache-control": "no-store"}
             return Response(b"[" + b",".join(lines) + b"]", 200, headers, "application/json")
 
+    async def is_running(self, record: Record) -> bool:
+        """Whether a run goes on: somebody drives it, and its last event is no end."""
+        with self._watch(record) as watch:
+            await self._look_until(watch, sys.maxsize)
+            return not watch.over
+
     async def _look_until(self, watch: Watch, seq: int) -> None:
         """Read as far as the event number `seq`, or as there are any now."""
         await watch.look()
@@ -259,11 +269,15 @@ def _event_id(text: str) -> int:
 
 
 def _timestamp(text: str) -> str:
-    """A moment as the log writes it. Raises `HTTPException`."""
+    """A moment as the log writes it; one without a zone is UTC. Raises `HTTPException`."""
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(_LEAP_SECOND.sub(r"\1:59", text.upper()))
         moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
+    except OverflowError:  # before the first day that Python knows, or after the last
+        return "" if text < "5" else "A"  # as text before all moments, or after
+    except ValueError:
+        if _YEAR_0.match(text):
+            return ""
         detail = f"query: since is {text!r}, not a moment such as 2026-01-31T08:00:00Z"
         raise HTTPException(422, detail) from None
     return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
@@ -278,4 +292,4 @@ def _decoded(cursor: str) -> tuple[str, str]:
         text = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         return msgspec.json.decode(text, type=tuple[str, str])
     except (ValueError, msgspec.DecodeError):
-        raise HTTPException(422, "query: cursor is none that a link to a next page had") from None
+        raise HTTPException(404, "there is no page with this cursor") from None

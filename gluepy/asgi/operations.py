@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from gluepy.core.events import JSON
+from gluepy.runs.record import RUN_ID
 
 STATUSES = ("finished", "failed", "cancelled", "running", "interrupted", "unreadable")
 _POSITION: dict[str, JSON] = {"type": "integer", "minimum": 0, "maximum": 2**53}
@@ -52,7 +53,11 @@ _CHANGES = (409, 413, 415, 422, 503)
 _TEXT: dict[str, JSON] = {"type": ["string", "null"], "maxLength": 1000}
 _NAMES: dict[str, JSON] = {"type": ["array", "null"], "items": {"type": "string"}}
 _OPTIONS: dict[str, JSON] = {
-    "params": {"type": ["object", "null"], "description": "Values over those of the context, by dotted names."},
+    "params": {
+        "type": ["object", "null"],
+        "propertyNames": {"pattern": r"^[^.]+(\.[^.]+)*$"},
+        "description": "Values over those of the context, by dotted names.",
+    },
     "concurrency": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
     "pool": {"enum": ["thread", "process", None]},
     "on_failure": {"enum": ["drain", "continue", "cancel", None]},
@@ -64,7 +69,7 @@ RUN_OPTIONS: dict[str, JSON] = {
     "tasks": _NAMES,
     "from_task": _TEXT,
     "to_task": _TEXT,
-    "run_id": {**_TEXT, "maxLength": 100},
+    "run_id": {"type": ["string", "null"], "pattern": RUN_ID.pattern},
 }
 RESUME_OPTIONS: dict[str, JSON] = {**_OPTIONS, "force": _NAMES, "from_task": _TEXT}
 
@@ -76,7 +81,7 @@ OPERATIONS = (
         "/runs",
         "The newest runs, newest first. A header `Link` with `rel=next` leads to the next page, if there is one.",
         "Runs",
-        (422,),
+        (404, 422),
         (
             Query("dag", {"type": "string", "maxLength": 1000}, "Only runs of the DAG with this label."),
             Query("status", {"type": "string", "enum": list(STATUSES)}, "Only runs with this status."),
@@ -86,7 +91,11 @@ OPERATIONS = (
                 "Only runs since then.",
             ),
             Query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "At most so many runs."),
-            Query("cursor", {"type": "string", "maxLength": 1000}, "Where to go on: the link to the next page has it."),
+            Query(
+                "cursor",
+                {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000},
+                "Where to go on: the link to the next page has it.",
+            ),
         ),
     ),
     Operation("show_run", "/runs/{run_id}", "A run, as `gluepy show --json` prints it.", "Run", _OF_RUN),

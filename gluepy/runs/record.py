@@ -21,7 +21,7 @@ from gluepy.runs.lock import Held, holder, is_free, take
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _UNRECORDED = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 
 _EVENTS = "events.jsonl"
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
@@ -43,7 +43,7 @@ def new_run_id(wall: float | None = None, *, recorded: bool = True) -> str:
 
 def check_run_id(run_id: str) -> None:
     """Raises `OptionError` where it cannot be the id of a run."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         hint = "use letters, digits, '-', '_' and '.', at most 100 of them, the first a letter or a digit"
         raise OptionError("run_id", f"{run_id!r} cannot name a folder", hint)
     if run_id == "latest":
@@ -307,7 +307,7 @@ def is_run_name(name: str) -> bool:
 
 def is_run_id(name: str) -> bool:
     """Whether a new run may have this id, which names its folder."""
-    return _RUN_ID.fullmatch(name) is not None
+    return RUN_ID.fullmatch(name) is not None
 
 
 def run_names(root: Path) -> Iterator[str]:

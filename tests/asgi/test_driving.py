@@ -123,7 +123,6 @@ async def test_background_runs_end_with_the_runtime(settings: Settings) -> None:
         ({"concurrency": 10**9}, "above 10000"),
         ({"params": [1]}, "params is [1], not of type object or null"),
         ({"params": {"a..b": 1}}, "a part of its dotted name is empty"),
-        ({"tasks": ["nothing"]}, "has no task 'nothing'"),
         ({"from_task": 3}, "from_task is 3"),
         ({"pool": "sea"}, "'sea' is not one of thread, process"),
         ({"run_id": "../../etc"}, "cannot name a folder"),
@@ -191,6 +190,8 @@ async def test_long_body_is_refused_without_being_read(runtime: Runtime, pieces:
 
 async def test_unknown_dag_or_run_is_not_found(client: httpx.AsyncClient) -> None:
     assert "did you mean 'train'?" in (await client.post("/dags/trian/runs")).json()["detail"]
+    answer = await client.post("/dags/train/runs", json={"tasks": ["nothing"]})
+    assert (answer.status_code, "has no task 'nothing'" in answer.json()["detail"]) == (409, True)
     for path in ("/dags/served:TrainDAG/runs", "/runs/none/cancel", "/runs/none/resume"):
         assert (await client.post(path)).status_code == 404
 
@@ -198,7 +199,7 @@ async def test_unknown_dag_or_run_is_not_found(client: httpx.AsyncClient) -> Non
 async def test_run_id_cannot_be_used_twice(client: httpx.AsyncClient) -> None:
     assert (await client.post("/dags/train/runs", json={"run_id": "one"})).status_code == 202
     again = await client.post("/dags/train/runs", json={"run_id": "one"})
-    assert again.status_code == 422
+    assert again.status_code == 409
     assert "is recorded already" in again.json()["detail"]
 
 

@@ -236,3 +236,13 @@ def test_a_thousand_watch_one_run(server: Server) -> None:
     for text in texts:
         assert [int(line.removeprefix("id: ")) for line in text.splitlines() if line.startswith("id: ")] == seqs
     print(f"memory of the server: {server.about.memory_info().rss >> 20} MB")
+
+
+@pytest.mark.parametrize("server", ["uvicorn"], indirect=True)
+def test_answers_are_as_the_openapi_document_says_whatever_is_sent(server: Server) -> None:
+    server.start("train", run_id="one")
+    main = "import sys, schemathesis.cli; sys.exit(schemathesis.cli.schemathesis())"
+    document = f"http://127.0.0.1:{server.port}/openapi.json"
+    command = [sys.executable, "-c", main, "run", document, "--max-examples", "5"]
+    done = subprocess.run(command, cwd=server.folder, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout
