@@ -42,13 +42,20 @@ class Flusher:
         # back first, and looks then, so who finds it true has added to what is looked at.
         self._waiting: deque[Flushable] = deque()
         self._timed = False
-        self._threads = 0
+        self._threads = self._logs = 0
+        self._is_ended = False
         self._took_s = 0.0  # the latest flush
 
-    def start(self) -> None:
-        """Start the thread, if it does not run. In the event loop only."""
+    def begin(self) -> None:
+        """A log is opened. In the event loop only, as `leave` and `end`."""
+        self._logs += 1
         if not self._threads:
             self._start(self._serve)
+
+    def leave(self) -> None:
+        """A log is closed, and has been flushed."""
+        self._logs -= 1
+        self._end_threads()
 
     def _start(self, work: Callable[[], None]) -> None:
         self._threads += 1
@@ -72,10 +79,15 @@ class Flusher:
         self._orders.put(partial(os.close, file))
 
     def end(self) -> None:
-        """End the thread when it has done what it was asked for."""
-        for _ in range(self._threads):
-            self._orders.put(None)
-        self._threads = 0
+        """End the threads when they have done what they were asked for, and the last log is closed."""
+        self._is_ended = True
+        self._end_threads()
+
+    def _end_threads(self) -> None:
+        if self._is_ended and not self._logs:
+            for _ in range(self._threads):
+                self._orders.put(None)
+            self._threads = 0
 
     def _flush(self, log: Flushable) -> None:
         began = time.monotonic()

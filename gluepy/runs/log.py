@@ -114,7 +114,7 @@ class FileLog:
             self._break(error)
             raise self._refusal() from error
         if self.sync != "none":
-            self._flusher.start()
+            self._flusher.begin()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -135,6 +135,8 @@ class FileLog:
                 os.close(file)
             if self._has_own_flusher:
                 self._flusher.end()
+            if self.sync != "none":
+                self._flusher.leave()
         if self._broken is not None and not self._told:
             raise self._refusal()
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from steps import Go, LoopStep, Notes, Region, Step, Waits, dag_of, statuses
 
-from gluepy import DAG, Task, each
+from gluepy import DAG, Task, each, read_runs
 from gluepy.core import events as e
 from gluepy.core.state import State
 from gluepy.errors import DagError
@@ -213,6 +213,15 @@ async def test_what_another_process_has_learned_meanwhile_is_kept(
         other.learn("dag", State.from_events(events_of(result)), set())
         await runtime.run_dag(dag_of(Step))
     assert LearnedDurations(folder / "runs").of("dag").runs == 3
+
+
+async def test_a_run_that_outlives_its_runtime_comes_to_its_end(go: Go, folder: Path, notes: Notes) -> None:
+    async with anyio.create_task_group() as tasks:
+        async with go.runtime() as runtime:
+            tasks.start_soon(runtime.run_dag, dag_of(Waits))
+            await until(lambda: notes.of("begin"))
+        (folder / "data" / "go").touch()
+    assert [run.status for run in read_runs(folder / "runs")] == ["finished"]
 
 
 async def test_a_mistake_leaves_nothing_behind_and_does_not_keep_the_next_run(go: Go, folder: Path) -> None:
