@@ -176,6 +176,30 @@ async def test_record_that_is_exported_twice_gives_the_very_same_spans_and_no_me
         await gluepy.export_run("latest", "otel", settings=settings)
         assert sorted(span.what.SerializeToString() for span in otlp.spans(collector.requests)) == live
         assert otlp.logs(collector.requests) == []
+        (point,) = otlp.metrics(collector.requests)["cicd.pipeline.run.active"].sum.data_points
+        assert point.as_int == 0
+        points = otlp.metrics(collector.requests)["cicd.pipeline.run.duration"].histogram.data_points
+        assert sum(point.count for point in points) == 2
+
+
+async def test_run_whose_driver_died_and_that_was_resumed_is_exported_with_each_span_once(
+    settings: Settings, collector: Receiver
+) -> None:
+    result = await run(settings, script())
+    log = result.path / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    started = next(number for number, line in enumerate(lines) if json.loads(line)["event"] == "task.started")
+    log.write_text("".join(lines[: started + 1]))
+    async with Runtime(settings, executor=script(fails=Step())) as runtime:
+        await runtime.resume_run(result.run_id)
+    await gluepy.export_run(result.run_id, "otel", settings=settings)
+    spans = otlp.spans(collector.requests)
+    assert len({span.id for span in spans}) == len(spans)
+    interrupted = next(span for span in spans if span.id == attempt_span(result.run_id, "loads", 1))
+    assert interrupted.attributes["cicd.pipeline.task.run.result"] == "error"
+    runs = {span.attributes["gluepy.session"]: span for span in spans if span.name == RUN}
+    assert interrupted.what.end_time_unix_nano <= runs[2].what.start_time_unix_nano
+    assert [runs[number].attributes["cicd.pipeline.result"] for number in (1, 2)] == ["error", "success"]
 
 
 async def test_run_whose_driver_died_is_exported_with_what_had_no_end(settings: Settings, collector: Receiver) -> None:
@@ -266,12 +290,26 @@ async def test_span_of_a_task_s_own_is_below_its_attempt_on_the_loop_and_in_thre
 
     async with Runtime(settings) as runtime:
         result = await runtime.run_dag(BothDAG, sinks=["otel"])
-    spans = {span.name: span for span in provider.get_finished_spans()}
-    for task in ("onloop", "inthread"):
-        parent = spans[f"mine in {task}"].parent
-        assert parent is not None
-        assert trace.format_span_id(parent.span_id) == attempt_span(result.run_id, task, 1)
+        spans = {span.name: span for span in provider.get_finished_spans()}
+        for task in ("onloop", "inthread"):
+            parent = spans[f"mine in {task}"].parent
+            assert parent is not None
+            assert trace.format_span_id(parent.span_id) == attempt_span(result.run_id, task, 1)
+        await runtime.run_dag(BothDAG, sinks=["otel"], debug=True)  # in this very context
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+async def test_thread_that_ran_a_traced_task_has_no_span_for_the_next(
+    settings: Settings, provider: InMemorySpanExporter
+) -> None:
+    class ThreadDAG(DAG):
+        tasks = (InThread,)
+
+    async with Runtime(settings) as runtime:
+        await runtime.run_dag(ThreadDAG, sinks=["otel"])
+        await runtime.run_dag(ThreadDAG)
+    traced, untraced = [span for span in provider.get_finished_spans() if span.name == "mine in inthread"]
+    assert (traced.parent is not None, untraced.parent) == (True, None)
 
 
 async def test_variable_traceparent_is_the_parent_where_no_span_is_current(
@@ -282,6 +320,26 @@ async def test_variable_traceparent_is_the_parent_where_no_span_is_current(
     first = events_of(result)[0]
     assert first.trace_id == "0af7651916cd43dd8448eb211c80319c"
     assert first.parent_span_id == "b7ad6b7169203331"  # type: ignore[union-attr]
+
+
+async def test_resumed_run_links_to_the_trace_that_the_session_before_was_in(
+    settings: Settings, provider: InMemorySpanExporter
+) -> None:
+    with trace.get_tracer("app").start_as_current_span("request") as request:
+        result = await run(settings, script(), "otel")
+    async with Runtime(settings, executor=script(fails=Step())) as runtime:
+        await runtime.resume_run(result.run_id, sinks=["otel"])
+    (link,) = [link for span in provider.get_finished_spans() for link in span.links]
+    assert link.context.trace_id == request.get_span_context().trace_id
+    assert trace.format_span_id(link.context.span_id) == session_span(result.run_id, 1)
+
+
+async def test_run_in_a_trace_that_is_not_sampled_is_not_exported(
+    settings: Settings, provider: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")
+    await run(settings, script(), "otel")
+    assert provider.get_finished_spans() == ()
 
 
 async def test_trace_that_is_not_sampled_is_not_exported_and_tasks_know_it(

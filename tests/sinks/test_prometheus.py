@@ -146,6 +146,10 @@ async def test_older_record_that_is_exported_changes_neither_the_textfile_nor_an
     await gluepy.export_run(older.run_id, Prometheus(textfile.folder), settings=settings)
     assert textfile.text() == before
     assert scraped() == counted
+    sink = Prometheus(textfile.folder)
+    await gluepy.export_run(older.run_id, sink, settings=settings)
+    await run(settings, script(), sink)  # what is not sent again counts
+    assert scraped()["gluepy_runs_total", DAG, "failed"] == 1
     textfile.remove()
     await gluepy.export_run(older.run_id, Prometheus(textfile.folder), settings=settings)
     assert textfile.samples()["gluepy_last_run_duration_seconds", DAG] == events_of(older)[-1].duration_s  # type: ignore[union-attr]
