@@ -45,25 +45,16 @@ def parent_of(header: str, state: str = "") -> Parent | None:
     return Parent(found[1], found[2], int(found[3], 16), state)
 
 
-def enter_span(header: str, state: str) -> Any:
-    """Make the span that `header` names OpenTelemetry's current one, if that is installed; returns what `leave_span`
-    takes."""
+def enter_span(header: str, state: str) -> None:
+    """Make the span that `header` names OpenTelemetry's current one in this context, if that is installed."""
     parent = parent_of(header, state)
     if parent is None:
-        return None
+        return
     try:
         from opentelemetry import context
     except ImportError:
-        return None
-    return context.attach(context_of(parent))
-
-
-def leave_span(token: Any) -> None:
-    """Undo `enter_span`."""
-    if token is not None:
-        from opentelemetry import context
-
-        context.detach(token)
+        return
+    context.attach(context_of(parent))
 
 
 def context_of(parent: Parent) -> Any:

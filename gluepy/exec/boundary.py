@@ -24,7 +24,7 @@ from gluepy.exec.port import FINISHED, Attempt, Outcome, RunInfo, local_path
 from gluepy.exec.scope import RunScope, Scope, enter_scope, leave_scope, redactor_of
 from gluepy.exec.task import Skip, Task, retry_of
 from gluepy.traces import clear_frames, type_name, user_stack
-from gluepy.tracing import enter_span, leave_span
+from gluepy.tracing import enter_span
 
 _MESSAGE_LENGTH = 10_000
 T = TypeVar("T")
@@ -56,7 +56,8 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
     """Run one attempt of a plain `def run` (or ask an `each`'s callables) here and now, and tell how it ended."""
     forks.attach(scope)
     token = enter_scope(scope)
-    span = None if attempt.run.trace is None else _enter_span(attempt)
+    if attempt.run.trace is not None:
+        _enter_span(attempt)
     target: Any = None
     made: dict[str, Any] | None = None
     try:
@@ -83,7 +84,6 @@ def execute(attempt: Attempt, scope: Scope) -> Outcome:
         _release(scope, made)
         if scope.rooms:
             scope.close()
-        leave_span(span)
         leave_scope(token)
         forks.detach(scope)
 
@@ -132,10 +132,11 @@ async def execute_async(attempt: Attempt, scope: Scope) -> Outcome:
         forks.detach(scope)
 
 
-def _enter_span(attempt: Attempt) -> Any:
-    """Have the spans that the task begins be below the attempt's."""
+def _enter_span(attempt: Attempt) -> None:
+    """Have the spans that the task begins be below the attempt's. Nobody leaves it: what follows in this context is the
+    next attempt of the run, which enters its own."""
     assert attempt.run.trace is not None and attempt.traceparent is not None
-    return enter_span(attempt.traceparent, attempt.run.trace.state)
+    enter_span(attempt.traceparent, attempt.run.trace.state)
 
 
 def _release(scope: Scope, made: dict[str, Any] | None) -> None:
