@@ -44,7 +44,7 @@ def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit
         hint = did_you_mean(status, STATUSES)
         raise OptionError("--status", f"{status!r} is not one of {', '.join(STATUSES)}{hint}")
     root = invocation.settings().runs_root
-    runs = read_runs(root, dag, status=status, limit=0 if limit == 0 else limit + 1)
+    runs: list[RunSummary] = read_runs(root, dag, status=status, limit=0 if limit == 0 else limit + 1)
     more = len(runs) > limit > 0
     runs = runs[:limit] if more else runs
     if as_json:

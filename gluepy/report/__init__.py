@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gluepy.report.difference import RunDifference, compare_runs
     from gluepy.report.failures import Failure
     from gluepy.report.run import Damage, RunFollower, RunReport, follow_run, read_run, read_runs
-    from gluepy.report.tasks import AttemptReport, TaskDetails, TaskReport
+    from gluepy.report.tasks import AttemptReport, MetricReport, TaskDetails, TaskReport
     from gluepy.report.timeline import RunTimeline
     from gluepy.runs.index import RunSummary
     from gluepy.runs.log import UnreadableLog
@@ -24,7 +24,7 @@ _HOME = {
     "gluepy.report.difference": ("RunDifference", "compare_runs"),
     "gluepy.report.failures": ("Failure",),
     "gluepy.report.run": ("Damage", "RunFollower", "RunReport", "follow_run", "read_run", "read_runs"),
-    "gluepy.report.tasks": ("AttemptReport", "TaskDetails", "TaskReport"),
+    "gluepy.report.tasks": ("AttemptReport", "MetricReport", "TaskDetails", "TaskReport"),
     "gluepy.report.timeline": ("RunTimeline",),
     "gluepy.runs.index": ("RunSummary",),
     "gluepy.runs.log": ("UnreadableLog",),
@@ -35,6 +35,7 @@ __all__ = [
     "Bar",
     "Damage",
     "Failure",
+    "MetricReport",
     "RunDifference",
     "RunFollower",
     "RunReport",

@@ -41,6 +41,17 @@ class Failure(msgspec.Struct, frozen=True):
         """All fields."""
         return {name: getattr(self, name) for name in self.__struct_fields__}
 
+    @classmethod
+    def columns(cls, failure: Failure | None) -> dict[str, JSON]:
+        """The error of a failure, if there is one, as columns of a table."""
+        if failure is None:
+            return {"error_reason": None, "error_type": None, "error_message": None}
+        return {"error_reason": failure.reason, "error_type": failure.type, "error_message": failure.message}
+
+    def to_dict(self) -> dict[str, JSON]:
+        """All fields."""
+        return self.to_json()
+
     def error(self) -> dict[str, JSON]:
         """The error alone, as JSON."""
         return {"reason": self.reason, "type": self.type, "message": self.message, "stack": self.stack or None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,11 @@ from gluepy.core import events as e
 from gluepy.core.events import JSON, Event
 from gluepy.core.state import BLOCKED, FAILED, RETRYING, SKIPPED, STATUS, State
 from gluepy.core.timeline import TimelineFold, held_back, timeline
+from gluepy.errors import OptionError
 from gluepy.redact import masked
 from gluepy.report.failures import Failure
-from gluepy.report.tasks import TaskDetails, TaskReport, attempts_of
+from gluepy.report.rows import NamedRows, Parameters, Rows
+from gluepy.report.tasks import AttemptReport, MetricReport, TaskDetails, TaskReport, attempts_in, metrics_in
 from gluepy.report.timeline import RunTimeline
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import RunReader, find_record, read_record
@@ -83,6 +86,10 @@ class RunReport:
         told = TimelineFold() if with_timeline else None
         return cls(record, read_record(record, see=None if told is None else told.add), settings, told=told)
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{number:,} {word}" for word, number in self.counts.items())
+        return f"<RunReport {self.dag} {self.status}, {self.duration_s:.3g} s, {counts}, run {self.run_id}>"
+
     @cached_property
     def status(self) -> str:
         """`finished`, `failed`, `cancelled`, `running`, or `interrupted` when its driver is gone."""
@@ -118,9 +125,19 @@ class RunReport:
         return ordered if len(ordered) == len(graph.index) else list(graph.tasks())
 
     @cached_property
-    def tasks(self) -> dict[str, TaskReport]:
+    def tasks(self) -> NamedRows[TaskReport]:
         """The tasks by id, in the order of the DAG."""
-        return {self.state.graph.task_id(node): self.task(node) for node in self.nodes}
+        return NamedRows((self.state.graph.task_id(node), self.task(node)) for node in self.nodes)
+
+    @cached_property
+    def attempts(self) -> Rows[AttemptReport]:
+        """All attempts, in the order in which they began."""
+        return attempts_in(self.events, self.path, live=self.status == "running")
+
+    @cached_property
+    def metrics(self) -> Rows[MetricReport]:
+        """All values that tasks have measured, in their order; `tasks` have the last of each."""
+        return metrics_in(self.events)
 
     def task(self, node: int) -> TaskReport:
         """The task that is the node `node` of the graph."""
@@ -164,15 +181,15 @@ class RunReport:
             outputs=list(spec.outputs),
             dependencies=self._in_order(set(graph.task_dependencies(node))),
             dependents=self._in_order(set(graph.task_dependents(node))),
-            attempts=attempts_of(task, self.events, self.path, live=self.status == "running"),
+            attempts=attempts_in(self.events, self.path, live=self.status == "running", task=task),
         )
 
     @property
-    def failures(self) -> list[Failure]:
+    def failures(self) -> Rows[Failure]:
         """The failures of the tasks that failed, in the order of the DAG."""
         errors, status = self.state.error, self.state.status
         failed = (errors[node] for node in self.nodes if node in errors and status[node] == FAILED)
-        return [Failure.from_event(event, self.path) for event in failed if isinstance(event, e.TaskFailed)]
+        return Rows(Failure.from_event(event, self.path) for event in failed if isinstance(event, e.TaskFailed))
 
     @cached_property
     def context(self) -> dict[str, JSON]:
@@ -184,15 +201,15 @@ class RunReport:
         return flat(values) if isinstance(values, dict) else {}
 
     @property
-    def parameters(self) -> dict[str, JSON]:
+    def parameters(self) -> Parameters:
         """The run's context, flat, by dotted names, with its secrets masked. Empty if it cannot be read."""
         mask = self._settings.mask
-        return {name: mask(name.rpartition(".")[2], value) for name, value in self.context.items()}
+        return Parameters((name, mask(name.rpartition(".")[2], value)) for name, value in self.context.items())
 
     @cached_property
-    def events(self) -> list[Event]:
+    def events(self) -> Rows[Event]:
         """The events of the run, as far as they had happened when it was read."""
-        return list(LogReader(self.record.events).events(self._seen))
+        return Rows(LogReader(self.record.events).events(self._seen))
 
     @cached_property
     def timeline(self) -> RunTimeline:
@@ -296,9 +313,11 @@ def read_runs(
     dag: str | None = None,
     *,
     status: str | None = None,
+    since: datetime | timedelta | str | None = None,
     limit: int = 100,
-) -> list[RunSummary]:
-    """The newest runs, at most `limit` (0: all), newest first; of one DAG, by its label, and with one status.
+) -> Rows[RunSummary]:
+    """The newest runs, at most `limit` (0: all), newest first; of one DAG, by its label, with one status, and `since` a
+    moment (ISO 8601 as text; local time if it has no zone) or for so long.
 
     They come from an index, a file beside the records, that takes in only what has changed since the last call: this is
     the cheap way to list many runs. `root` is the folder of the records: RUNS_ROOT, if omitted. A run that cannot be
@@ -307,7 +326,18 @@ def read_runs(
     from gluepy.runs.index import Index  # brings SQLite
 
     with Index(Path(root) if root is not None else _settings().runs_root) as index:
-        return index.runs(dag, status, limit)
+        return Rows(index.runs(dag, status, limit, since=None if since is None else _timestamp(since)))
+
+
+def _timestamp(since: datetime | timedelta | str) -> str:
+    """A moment as logs write it. Raises `OptionError`."""
+    if isinstance(since, timedelta):
+        since = datetime.now(UTC) - since
+    try:
+        moment = datetime.fromisoformat(since) if isinstance(since, str) else since
+        return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+    except (ValueError, OverflowError) as error:
+        raise OptionError("since", f"{since!r} is no moment: {error}", "write it as 2026-01-31T08:00:00Z") from None
 
 
 def _find(run: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Record:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from gluepy.core import events as e
 from gluepy.core.events import JSON
 from gluepy.core.graph import slug_of
 from gluepy.report.failures import Failure
+from gluepy.report.rows import Rows
 
 _USAGE = ("worker", "pid", "host", "cpu_s", "peak_rss_mb")
 
@@ -37,6 +40,12 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     blocked_by: list[str] | None = None
     failure: Failure | None = None
     metrics: Mapping[str, float | None] = {}
+
+    def to_dict(self) -> dict[str, JSON]:
+        """As a row of a table. The metrics are a table of their own."""
+        names = ("task", "label", "status", "attempts", "max_attempts", "duration_s")
+        more = ("reason", "why", "waiting_for", "blocked_by")
+        return {name: getattr(self, name) for name in (*names, *more)} | Failure.columns(self.failure)
 
     def to_json(self) -> dict[str, JSON]:
         """As in the `tasks` of `gluepy show --json`, where the task's id is the key."""
@@ -68,6 +77,7 @@ class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
     known of where it ran and what it used, by the names of the events' fields: worker, pid, host, cpu_s, peak_rss_mb.
     """
 
+    task: str
     attempt: int
     session: int
     status: str
@@ -80,6 +90,13 @@ class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None = None
     failure: Failure | None = None
     why: str | None = None
+
+    def to_dict(self) -> dict[str, JSON]:
+        """As a row of a table."""
+        names = ("task", "attempt", "session", "status", "started_at", "queued_s", "duration_s", "executor", "pool")
+        usage = {name: self.usage.get(name) for name in _USAGE}
+        told = {name: getattr(self, name) for name in names} | usage | {"log": self.log, "why": self.why}
+        return told | Failure.columns(self.failure)
 
     def to_json(self) -> dict[str, JSON]:
         """As in the `history` of `gluepy show RUN TASK --json`."""
@@ -153,16 +170,60 @@ def awaited(limit: str) -> str:
     return f"limit {limit}" if limit else "a slot"
 
 
-def attempts_of(task: str, events: Iterable[e.Event], folder: Path, *, live: bool) -> list[AttemptReport]:
-    """The attempts of `task` in a run with these `events`, whose record is `folder`; `live` if a driver holds it."""
-    attempts: dict[int, AttemptReport] = {}
+class MetricReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A value that an attempt of a task has measured, the `step`th of this name in the attempt, counted from 1; None
+    for what JSON cannot hold."""
+
+    task: str
+    attempt: int
+    name: str
+    step: int
+    value: float | None
+    timestamp: str
+
+    def to_dict(self) -> dict[str, JSON]:
+        """All fields."""
+        return {name: getattr(self, name) for name in self.__struct_fields__}
+
+
+def metrics_in(events: Iterable[e.Event]) -> Rows[MetricReport]:
+    """The metrics among `events`, in their order."""
+    steps: Counter[tuple[str, int, str]] = Counter()
+    found: Rows[MetricReport] = Rows()
     for event in events:
-        if getattr(event, "task", None) != task:
+        if isinstance(event, e.TaskMetric):
+            key = event.task, event.attempt, event.name
+            steps[key] += 1
+            task, attempt, name = key
+            found.append(
+                MetricReport(
+                    task=task,
+                    attempt=attempt,
+                    name=name,
+                    step=steps[key],
+                    value=event.value,
+                    timestamp=event.timestamp,
+                )
+            )
+    return found
+
+
+def attempts_in(events: Iterable[e.Event], folder: Path, *, live: bool, task: str | None = None) -> Rows[AttemptReport]:
+    """The attempts in a run with these `events`, whose record is `folder`, in the order in which they began; `live` if
+    a driver holds it. Of one `task`, if it is given."""
+    attempts: dict[tuple[str, int], AttemptReport] = {}
+    try:
+        logs = set(os.listdir(folder / "logs"))
+    except OSError:
+        logs = set()
+    for event in events:
+        if task is not None and getattr(event, "task", None) != task:
             continue
         match event:
             case e.TaskStarted():
-                log = folder / "logs" / f"{slug_of(task)}.{event.attempt}.log"
-                attempts[event.attempt] = AttemptReport(
+                log = f"{slug_of(event.task)}.{event.attempt}.log"
+                attempts[event.task, event.attempt] = AttemptReport(
+                    task=event.task,
                     attempt=event.attempt,
                     session=event.session,
                     status="running" if live else "interrupted",
@@ -170,13 +231,14 @@ def attempts_of(task: str, events: Iterable[e.Event], folder: Path, *, live: boo
                     queued_s=event.queued_s,
                     executor=event.executor,
                     pool=event.pool,
-                    log=str(log) if log.exists() else None,
+                    log=str(folder / "logs" / log) if log in logs else None,
                     usage={"host": event.host, "pid": event.pid},
                 )
             case e.TaskFinished() | e.TaskFailed() | e.TaskRetrying() | e.TaskCancelled() | e.TaskSkipped():
-                if event.attempt in attempts:
-                    attempts[event.attempt] = _ended(attempts[event.attempt], event, folder)
-    return list(attempts.values())
+                key = event.task, event.attempt
+                if key in attempts:
+                    attempts[key] = _ended(attempts[key], event, folder)
+    return Rows(attempts.values())
 
 
 _End = e.TaskFinished | e.TaskFailed | e.TaskRetrying | e.TaskCancelled | e.TaskSkipped

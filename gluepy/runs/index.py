@@ -58,6 +58,8 @@ class RunSummary(msgspec.Struct, frozen=True):
         """As `gluepy runs --json` has it."""
         return {name: getattr(self, name) for name in self.__struct_fields__}
 
+    to_dict = to_json
+
 
 class Index:
     """The index of the records in `root`. A context manager; entering it refreshes the index.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gluepy.core.events import JSON
-from gluepy.core.state import STATUS, State
+from gluepy.core.state import BLOCKED, FAILED, SKIPPED, STATUS, State
 from gluepy.errors import GluepyError, TaskError
 
 
@@ -36,12 +36,26 @@ class RunTimedOutError(GluepyError):
 @dataclass(frozen=True, slots=True)
 class TaskResult:
     """How a task ended. `status` is finished, failed, skipped, cancelled or blocked; `attempts` how often it began;
-    `duration_s` of the last attempt; `error` its `TaskError` when it failed in this session."""
+    `duration_s` of the last attempt; `error` its `TaskError` when it failed in this session.
+
+    `reason` is why it failed (one of `core.events.Reason`) or was skipped (`skip`, `upstream`, `trigger`,
+    `unselected`), `blocked_by` are the tasks whose failure blocked it, `metrics` the last value of each.
+    """
 
     status: str
     attempts: int
     duration_s: float
     error: TaskError | None = None
+    reason: str | None = None
+    blocked_by: Sequence[str] = ()
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def why(self) -> str:
+        """In a word or two why it has not finished, empty if it has."""
+        if self.blocked_by:
+            return f"blocked by {', '.join(self.blocked_by)}"
+        return self.reason or ("" if self.status == "finished" else self.status)
 
 
 class TaskResults(Mapping[str, TaskResult]):
@@ -51,10 +65,17 @@ class TaskResults(Mapping[str, TaskResult]):
         self._state, self._errors = state, errors
 
     def __getitem__(self, task: str) -> TaskResult:
-        node = self._state.graph.index[task]
-        state = self._state
+        state, node = self._state, self._state.graph.index[task]
+        status, error = state.status[node], state.error.get(node)
+        reason = error.reason if status == FAILED and error is not None else None
         return TaskResult(
-            STATUS[state.status[node]], state.attempt[node], state.duration_s[node], self._errors.get(node)
+            STATUS[status],
+            state.attempt[node],
+            state.duration_s[node],
+            self._errors.get(node),
+            state.skip_reason.get(node) if status == SKIPPED else reason,
+            state.blocked_by.get(node, ()) if status == BLOCKED else (),
+            state.metrics.get(node, {}),
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -67,7 +88,7 @@ class TaskResults(Mapping[str, TaskResult]):
         return repr(dict(self))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RunResult:
     """How a run ended. `status` is finished, failed or cancelled; `path` the folder of its record (with `record=False`
     there is none), `files` where its tasks' files are (`self.path`); `started_at` a timestamp in RFC 3339; `duration_s`
@@ -82,6 +103,22 @@ class RunResult:
     started_at: str
     duration_s: float
     tasks: Mapping[str, TaskResult]
+
+    @property
+    def metrics(self) -> dict[str, Mapping[str, float | None]]:
+        """What tasks have measured, by their ids and the names of the metrics: the last values."""
+        return {task: result.metrics for task, result in self.tasks.items() if result.metrics}
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why tasks have not finished, by their ids: the reason of a failure or a skip, what blocked them, or only that
+        they were cancelled."""
+        return {task: result.why for task, result in self.tasks.items() if result.status != "finished"}
+
+    def __repr__(self) -> str:
+        number = len(self.tasks)
+        tasks = f"{number:,} task{'' if number == 1 else 's'}"
+        return f"<RunResult {self.dag} {self.status}, {tasks}, {self.duration_s:.3g} s, run {self.run_id}>"
 
 
 @dataclass(frozen=True, slots=True)

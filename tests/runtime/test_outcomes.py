@@ -213,3 +213,24 @@ async def test_failed_instance_of_an_each_leaves_the_others_alone(go: Go) -> Non
         "region[region=asia]": "finished",
         "after": "finished",
     }
+
+
+class Measures(Task):
+    def run(self) -> None:
+        self.metric("rows", 1)
+        self.metric("rows", 2)
+
+
+class SkipsItself(Task):
+    def run(self) -> None:
+        raise Skip("nothing new")
+
+
+async def test_result_says_what_was_measured_and_why_tasks_have_not_finished(go: Go) -> None:
+    result = await go(parallel(Measures, SkipsItself, Fails), AllSuccess)
+    assert result.metrics == {"measures": {"rows": 2.0}}
+    assert result.reasons == {"skipsitself": "skip", "fails": "exception", "after": "blocked by fails"}
+    assert result.tasks["fails"].reason == "exception"
+    assert list(result.tasks["after"].blocked_by) == ["fails"]
+    assert repr(result).startswith("<RunResult dag failed, 4 tasks, ")
+    assert repr(result).endswith(f" s, run {result.run_id}>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gluepy.conf.sources import load_settings
 from gluepy.core import events as e
 from gluepy.core.graph import Leaf, Par, Seq, Spec, Tree
 from gluepy.core.policy import Retry
-from gluepy.errors import UnknownRun
+from gluepy.errors import OptionError, UnknownRun
 from gluepy.report import RunReport, compare_runs, follow_run, read_run, read_runs
 from gluepy.runs.reading import read_record
 from gluepy.runs.record import Record
@@ -249,3 +250,36 @@ def test_all_names_are_there() -> None:
     assert (gluepy.read_run, gluepy.read_runs) == (read_run, read_runs)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = report.nothing
+
+
+def test_reports_are_tables_with_the_same_columns_in_each_row(failed: Told, settings: Settings) -> None:
+    run = RunReport.from_record(failed.record, settings)
+    tables: Any = (run.tasks, run.attempts, run.metrics, run.failures, run.parameters, read_runs(failed.record.root))
+    for table in tables:
+        rows = table.to_dicts()
+        assert len(rows) == len(table)
+        assert len({tuple(row) for row in rows}) <= 1
+        assert json.loads(json.dumps(rows)) == rows
+    assert [row["task"] for row in run.tasks.to_dicts()] == list(run.tasks)
+    assert [(row["task"], row["attempt"], row["status"]) for row in run.attempts.to_dicts()] == [
+        ("load", 1, "failed"),
+        ("load", 2, "finished"),
+        ("fit", 1, "failed"),
+        ("score", 1, "skipped"),
+    ]
+    assert [row["error_type"] for row in run.attempts.to_dicts()] == ["ValueError", None, "ValueError", None]
+    assert run.metrics.to_dicts()[0]["step"] == 1
+    assert repr(run).startswith("<RunReport train failed, ")
+    lines = failed.record.events.read_text().splitlines()
+    assert run.events.to_dicts() == [json.loads(line) for line in lines]
+
+
+def test_runs_are_those_since_a_moment_or_for_so_long(failed: Told) -> None:
+    root = failed.record.root
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    assert [run.run_id for run in read_runs(root, since=began)] == ["failed"]
+    assert [run.run_id for run in read_runs(root, since="2026-01-01T01:00:00+01:00")] == ["failed"]
+    assert read_runs(root, since=began + timedelta(seconds=1)) == []
+    assert len(read_runs(root, since=datetime.now(UTC) - began + timedelta(days=1))) == 1
+    with pytest.raises(OptionError, match="is no moment"):
+        read_runs(root, since="yesterday")
