@@ -615,6 +615,16 @@ def step(
     skip_code: Annotated[
         int, typer.Option(metavar="N", min=0, max=255, help="The exit code for a task that was skipped.")
     ] = 0,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="Stop when the process is gone that has started this one.")
+    ] = False,
+    list_added: Annotated[
+        bool,
+        typer.Option(
+            "--list-added",
+            help="Print what an each has added, as the last line: a JSON list of rows, ids by label.",
+        ),
+    ] = False,
 ) -> None:
     """Make the next attempt of a task, in a process of its own, and write what became of it beside the run's files.
 
@@ -640,6 +650,8 @@ def step(
             params=params,
             executor=executor,
             skip_code=skip_code,
+            with_parent=with_parent,
+            list_added=list_added,
         )
     )
 
@@ -659,6 +671,41 @@ def collect(
     from gluepy.cli.stepping import collect as collect_command
 
     raise typer.Exit(collect_command(_invocation(ctx), run))
+
+
+@app.command(short_help="Write a DAG file for Airflow.")
+def airflow(
+    ctx: typer.Context,
+    action: Annotated[str, typer.Argument(metavar="export", help="What to do: export.", show_default=False)],
+    label: Label,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="CRON", help="When Airflow starts it by itself: '@daily', '0 6 * * *'.")
+    ] = None,
+    operator: Annotated[
+        str,
+        typer.Option(metavar="KIND", help="How a task runs: bash, kubernetes:IMAGE, or module:factory of your own."),
+    ] = "bash",
+    dag_id: Annotated[
+        str | None,
+        typer.Option("--dag-id", metavar="ID", help="Airflow's name for it. [the label]", show_default=False),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The interpreter where tasks run. [this one]", show_default=False)
+    ] = None,
+) -> None:
+    """Write a DAG file on standard output, for the dags folder of an Airflow that need not have gluepy or the project.
+
+    \b
+      gluepy airflow export train --schedule @daily > ~/airflow/dags/train.py
+      gluepy run train --executor airflow
+    """
+    from gluepy.cli.orchestrating import export_airflow
+
+    raise typer.Exit(
+        export_airflow(
+            _invocation(ctx), action, label, schedule=schedule, operator=operator, dag_id=dag_id, python=python
+        )
+    )
 
 
 @app.command(short_help="Delete the records of old runs.")

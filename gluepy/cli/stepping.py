@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ import anyio
 
 from gluepy.cli.invocation import Invocation
 from gluepy.cli.running import params_in
-from gluepy.cli.text import say, tell
+from gluepy.cli.text import json_text, say, tell
 from gluepy.errors import GluepyError
 from gluepy.loop import run_loop
 from gluepy.runtime.collect import collect_run, uncollected
-from gluepy.runtime.step import StepOptions, StepResult, run_step
+from gluepy.runtime.step import StepOptions, StepResult, added_rows, run_step
+
+_LOOK_S = 0.5  # between two looks whether the caller is there
 
 
 def step(
@@ -27,6 +30,8 @@ def step(
     params: str | None,
     executor: str,
     skip_code: int,
+    with_parent: bool,
+    list_added: bool,
 ) -> int:
     """`gluepy step`"""
     settings = invocation.settings()
@@ -48,7 +53,17 @@ def step(
                         stopped_by = stopped_by or number
                         tasks.cancel_scope.cancel()
 
+            async def watch_parent() -> None:
+                nonlocal stopped_by
+                parent = os.getppid()
+                while os.getppid() == parent:  # noqa: ASYNC110  # the system tells nobody
+                    await anyio.sleep(_LOOK_S)
+                stopped_by = stopped_by or signal.SIGTERM
+                tasks.cancel_scope.cancel()
+
             tasks.start_soon(listen)
+            if with_parent:
+                tasks.start_soon(watch_parent)
             try:
                 result = await run_step(settings, run, task, options, show)
             except GluepyError as error:  # the task group would wrap it
@@ -64,6 +79,8 @@ def step(
         return 128 + stopped_by
     number = f", attempt {result.attempt}" if result.has_run else ""
     tell(f"{task}: {result.status}{number}" if result.has_run else f"{task}: {result.told}")
+    if list_added and result.status == "finished":
+        say(json_text(added_rows(settings, run, task)))
     match result.status:
         case "finished":
             return 0

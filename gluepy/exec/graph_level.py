@@ -41,8 +41,8 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine of graph level can do. Whatever a DAG asks for besides is an error before anything runs.
 
     `triggers` besides `all_success`; `dynamic_each`: tasks that an `each` over a callable adds; `limits`: it keeps
-    LIMITS for what tasks use; `retries`: it tries a failed task again; `queues`: `Task.queue`; `concurrency`: the
-    option of a run.
+    LIMITS for what tasks use; `retries`: it tries a failed task again; `queues`: `Task.queue`; `concurrency`,
+    `selections` (--task, --from-task, --to-task): the options of a run.
     """
 
     triggers: frozenset[Trigger] = frozenset(("all_success",))
@@ -51,6 +51,7 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     retries: bool = False
     queues: bool = False
     concurrency: bool = False
+    selections: bool = False
 
 
 class GraphRun:
@@ -141,6 +142,10 @@ class GraphExecutor(Executor):
             )
         if options.get("concurrency") is not None and not self.abilities.concurrency:
             raise OptionError("concurrency", f"{self.name} decides how many tasks run at once", "leave it out")
+        if not self.abilities.selections:
+            for name in ("tasks", "from_task", "to_task"):
+                if options.get(name):
+                    raise OptionError(name, f"{self.name} runs whole DAGs", "leave it out")
 
 
 _TABLE: tuple[tuple[str, Callable[[Abilities], bool]], ...] = (
@@ -154,6 +159,7 @@ _TABLE: tuple[tuple[str, Callable[[Abilities], bool]], ...] = (
     ("`queue`", lambda can: can.queues),
     ("`timeout_s`, `memory_mb`", lambda can: True),
     ("`--concurrency`", lambda can: can.concurrency),
+    ("`--task`, `--from-task`, `--to-task`", lambda can: can.selections),
     ("`--keep-going`", lambda can: True),
     ("`--fail-fast`", lambda can: False),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -172,6 +172,8 @@ class HandedOver(Executor):
         self._scope.cancel()
         with anyio.move_on_after(_STOP_S, shield=True):
             await self._stopped.wait()
+        with suppress(OSError):
+            await anyio.to_thread.run_sync(self._list)  # a step may just have begun
 
     def _tell(self, task: str, word: TaskWord, why: str) -> None:
         if self._words.get(task) != (word, why):
@@ -249,17 +251,19 @@ class _Follower:
             if followed:
                 return self._lost("its step is gone, and another has begun")
             if word is not None:
-                return await self._without_end(*word)
+                with anyio.move_on_after(_LAST_WORDS_S):
+                    await self.last_words()
+                return await self._at_last(word)
             await run.news()
 
     async def last_words(self) -> None:
-        """Wait until the step has told how it was stopped."""
+        """Wait until the step, if there is one, has told how it was stopped: its engine has only told it to."""
+        await self._look()
         if self._number is None:
             return
         while self._end is None:
+            await anyio.sleep(POLL_S)
             await self._look()
-            if self._end is None:
-                await anyio.sleep(POLL_S)
         end = self._end
         if isinstance(end, e.TaskCancelled):
             self._emit(
@@ -333,6 +337,9 @@ class _Follower:
                 )
             case _:
                 return self._lost(f"{self._run.name} stopped it")
+
+    async def _at_last(self, word: tuple[TaskWord | Literal[""], str]) -> Outcome:
+        return await (self._without_end(*word) if self._end is None else self._told(self._end, word))
 
     async def _without_end(self, word: TaskWord | Literal[""], why: str) -> Outcome:
         """The engine's run is over, and no step has told how the task ended."""

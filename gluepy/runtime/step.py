@@ -102,6 +102,12 @@ async def run_step(
         await anyio.sleep(_LOOK_S)  # somebody was faster, and writes its first event
 
 
+def added_rows(settings: Settings, run_id: str, task: str) -> list[dict[str, str]]:
+    """What the `each` that `task` has asked has added: for each row the ids of its tasks, by their labels."""
+    step = _Step.prepared(settings, run_id, task, StepOptions())
+    return step.added()
+
+
 class _Step:
     def __init__(
         self, settings: Settings, folder: StepFolder, run_file: RunFile, compiled: Compiled, graph: Graph, task: str
@@ -137,6 +143,8 @@ class _Step:
         """How the step ends for what came before it: None if it is to run."""
         bad = skipped = False
         selected = self._run_file.selected
+        if selected is not None and self.task not in selected and self._node not in self._graph.origin:
+            return StepResult("skipped", 0, False, "skipped: the run's options leave it out")
         causes = []
         for other in self._graph.task_dependencies(self._node):
             name = self._graph.task_id(other)
@@ -180,6 +188,15 @@ class _Step:
             if _is_dead_here(events) or time.monotonic() - seen_at > patience_s:
                 return last.attempt + 1, None
             await anyio.sleep(_LOOK_S)
+
+    def added(self) -> list[dict[str, str]]:
+        """See `added_rows`."""
+        graph, rows = self._graph, []
+        firsts = [node for node in graph.dependents[self._node] if graph.origin.get(node) == self._node]
+        for first in firsts:
+            row = sorted(graph.along(first, downstream=True))
+            rows.append({graph.spec(node).label: graph.task_id(node) for node in row if graph.ids[node] is not None})
+        return rows
 
     def claim(self, number: int) -> bool:
         """Whether the attempt is ours."""

@@ -21,7 +21,7 @@ class StepEngine(GraphExecutor):
     """`tries` is how often it runs a step that fails; `forgets` are tasks that it never begins, `fails` those that it
     says have failed whatever their steps do."""
 
-    abilities: ClassVar = Abilities(triggers=ALL, dynamic_each=True, retries=True, limits=True)
+    abilities: ClassVar = Abilities(triggers=ALL, dynamic_each=True, retries=True, limits=True, selections=True)
 
     def __init__(self, tries: int = 1, forgets: tuple[str, ...] = (), fails: tuple[str, ...] = ()) -> None:
         self.tries, self.forgets, self.fails = tries, forgets, fails

@@ -42,6 +42,7 @@ class LuigiExecutor(GraphExecutor):
         retries=True,
         limits=True,
         concurrency=True,
+        selections=True,
     )
 
     def __init__(self, workers: int, scheduler_url: str | None = None) -> None:
