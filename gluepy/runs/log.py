@@ -263,12 +263,23 @@ class LogReader:
         """The events from where the last call ended, `at_most` so many (0: all). Raises `UnreadableLog`."""
         count = 0
         for line in self._lines():
-            event = self._event(line)
-            if event is not None and not self._is_copy(event, line):
-                yield event
-                count += 1
-                if count == at_most:
-                    return
+            event: Event | None
+            try:
+                event = decode(line)
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                event = self._damaged(line)
+                if event is None:
+                    continue
+            if isinstance(event, (RunStarted, RunResumed)):
+                self._refuse_future(line.strip(_BLANK))
+            if event.seq == self._seq + 1 and self._lines_of is None:
+                self._seq = event.seq  # as almost all are
+            elif self._is_copy(event, line):
+                continue
+            yield event
+            count += 1
+            if count == at_most:
+                return
 
     def _lines(self) -> Iterator[bytes]:
         try:
@@ -277,30 +288,26 @@ class LogReader:
             raise UnreadableLog(str(self.path), error.strerror or str(error)) from error
         with file:
             file.seek(self.offset)
-            lines = iter(file)
-            while True:
-                try:
-                    line = next(lines, b"")
-                except OSError as error:  # a broken disk
-                    raise UnreadableLog(str(self.path), error.strerror or str(error)) from error
-                if not line or (not line.endswith(b"\n") and not (self._ended and _is_event(line))):
-                    return  # being written, or torn: complete once a newline follows
-                self.offset += len(line)
-                yield line
+            try:
+                for line in file:
+                    if not line.endswith(b"\n") and not (self._ended and _is_event(line)):
+                        return  # being written, or torn: complete once a newline follows
+                    self.offset += len(line)
+                    yield line
+            except OSError as error:  # a broken disk
+                raise UnreadableLog(str(self.path), error.strerror or str(error)) from error
 
-    def _event(self, line: bytes) -> Event | None:
+    def _damaged(self, line: bytes) -> Event | None:
+        """What is left of a line that is no event as it is."""
         text = line.strip(_BLANK)
         if not text:
             return None
         try:
-            event = decode(text)
+            return decode(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             self._refuse_future(text)
             self.bad += 1
             return None
-        if isinstance(event, (RunStarted, RunResumed)):
-            self._refuse_future(text)
-        return event
 
     def _is_copy(self, event: Event, line: bytes) -> bool:
         """Whether just this line was there before. Counts what is missing and what is doubled by its `seq`."""
