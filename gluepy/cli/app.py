@@ -481,13 +481,14 @@ def events(
 def export(
     ctx: typer.Context,
     run: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="RUN",
+            metavar="[RUN]",
             help="The run: its id, the end of its id, 'latest', or 'latest:LABEL'; '-': events on stdin.",
             autocompletion=_complete_run,
+            show_default=False,
         ),
-    ],
+    ] = None,
     sink: Annotated[
         str | None,
         typer.Option(
@@ -503,8 +504,8 @@ def export(
 ) -> None:
     """Send every event of a run to a sink, as if it had watched the run.
 
-    What a sink makes of a run has the same ids each time, so a run can be sent again without harm. Without --sink, the
-    one argument names the sink, and the events come on stdin, of one run or of many, also from another machine.
+    What a sink makes of a run has the same ids each time, so a run can be sent again without harm. Events that
+    are piped in, of one run or of many, also from another machine, need no RUN; the sink may then be the one argument.
 
     \b
       gluepy export latest --sink otel

@@ -17,6 +17,10 @@ def test_run_is_sent_to_a_sink_from_its_record_and_from_stdin(shop: Console) -> 
     done = shop("export", "jsonlines", stdin=f"{lines}what is this\n", GLUEPY_JSONLINES__PATH="piped.jsonl")
     assert done.returncode == 0, done.stderr
     assert "1 unreadable line" in done.stderr
+    done = shop("export", "--sink", "jsonlines", stdin=lines, GLUEPY_JSONLINES__PATH="named.jsonl")
+    assert (shop.folder / "named.jsonl").read_text() == lines, done.stderr
+    done = shop("export", "--sink", "jsonlines", GLUEPY_JSONLINES__PATH="latest.jsonl")
+    assert (shop.folder / "latest.jsonl").read_text() == lines, done.stderr
     assert (shop.folder / "piped.jsonl").read_text().splitlines() == lines.splitlines()
 
 
@@ -30,6 +34,8 @@ def test_sink_that_fails_or_is_unknown_is_one_line(shop: Console) -> None:
     assert done.returncode == 2
     assert "did you mean 'jsonlines'?" in done.stderr
     done = shop("export", "latest")
+    assert (done.returncode, "no sink is named; write" in done.stderr) == (2, True)
+    done = shop("export", "latest", stdin=" ")
     assert done.returncode == 2
     assert "no sink is named, and 'latest' is none; write `python -m gluepy export latest --sink NAME`" in done.stderr
 
