@@ -19,7 +19,7 @@ BUGS = {
         "runs/log.py",
         'if self.sync == "commit":\n            await self._flush()',
         "pass",
-        "tests/faults/test_disk_faults.py -k flush_that_fails",
+        "tests/unit/test_log.py -k breaks_a_commit",
     ),
     "effect before append": Bug(
         "exec/engine.py",
