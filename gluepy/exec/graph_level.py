@@ -140,6 +140,8 @@ class GraphExecutor(Executor):
             raise OptionError(
                 "on_failure", f"{self.name} goes on with what does not depend on a failure", "leave it out"
             )
+        if options.get("record") is False:
+            raise OptionError("record", f"what {self.name} runs is collected into a record", "leave it out")
         if options.get("concurrency") is not None and not self.abilities.concurrency:
             raise OptionError("concurrency", f"{self.name} decides how many tasks run at once", "leave it out")
         if not self.abilities.selections:

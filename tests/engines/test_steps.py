@@ -161,6 +161,8 @@ async def test_what_an_engine_cannot_do_is_an_error_before_anything_runs(project
         await run(project, dag, Poor())
     with pytest.raises(OptionError, match="on_failure"):
         await run(project, "train", Poor(), on_failure="cancel")
+    with pytest.raises(OptionError, match="record"):
+        await run(project, "train", Poor(), record=False)
     assert not (project / "data/runs").exists()
 
 
