@@ -20,6 +20,7 @@ import msgspec
 
 from gluepy.core import events as e
 from gluepy.core.events import JSON
+from gluepy.core.spans import TraceContext
 from gluepy.exec.files import is_local, opened
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `reference` is how its DAG is found, `graph` the compiled one, `executor` the name that events have. `context` are
     the parameters without the secrets, which stood at the places `secrets`. Of a run that was resumed, `discarded` maps
     tasks to the last attempt that does not count any more. `selected` are the tasks that run, None for all.
+    `trace` is the trace that the session is in, if it is in one.
     """
 
     schema_version: int
@@ -55,6 +57,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     session: int = 1
     discarded: dict[str, int] = {}
     selected: list[str] | None = None
+    trace: TraceContext | None = None
 
 
 class StepFile(NamedTuple):

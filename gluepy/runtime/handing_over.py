@@ -49,6 +49,7 @@ def handed_over(
         options={name: value for name, value in recorded.items() if value},
         session=session,
         selected=list(to_run) if is_part else None,
+        trace=run.trace,
     )
 
     def make_run(tell: Callable[[str, TaskWord, str], None]) -> GraphRun:

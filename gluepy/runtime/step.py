@@ -382,6 +382,7 @@ class _Step:
             redact=tuple(settings.REDACT),
             code_version=here,
             modules=modules,
+            trace=run_file.trace,
         )
 
     def _header(self, level: str, number: int) -> tuple[int, int, str, str, str, str, str, int]:

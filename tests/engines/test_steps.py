@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from step_engine import StepEngine
 from step_flows import comparable, is_alive, logs, pids, run, statuses
 
@@ -80,6 +83,19 @@ async def test_resumed_run_runs_only_what_has_not_finished(project: Path) -> Non
     assert statuses(again)["join"] == "finished"
     assert "load" not in engine.began
     assert engine.began["broken"] == 1
+
+
+async def test_step_is_in_the_trace_of_its_run(project: Path) -> None:
+    (project / "traced.py").write_text(
+        "import os\nfrom gluepy import DAG, Task\n"
+        "class Tells(Task):\n    def run(self):\n        print(os.environ['TRACEPARENT'], self.traceparent)\n"
+        "class TracedDAG(DAG):\n    tasks = (Tells,)\n"
+    )
+    with TracerProvider().get_tracer("app").start_as_current_span("request") as span:
+        result = await run(project, "traced:TracedDAG", StepEngine())
+    header: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(header, set_span_in_context(span))
+    assert (result.path / "logs/tells.1.log").read_text().split() == [header["traceparent"]] * 2
 
 
 async def test_forced_task_runs_again(project: Path) -> None:
