@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         TaskError,
         UsageError,
     )
-    from gluepy.exec import DAG, Retry, Skip, Task, current_task, each, parallel
+    from gluepy.exec import DAG, Goal, Retry, Skip, Task, current_task, each, parallel
     from gluepy.exec.port import Attempt, Executor, Outcome
     from gluepy.report import read_run, read_runs
     from gluepy.runtime import Run, RunResult, Runtime, TaskResult, resume_run, run_dag, run_dag_sync, stream_dag
@@ -40,7 +40,7 @@ _HOME = {
         "TaskError",
         "UsageError",
     ),
-    "gluepy.exec": ("DAG", "Retry", "Skip", "Task", "current_task", "each", "parallel"),
+    "gluepy.exec": ("DAG", "Goal", "Retry", "Skip", "Task", "current_task", "each", "parallel"),
     "gluepy.exec.port": ("Attempt", "Executor", "Outcome"),
     "gluepy.report": ("read_run", "read_runs"),
     "gluepy.sinks": ("Sink",),
@@ -63,6 +63,7 @@ __all__ = [
     "Executor",
     "ExecutorBroken",
     "GluepyError",
+    "Goal",
     "NestedRun",
     "Outcome",
     "Retry",

@@ -61,6 +61,7 @@ _OPTIONS: dict[str, JSON] = {
     "concurrency": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
     "pool": {"enum": ["thread", "process", None]},
     "on_failure": {"enum": ["drain", "continue", "cancel", None]},
+    "skip_evaluation": {"type": "boolean", "description": "Whether to leave out the DAG's evaluation."},
     "timeout_s": {"type": ["number", "null"], "exclusiveMinimum": 0},
     "capture": {"type": "boolean", "description": "Whether what tasks print goes to their logs.", "default": True},
 }
@@ -71,7 +72,7 @@ RUN_OPTIONS: dict[str, JSON] = {
     "to_task": _TEXT,
     "run_id": {"type": ["string", "null"], "pattern": RUN_ID.pattern},
 }
-RESUME_OPTIONS: dict[str, JSON] = {**_OPTIONS, "force": _NAMES, "from_task": _TEXT}
+RESUME_OPTIONS: dict[str, JSON] = {**_OPTIONS, "evaluate": {"type": "boolean"}, "force": _NAMES, "from_task": _TEXT}
 
 OPERATIONS = (
     Operation("list_dags", "/dags", "The DAGs of the project.", "Dags", (422, 500)),

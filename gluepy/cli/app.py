@@ -121,6 +121,7 @@ Param = Annotated[
 Params = Annotated[
     str | None, typer.Option(metavar="FILE", help="Set parameters from a YAML or JSON file; --param goes over it.")
 ]
+SkipEvaluation = Annotated[bool, typer.Option("--skip-evaluation", help="Leave out the DAG's `evaluation`.")]
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going", "-k", help="After a failure, go on with all that does not depend on it.")
 ]
@@ -202,6 +203,7 @@ def run(
     ] = None,
     keep_going: KeepGoing = False,
     fail_fast: FailFast = False,
+    skip_evaluation: SkipEvaluation = False,
     timeout: Timeout = None,
     run_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Name the run. (Default: a new UUID that sorts by time.)")
@@ -254,6 +256,7 @@ def run(
         to_task=to_task,
         keep_going=keep_going,
         fail_fast=fail_fast,
+        skip_evaluation=skip_evaluation,
         timeout=timeout,
         run_id=run_id,
         dry_run=dry_run,
@@ -292,6 +295,7 @@ def resume(
     params: Params = None,
     keep_going: KeepGoing = False,
     fail_fast: FailFast = False,
+    skip_evaluation: SkipEvaluation = False,
     timeout: Timeout = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show which tasks would run again, which not and why, and run nothing.")
@@ -332,6 +336,7 @@ def resume(
         params=params,
         keep_going=keep_going,
         fail_fast=fail_fast,
+        skip_evaluation=skip_evaluation,
         timeout=timeout,
         dry_run=dry_run,
         debug=debug,
@@ -391,6 +396,53 @@ def settings(ctx: typer.Context, as_json: AsJson = False) -> None:
     from gluepy.cli.inspecting import show_settings
 
     raise typer.Exit(show_settings(_invocation(ctx), as_json))
+
+
+@app.command(short_help="Run the evaluation of a finished run again.")
+def evaluate(
+    ctx: typer.Context,
+    run: RunName = "latest",
+    concurrency: Concurrency = None,
+    executor: ExecutorName = None,
+    pool: Pool = None,
+    param: Param = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
+    as_json: ResultAsJson = False,
+    progress: Progress = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Run the tasks of the DAG's `evaluation` again, as their code is now, on what a finished run has left.
+
+    \b
+      gluepy run train --skip-evaluation
+      gluepy evaluate latest:train
+    """
+    from gluepy.cli.resuming import ResumeCall
+    from gluepy.cli.resuming import resume as resume_command
+
+    call = ResumeCall(
+        run=run,
+        evaluate=True,
+        from_task=None,
+        force=(),
+        concurrency=concurrency,
+        executor=executor,
+        sink=(),
+        pool=pool,
+        param=param or (),
+        params=None,
+        keep_going=False,
+        fail_fast=False,
+        skip_evaluation=False,
+        timeout=None,
+        dry_run=dry_run,
+        debug=False,
+        as_json=as_json,
+        events=None,
+        progress=progress,
+        quiet=quiet,
+    )
+    raise typer.Exit(resume_command(_invocation(ctx), call))
 
 
 @app.command(short_help="List the runs, newest first.")
@@ -459,6 +511,64 @@ def diff(
     from gluepy.cli.history import diff as diff_command
 
     raise typer.Exit(diff_command(_invocation(ctx), first, second, as_json))
+
+
+@app.command(short_help="Show runs side by side: parameters that differ, metrics.")
+def compare(
+    ctx: typer.Context,
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="The runs, as for `gluepy show`.", autocompletion=_complete_run, show_default=False
+        ),
+    ],
+    metric: Annotated[
+        str | None, typer.Option(metavar="TASK.NAME", help="Only this metric, and which run has the best value.")
+    ] = None,
+    highest: Annotated[bool, typer.Option("--max", help="The highest value is the best.")] = False,
+    lowest: Annotated[bool, typer.Option("--min", help="The lowest value is the best.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show runs side by side: the parameters that differ, how long they took, metrics, and which are the best.
+
+    What is better, a task says (goals = {'auc': 'higher'}), or --metric with --max or --min.
+
+    \b
+      gluepy compare 9f2c 01ab latest
+      gluepy compare 9f2c latest --metric fit.rmse --min
+    """
+    from gluepy.cli.comparing import compare as compare_command
+
+    done = compare_command(_invocation(ctx), runs, metric=metric, highest=highest, lowest=lowest, as_json=as_json)
+    raise typer.Exit(done)
+
+
+@app.command(short_help="Fail if the metrics of a run are worse than those of another.")
+def check(
+    ctx: typer.Context,
+    run: RunName,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="What it is compared with.",
+            autocompletion=_complete_run,
+            show_default=False,
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Compare the metrics of a run that have a goal with those of another run: for CI.
+
+    Exit codes: 0 none is worse; 1 one is worse beyond its tolerance, or missing; 2 there is nothing to compare. Tasks
+    declare what is better: goals = {'auc': Goal('higher', tolerance=0.01), 'rmse': 'lower'}.
+
+    \b
+      gluepy check latest --baseline 9f2c
+    """
+    from gluepy.cli.comparing import check as check_command
+
+    raise typer.Exit(check_command(_invocation(ctx), run, baseline, as_json))
 
 
 @app.command()
@@ -770,6 +880,25 @@ def startmodule(
     from gluepy.cli.starting import make_module
 
     raise typer.Exit(make_module(_invocation(ctx), name))
+
+
+@app.command(short_help="Write a guide for coding agents: how to run experiments.")
+def skill(
+    ctx: typer.Context,
+    file: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="Where to write it; stdout by default.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a guide for coding agents: what is frozen in this project, how to run, compare, keep or revert.
+
+    \b
+      gluepy skill .claude/skills/gluepy/SKILL.md
+      gluepy skill AGENTS.md
+    """
+    from gluepy.cli.skill import write_skill
+
+    raise typer.Exit(write_skill(_invocation(ctx), file, force=force))
 
 
 def _invocation(ctx: typer.Context) -> Invocation:

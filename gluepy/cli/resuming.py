@@ -42,6 +42,7 @@ class ResumeCall(Call):
     run: str
     force: Sequence[str]
     dag: str | None = None
+    evaluate: bool = False
 
 
 def resume(invocation: Invocation, call: ResumeCall) -> int:
@@ -85,6 +86,10 @@ def _resume(invocation: Invocation, call: ResumeCall, label: str | None) -> int:
         }
         if (on_failure := on_failure_of(call)) is not None:
             options["on_failure"] = on_failure
+        if call.skip_evaluation:
+            options["skip_evaluation"] = True
+        if call.evaluate:
+            options["evaluate"] = True
         if call.dag is not None:
             options["dag"] = call.dag
 

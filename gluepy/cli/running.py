@@ -77,6 +77,7 @@ class Call:
     progress: str
     quiet: bool
     dry_run: bool
+    skip_evaluation: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,6 +420,8 @@ def _options(call: RunCall, params: Mapping[str, JSON]) -> RunOptions:
     }
     if (on_failure := on_failure_of(call)) is not None:
         options["on_failure"] = on_failure
+    if call.skip_evaluation:
+        options["skip_evaluation"] = True
     return options
 
 

@@ -39,11 +39,14 @@ class Unsure(GluepyError):
         return f"{self.module} has to be imported to be understood"
 
 
+_READ = ("label", "tasks", "evaluation")  # of a DAG's attributes
+
+
 @dataclass(frozen=True)
 class Written:
-    """A class as the source has it. `is_dag`: it derives from `gluepy.DAG`; `tasks` is the expression, its own or
-    inherited; `tells` is False for a DAG whose base class makes its subclasses up, and `holds` is True for a class in
-    which there may be DAGs."""
+    """A class as the source has it. `is_dag`: it derives from `gluepy.DAG`; `tasks` and `evaluation` are the
+    expressions, its own or inherited; `tells` is False for a DAG whose base class makes its subclasses up, and `holds`
+    is True for a class in which there may be DAGs."""
 
     module: str
     name: str
@@ -51,13 +54,15 @@ class Written:
     label: str = ""
     about: str = ""
     tasks: tuple[ast.expr, _Module] | None = None
+    evaluation: tuple[ast.expr, _Module] | None = None
     tells: bool = True
     holds: bool = False
 
     def count(self) -> int | None:
         """How many tasks it has, as far as its source tells: an `each` that asks a callable counts as one."""
         try:
-            return _count(*self.tasks) if self.tasks is not None else None
+            parts = [part for part in (self.tasks, self.evaluation) if part is not None]
+            return sum(_count(*part) for part in parts) if self.tasks is not None else None
         except Unsure:
             return None
 
@@ -351,7 +356,9 @@ class _Module:
             return Written(self.name, node.name, holds=held or any(isinstance(b, Written) and b.holds for b in bases))
         if node.decorator_list or node.keywords or not all(base.tells for base in dags):
             self._unsure()
-        label, tasks, tells = node.name.lower(), next((base.tasks for base in dags if base.tasks), None), True
+        label, tells = node.name.lower(), True
+        tasks = next((base.tasks for base in dags if base.tasks), None)
+        evaluation = next((base.evaluation for base in dags if base.evaluation), None)
         for name, value in _attributes(node.body):
             match name, value:
                 case "label", ast.Constant(value=str(text)):
@@ -360,14 +367,16 @@ class _Module:
                     self._unsure()
                 case "tasks", ast.expr():
                     tasks = value, self
-                case "tasks", _:
+                case "evaluation", ast.expr():
+                    evaluation = value, self
+                case "tasks" | "evaluation", _:
                     self._unsure()
                 case "__init_subclass__", _:
                     tells = False
                 case "", _:
                     self._unsure()
         about = inspect.cleandoc(ast.get_docstring(node) or "").partition("\n")[0]
-        return Written(self.name, node.name, True, label, about, tasks, tells)
+        return Written(self.name, node.name, True, label, about, tasks, evaluation, tells)
 
     def _value(self, node: ast.expr) -> _Binding:
         """What `node` makes, which is evaluated while the module is imported."""
@@ -433,7 +442,7 @@ def _attributes(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
                 for target in node.targets:
                     if isinstance(target, ast.Name):
                         yield target.id, node.value
-                    elif any(isinstance(each, ast.Name) and each.id in ("label", "tasks") for each in ast.walk(target)):
+                    elif any(isinstance(each, ast.Name) and each.id in _READ for each in ast.walk(target)):
                         yield "", node
             case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
                 yield name, value

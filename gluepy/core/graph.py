@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from gluepy.core.events import JSON
-from gluepy.core.policy import NO_RETRY, Retry, Trigger
+from gluepy.core.policy import NO_RETRY, Goal, Retry, Trigger
 from gluepy.errors import DagError
 
 SLUG_LENGTH = 60
@@ -28,7 +28,8 @@ _MUTABLE = frozenset((list, dict))
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What all instances of a task class share. `cls` is `module:qualname`; `pool` None leaves the choice to the run;
     `params` are the parameters' names in declaration order. `expands` marks the task that asks an `each` for values.
-    `cpus` and `queue` are for executors on other machines."""
+    `cpus` and `queue` are for executors on other machines. `goals` say of metrics which values are better; `evaluates`
+    marks the tasks that judge a run."""
 
     cls: str
     label: str
@@ -44,6 +45,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     expands: bool = False
+    goals: dict[str, Goal] = {}
+    evaluates: bool = False
 
 
 class Leaf(msgspec.Struct, frozen=True, tag="task", omit_defaults=True):

@@ -62,6 +62,29 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 NO_RETRY = Retry(attempts=1)
 
 
+class Goal(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which values of a metric are `better`, the lower or the higher ones. One that is worse than another by no more
+    than `tolerance` counts as good as that."""
+
+    better: Literal["lower", "higher"]
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
+        if self.better not in ("lower", "higher") or not (is_number and 0 <= self.tolerance < float("inf")):
+            raise ValueError(
+                "Goal: better must be 'lower' or 'higher', and tolerance 0 or a positive number; it was given "
+                f"better={self.better!r}, tolerance={self.tolerance!r}"
+            )
+
+    def is_worse(self, value: float | None, than: float) -> bool:
+        """Whether `value`, if there is one, is worse `than` another beyond the tolerance."""
+        if value is None:
+            return True
+        lost = value - than if self.better == "lower" else than - value
+        return lost > self.tolerance
+
+
 def judge(trigger: Trigger, *, bad: bool, skipped: bool) -> Literal["start", "upstream", "trigger", "blocked"]:
     """What becomes of a task whose direct predecessors have all ended, some of them badly or skipped, as the table at
     the head of `core.scheduler` says: it starts, is skipped for one of two reasons, or is blocked."""

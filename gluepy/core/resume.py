@@ -9,7 +9,7 @@ import msgspec
 
 from gluepy.core.graph import Graph
 from gluepy.core.selection import Selection, expanders, resolve_name
-from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, State
+from gluepy.core.state import BLOCKED, CANCELLED, FAILED, FINISHED, PENDING, RETRYING, RUNNING, SKIPPED, STATUS, State
 from gluepy.errors import OptionError
 
 _UNFINISHED: Final = {
@@ -80,8 +80,23 @@ def plan_resume(
         retrying=ids(to_run, RETRYING),
         kept=ids(rest, FINISHED),
         no_task_yet=no_task_yet,
-        left_out=sum(reason == "unselected" and status[node] == SKIPPED for node, reason in skipped),
+        left_out=sum(
+            reason == "unselected" and status[node] == SKIPPED and node not in found for node, reason in skipped
+        ),
     )
+
+
+def evaluation_of(state: State, dag: str) -> list[str]:
+    """The tasks that judge the run. Raises `OptionError` if there are none, or others have not ended well."""
+    graph = state.graph
+    judges = [node for node in graph.tasks() if graph.spec(node).evaluates and node not in graph.origin]
+    if not judges:
+        raise OptionError("evaluate", f"DAG {dag!r} has no evaluation", "write it: evaluation = (Accuracy,)")
+    for node in graph.tasks():
+        if not graph.spec(node).evaluates and state.status[node] not in (FINISHED, SKIPPED):
+            problem = f"run {state.run_id} has not finished: {graph.task_id(node)} is {STATUS[state.status[node]]}"
+            raise OptionError("evaluate", problem, f"first `gluepy resume {state.run_id}`")
+    return [graph.task_id(node) for node in judges]
 
 
 def _named(
@@ -117,7 +132,8 @@ def resets(
     That is every task that has not finished (one that waits for a retry keeps waiting, one that never started needs no
     reset), every one that is `forced`, for the reason given there, every finished one of `missing_outputs`, and every
     descendant of one that runs again. What the run leaves out, now or before, does not run: it resets nothing, and
-    hides nothing that comes before it. If it had begun it is reset, so that it can be left out.
+    hides nothing that comes before it, but for an evaluation that is forced. If it had begun it is reset, so that it
+    can be left out.
     """
     graph, status = state.graph, state.status
     causes: dict[int, str] = {}
@@ -126,7 +142,8 @@ def resets(
         behind = next((again[other] for other in graph.dependencies[node] if other in again), "")
         if behind:
             again[node] = behind
-        if graph.ids[node] is None or (status[node] == SKIPPED and state.skip_reason.get(node) == "unselected"):
+        left_out = status[node] == SKIPPED and state.skip_reason.get(node) == "unselected"
+        if graph.ids[node] is None or (left_out and not (node in forced and graph.spec(node).evaluates)):
             continue
         if selection is not None and not selection.takes(graph, node):
             if status[node] in _UNFINISHED or (behind and status[node] == FINISHED):

@@ -61,17 +61,19 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | None:
-    """The tasks that the options `tasks`, `from_task` and `to_task` select; None if that is every task.
+    """The tasks that the options `tasks`, `from_task`, `to_task` and `skip_evaluation` select; None if that is every
+    task.
 
     Raises `UnknownTask`, and `OptionError` if nothing is selected.
     """
     tasks, from_task, to_task = options.get("tasks"), options.get("from_task"), options.get("to_task")
-    if not tasks and from_task is None and to_task is None:
+    judges = {node for node in graph.tasks() if graph.spec(node).evaluates} if options.get("skip_evaluation") else ()
+    if not tasks and from_task is None and to_task is None and not judges:
         return None
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())
     adders = expanders(graph)
     have_added = set(graph.origin.values())
-    chosen = set(graph.tasks())
+    chosen = set(graph.tasks()).difference(judges)
     parts = {node: set(labels) for node, labels in adders.items() if graph.expandable(node)}
     bounds: list[Bound] = []
     if names:
@@ -88,6 +90,7 @@ def select(graph: Graph, dag: str, options: Mapping[str, Any]) -> Selection | No
                     parts[node] &= labels_along(graph, node, name, downstream=downstream)
                 elif node in adding and node in parts:
                     parts[node] &= labels_along(graph, node, name.partition("[")[0], downstream=downstream)
+    chosen.difference_update(judges)
     if not chosen:
         raise OptionError("from_task and to_task", "nothing lies between them", f"see `gluepy graph {dag}`")
     if names:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import msgspec
+
 from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Deps, Each, Element, Graph, Leaf, Par, Seq, Spec, Tree, compact, leaves
 from gluepy.errors import DagError, did_you_mean
@@ -21,11 +23,13 @@ class DAG:
     """A pipeline: a `label` (default: the lower-cased class name) and its `tasks`.
 
     `tasks` is a sequence, run from top to bottom, or a mapping of each task to what it depends on. A task is a class,
-    the name of one in the DAG's module, or an instance.
+    the name of one in the DAG's module, or an instance. `evaluation`, a sequence too, are tasks that judge a run and
+    change nothing of it: they run after all others, unless they are left out (`skip_evaluation`).
     """
 
     label: ClassVar[str]
     tasks: ClassVar[Any]
+    evaluation: ClassVar[Any] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -174,7 +178,7 @@ class _Compiler:
         if not isinstance(self.dag.label, str) or not self.dag.label:
             raise self.fail(f"label is {self.dag.label!r}", "give it a name, a string")
         check_label(self.dag)
-        if has_others(self.dag, DAG, ("label", "tasks")):
+        if has_others(self.dag, DAG, ("label", "tasks", "evaluation")):
             from gluepy.exec.near_misses import near_miss_of_dag
 
             miss = near_miss_of_dag(self.dag, DAG, Task._configurable)
@@ -182,14 +186,21 @@ class _Compiler:
                 raise self.fail(*miss)
         if tasks is None:
             raise self.fail("has no `tasks`", "give it a sequence of tasks, or a mapping of task to dependencies")
-        if isinstance(tasks, Mapping):
-            return self.mapping(tasks)
+        root = self.mapping(tasks) if isinstance(tasks, Mapping) else self.sequence("tasks", tasks)
+        evaluation = self.dag.evaluation
+        if evaluation is None or evaluation == ():
+            return root
+        first, self._known = len(self.specs), {}  # of a class that is in both, another spec
+        judges = self.sequence("evaluation", evaluation)
+        self.specs[first:] = [msgspec.structs.replace(spec, evaluates=True) for spec in self.specs[first:]]
+        return Seq((root, judges))
+
+    def sequence(self, name: str, tasks: Any) -> Element:
         if isinstance(tasks, (Branches, Fan)) or (isinstance(tasks, type) and issubclass(tasks, Task)):
             tasks = (tasks,)  # `tasks = Load`, or a forgotten comma
         if not isinstance(tasks, (tuple, list)):
-            raise self.fail(
-                f"`tasks` is {short(tasks)}", "give it a tuple of tasks, or a mapping of task to dependencies"
-            )
+            or_mapping = ", or a mapping of task to dependencies" if name == "tasks" else ""
+            raise self.fail(f"`{name}` is {short(tasks)}", f"give it a tuple of tasks{or_mapping}")
         return self.element(tasks, frozenset())
 
     def element(self, item: Any, given: frozenset[str]) -> Element:

@@ -33,6 +33,7 @@ _TASK = {  # what other tools, and habit, call the attributes of a task
 _DAG = {
     "label": "name dag_id dag_name id",
     "tasks": "task steps nodes jobs",
+    "evaluation": "evaluations evaluate evaluators",
 }
 _RUN = {  # options of a run, and how they are given on the command line
     "concurrency": ("--concurrency", "max_concurrency max_parallel parallelism max_workers max_active_tasks workers"),
@@ -134,6 +135,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "outputs": _is_names,
     "inputs": _is_names,
     "tasks": _is_tasks,
+    "evaluation": _is_tasks,
     _ORDER: _is_tasks,
     "concurrency": _is_number,
     "on_failure": lambda value: _is_text(value) or value is True,

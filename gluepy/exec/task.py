@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Spec
-from gluepy.core.policy import NO_RETRY, Retry, Trigger
+from gluepy.core.policy import NO_RETRY, Goal, Retry, Trigger
 from gluepy.errors import DagError, NoRunContext
 from gluepy.exec.parameters import Parametrized, parameters_of
 from gluepy.exec.port import Metric, Progress
@@ -53,6 +53,7 @@ class Task(Parametrized):
     cpus: ClassVar[int | None] = None
     queue: ClassVar[str | None] = None
     trigger: ClassVar[Trigger] = "all_success"
+    goals: ClassVar[Mapping[str, Goal | Literal["lower", "higher"]]] = {}
     if TYPE_CHECKING:
         id: str | None = field(default=None, kw_only=True)  # every task can be given one
 
@@ -67,8 +68,8 @@ class Task(Parametrized):
             return scope.attempt.task if self._id is None and scope is not None else self._id
 
     _configurable: ClassVar[frozenset[str]] = frozenset(
-        ("label", "pool", "retries", "timeout_s", "uses", "memory_mb", "cpus", "queue", "trigger", "inputs", "outputs")
-    )
+        ("label", "pool", "retries", "timeout_s", "uses", "memory_mb", "cpus", "queue", "trigger", "goals")
+    ) | {"inputs", "outputs"}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -258,7 +259,19 @@ def spec_of(task: type[Task]) -> Spec:
         queue=task.queue,
         inputs=_datasets(task, "inputs", fail),
         outputs=_datasets(task, "outputs", fail),
+        goals=_goals(task, fail),
     )
+
+
+def _goals(task: type[Task], fail: Callable[[str, str], DagError]) -> dict[str, Goal]:
+    goals = task.goals
+    try:
+        if not isinstance(goals, Mapping) or not all(isinstance(name, str) and name for name in goals):
+            raise ValueError(f"it is {goals!r}")
+        return {name: goal if isinstance(goal, Goal) else Goal(goal) for name, goal in goals.items()}
+    except ValueError as error:
+        hint = "give names of metrics 'lower', 'higher' or a Goal, as in goals = {'auc': Goal('higher', 0.01)}"
+        raise fail(f"goals: {error}", hint) from None
 
 
 def has_others(cls: type, root: type, known: Collection[str]) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gluepy.core.timeline import Bar
+    from gluepy.report.comparison import Judgement, RunComparison, check_run, compare_many
     from gluepy.report.difference import RunDifference, compare_runs
     from gluepy.report.failures import Failure
     from gluepy.report.run import Damage, RunFollower, RunReport, follow_run, read_run, read_runs
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "gluepy.core.timeline": ("Bar",),
+    "gluepy.report.comparison": ("Judgement", "RunComparison", "check_run", "compare_many"),
     "gluepy.report.difference": ("RunDifference", "compare_runs"),
     "gluepy.report.failures": ("Failure",),
     "gluepy.report.run": ("Damage", "RunFollower", "RunReport", "follow_run", "read_run", "read_runs"),
@@ -35,7 +37,9 @@ __all__ = [
     "Bar",
     "Damage",
     "Failure",
+    "Judgement",
     "MetricReport",
+    "RunComparison",
     "RunDifference",
     "RunFollower",
     "RunReport",
@@ -44,6 +48,8 @@ __all__ = [
     "TaskDetails",
     "TaskReport",
     "UnreadableLog",
+    "check_run",
+    "compare_many",
     "compare_runs",
     "follow_run",
     "read_run",

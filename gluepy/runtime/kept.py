@@ -134,7 +134,7 @@ def _parts_of(compiled: Compiled) -> Iterator[Any]:
     for target in compiled.targets:
         if isinstance(target, type):
             yield from _attributes(target, Task)
-    todo: list[Any] = [getattr(compiled.dag, "tasks", None)]
+    todo: list[Any] = [getattr(compiled.dag, "tasks", None), compiled.dag.evaluation]
     while todo:
         item = todo.pop()
         yield item

@@ -26,14 +26,15 @@ _SINK = Kind("a", "sink", SINKS, Sink, plain=callable)
 class RunOptions(TypedDict, total=False):
     """The options of a run, the same everywhere.
 
-    `params` override the context, pydantic's `SecretStr` for what is secret; `concurrency` bounds the tasks that run at
-    once; `executor` is an executor, its class, the class's dotted path or a short name; `pool` ("thread" or "process")
-    is where a `def run` without a pool of its own goes; `tasks`, `from_task`, `to_task` select tasks by id or label
-    (what is not selected counts as satisfied); `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the
-    run; `run_id` names it; `sinks` consume its events besides those of SINKS: callables, classes, dotted paths or short
-    names; `capture` sends what tasks print to their log files; `debug` runs inline, uncaptured, one task at a time;
-    `record=False` writes nothing down: the events are for subscribers and sinks only, who keep in memory what they have
-    not read yet, and the run can be neither resumed nor looked at.
+    `params` override the context, pydantic's `SecretStr` for what is secret; `concurrency` bounds the tasks that run
+    at once; `executor` is an executor, its class, the class's dotted path or a short name; `pool` ("thread" or
+    "process") is where a `def run` without a pool of its own goes; `tasks`, `from_task`, `to_task` select tasks by id
+    or label (what is not selected counts as satisfied); `skip_evaluation` leaves out the DAG's `evaluation`;
+    `on_failure` is "drain", "continue" or "cancel"; `timeout_s` bounds the run; `run_id` names it; `sinks` consume
+    its events besides those of SINKS: callables, classes, dotted paths or short names; `capture` sends what tasks
+    print to their log files; `debug` runs inline, uncaptured, one task at a time; `record=False` writes nothing down:
+    the events are for subscribers and sinks only, who keep in memory what they have not read yet, and the run can be
+    neither resumed nor looked at.
     """
 
     params: Mapping[str, JSON] | None
@@ -43,6 +44,7 @@ class RunOptions(TypedDict, total=False):
     tasks: Sequence[str] | str | None
     from_task: str | None
     to_task: str | None
+    skip_evaluation: bool
     on_failure: OnFailure
     timeout_s: float | None
     run_id: str | None
@@ -56,16 +58,19 @@ class ResumeOptions(TypedDict, total=False):
     """The options of a resumed run; what is not given is as the run had it.
 
     `from_task` and `force` (ids or labels) run again what has finished, and what follows it; `params` override the
-    recorded context, and are recorded in turn; `dag` says where the DAG is now, when its label is not enough.
+    recorded context, and are recorded in turn; `evaluate` runs the DAG's `evaluation` again, of a run that has finished
+    but for that, and nothing else; `dag` says where the DAG is now, when its label is not enough.
     """
 
     from_task: str | None
     force: Sequence[str] | str | None
+    evaluate: bool
     dag: Any
     params: Mapping[str, JSON] | None
     concurrency: int | None
     executor: str | type[Executor] | Executor | None
     pool: Literal["thread", "process"] | None
+    skip_evaluation: bool
     on_failure: OnFailure
     timeout_s: float | None
     sinks: Sequence[SinkOption]

@@ -21,7 +21,7 @@ from gluepy.conf.schema import Settings
 from gluepy.core import events as e
 from gluepy.core.events import SCHEMA_VERSION
 from gluepy.core.graph import Graph
-from gluepy.core.resume import changes, plan_resume
+from gluepy.core.resume import changes, evaluation_of, plan_resume
 from gluepy.core.scheduler import Limits, Scheduler
 from gluepy.core.selection import awaited, select
 from gluepy.core.spans import SAMPLED
@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from gluepy.runs.reading import RunReader
 
 _ANY_NUMBER = 1 << 30  # of tasks at once
+
+
+_OF_A_SESSION = ("executor", "sinks", "force", "evaluate")  # options that the run does not go on with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +222,8 @@ class Session:
             merged.pop("executor", None)  # it is the runtime's
         dag_changes = _adopt(state, compiled.graph)
         force = given.get("force") or ()
+        if given.get("evaluate"):
+            force, merged["skip_evaluation"] = evaluation_of(state, compiled.label), False
         reruns = plan_resume(
             state,
             compiled.label,
@@ -453,7 +458,7 @@ class Session:
         return lambda node: tasks.get(graph.task_id(node)) or by_spec[graph.spec_of[node]]
 
     def _opening(self, *header: Any) -> e.RunStarted | e.RunResumed:
-        options = {name: value for name, value in self.options.items() if name not in ("executor", "sinks", "force")}
+        options = {name: value for name, value in self.options.items() if name not in _OF_A_SESSION}
         own = self.options.get("executor")
         options["executor"] = self.shared.named_executor if own is None else recorded_name(own)
         options.pop("record", None)
