@@ -43,7 +43,7 @@ class AttemptOutput:
         with self._lock:
             lines = self._streams.get(stream)
             if lines is None:
-                lines = Lines(partial(self.add, stream), partial(self.show, stream), self.redact, self.pass_on)
+                lines = Lines(partial(self._take, stream), partial(self.show, stream), self.redact, self._pass_on)
                 self._streams[stream] = lines
             if len(self._streams) > 1:
                 for other in self._streams.values():
@@ -88,23 +88,37 @@ class AttemptOutput:
     def pass_on(self) -> None:
         """Write what was added, and tell it."""
         with self._lock:
-            added, self._added = self._added, []
-            if not added:
-                return
-            lines = [line for _, line in added]
+            self._pass_on()
+
+    def _take(self, stream: str, line: str) -> None:
+        self._added.append((stream, line))
+
+    def _pass_on(self) -> None:
+        added = self._added
+        if len(added) == 1:  # as of a program that prints line by line
+            (stream, line), self._added = added[0], []
             if self.redact is not None:
-                lines = self.redact.lines(lines) if isinstance(self.redact, Redactor) else [*map(self.redact, lines)]
-            if self._path is not None:
-                try:
-                    self._append(self._path, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
-                except (
-                    OSError
-                ) as error:  # a full disk stops the run at its next event; output alone must not fail a task
-                    Context().run(_warn, self._path, error)  # as nobody's attempt, which would print into the same file
-                    self._path = None
+                line = self.redact(line)
+            self._keep(f"{line}\n")
+            if not self._closed:
+                self._emit(Output(stream, line))
+        elif added:
+            self._added = []
+            lines, redact = [line for _, line in added], self.redact
+            if redact is not None:
+                lines = redact.lines(lines) if isinstance(redact, Redactor) else [*map(redact, lines)]
+            self._keep("\n".join(lines) + "\n")
             if not self._closed:
                 for (stream, _), line in zip(added, lines, strict=True):
                     self._emit(Output(stream, line))
+
+    def _keep(self, text: str) -> None:
+        if self._path is not None:
+            try:
+                self._append(self._path, text.encode("utf-8", "replace"))
+            except OSError as error:  # a full disk stops the run at its next event; output alone must not fail a task
+                Context().run(_warn, self._path, error)  # as nobody's attempt, which would print into the same file
+                self._path = None
 
     def _append(self, path: Path, data: bytes) -> None:
         if self._closed:  # an abandoned thread goes on: its file must not stay open for good
