@@ -50,7 +50,10 @@ class StepEngine(GraphExecutor):
         rows = rows_in(folder.events(task, folder.attempts(task)[-1]))
         assert rows is not None
         node = run.graph.index[task]
-        names = run.graph.ids_of(node, rows) if run.graph.expandable(node) else []
+        if run.graph.expandable(node):
+            names = run.graph.ids_of(node, rows)
+        else:  # gluepy has read what the step says, and the graph has grown
+            names = [run.graph.task_id(other) for other, origin in run.graph.origin.items() if origin == node]
         async with anyio.create_task_group() as tasks:
             for name in names:
                 tasks.start_soon(self._step, run, name)
