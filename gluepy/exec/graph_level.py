@@ -57,9 +57,9 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
 class GraphRun:
     """A run as `run_graph` gets it.
 
-    `info` is about the run, `graph` what it was compiled to, which grows by what an `each` adds, `tasks` are the ids of those to be run, in topological
-    order; `session` counts from 1, one more with each resume. `concurrency` is how many tasks are wanted at once, None
-    for what the engine thinks. `options` are those of the run, `limits` LIMITS.
+    `info` is about the run, `graph` what it was compiled to, which grows by what an `each` adds; `tasks` are the ids of
+    those to be run, in topological order; `session` counts from 1, one more with each resume. `concurrency` is how many
+    tasks are wanted at once, None for what the engine thinks. `options` are those of the run, `limits` LIMITS.
     """
 
     def __init__(
