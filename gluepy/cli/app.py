@@ -711,6 +711,28 @@ def worker(
     raise typer.Exit(work(_invocation(ctx), queue, concurrency))
 
 
+@app.command(short_help="The datasets that a run has read and written.")
+def data(ctx: typer.Context, run: RunName = "latest", as_json: AsJson = False) -> None:
+    """List what the tasks of a run have read and written by name (self.read, self.write)."""
+    from gluepy.cli.datasets import show_datasets
+
+    raise typer.Exit(show_datasets(_invocation(ctx), run, as_json))
+
+
+@app.command(short_help="Which run made a dataset, and of what.")
+def lineage(
+    ctx: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The dataset, as the task calls it, or its URL.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Tell which task of which run wrote a dataset last, of what, with which code and parameters."""
+    from gluepy.cli.datasets import show_lineage
+
+    raise typer.Exit(show_lineage(_invocation(ctx), name, as_json))
+
+
 @app.command(short_help="Run one task of a run, for an orchestrator that schedules the graph.")
 def step(
     ctx: typer.Context,

@@ -28,6 +28,7 @@ from gluepy.errors import GluepyError, OptionError, RunLocked, UnknownRun, did_y
 from gluepy.exec.drafts import discard
 from gluepy.exec.port import RunInfo, local_path
 from gluepy.report import RunDifference, RunReport, RunSummary, compare_runs, read_runs
+from gluepy.report.datasets import dataset_change
 from gluepy.runs.index import Index
 from gluepy.runs.prune import deleted, prunable, sweep
 from gluepy.runs.reading import find_record
@@ -202,9 +203,19 @@ def _diff_text(found: RunDifference, runs: Sequence[RunReport]) -> Iterator[str]
             yield from table(((printable(row[0]), *row[1:]) for row in rows[:_SHOWN]), "  ")
             if len(rows) > _SHOWN:
                 yield f"  … and {len(rows) - _SHOWN:,} more; --json has all"
+    before, after = ({each.dataset: each for each in run.datasets if each.written} for run in runs)
+    changes = {name: dataset_change(before.get(name), after.get(name)) for name in found.datasets}
+    if changes:
+        same = False
+        yield ""
+        yield "datasets"
+        told = [(printable(name), printable(", ".join(words))) for name, words in changes.items()]
+        yield from table(told[:_SHOWN], "  ")
+        if len(told) > _SHOWN:
+            yield f"  … and {len(told) - _SHOWN:,} more; --json has all"
     if same:
         yield ""
-        yield "options, context, statuses, durations and metrics are the same"
+        yield "options, context, statuses, durations, metrics and datasets are the same"
 
 
 def _value(value: JSON) -> str:

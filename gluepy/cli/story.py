@@ -29,7 +29,7 @@ from gluepy.runs.durations import typical
 from gluepy.traces import without_our_frames
 
 if TYPE_CHECKING:
-    from gluepy.report import RunReport, TaskReport
+    from gluepy.report import DatasetReport, RunReport, TaskReport
 
 _ORDER = (
     "finished",
@@ -82,6 +82,12 @@ def run_text(run: RunReport, colour: bool) -> Iterator[str]:
         yield ""
         yield from table([("metric", "", ""), *metrics[:_ROWS]])
         yield from _more(len(metrics) - _ROWS, colour)
+    written = [each for each in run.datasets if each.written]
+    if written:
+        yield ""
+        sizes = [(printable(each.task), printable(each.dataset), _size(each)) for each in written[:_ROWS]]
+        yield from table([("dataset", "", ""), *sizes])
+        yield from _more(len(written) - _ROWS, colour)
 
 
 def task_table(tasks: Sequence[TaskReport], colour: bool) -> Iterator[str]:
@@ -141,6 +147,12 @@ def _row(task: TaskReport) -> tuple[str, tuple[str, ...]]:
     took = duration(task.duration_s) if task.attempts and not active else ""
     cells = (printable(task.task), task.status, _tries(task), took, explanation(task))
     return "" if active else task.status, cells
+
+
+def _size(dataset: DatasetReport) -> str:
+    columns = count(len(dataset.columns), "column") if dataset.columns else ""
+    rows = count(dataset.rows, "row") if dataset.rows is not None else ""
+    return ", ".join(filter(None, (rows, columns, f"{dataset.bytes:,} bytes")))
 
 
 def _metrics(run: RunReport) -> Iterator[tuple[str, str, str]]:

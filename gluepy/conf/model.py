@@ -69,6 +69,7 @@ class SettingsModel(BaseSettings):
     LOG_FORMAT: Literal["console", "json"] = "console"
     SINKS: list[Annotated[Any, AfterValidator(_sink)]] = []
     SINK_TIMEOUT_S: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] = 0.0
+    DATASET_EVENTS: bool = True
     REDACT: list[str] = []
 
     @classmethod

@@ -122,6 +122,7 @@ _SETTINGS = {
     "LOG_FORMAT": _Setting(lambda _: "console", _is_one_of("console", "json")),
     "SINKS": _Setting(lambda _: [], lambda value: type(value) is list and all(map(is_sink, value))),
     "SINK_TIMEOUT_S": _Setting(lambda _: 5.0, lambda value: type(value) is float and 0 <= value < math.inf),
+    "DATASET_EVENTS": _Setting(lambda _: True, lambda value: type(value) is bool),
     "REDACT": _Setting(lambda _: list(REDACT), _is_texts),
 }
 _PLACES = ("STORAGE_ROOT", "RUNS_ROOT")
@@ -164,6 +165,7 @@ class Settings:
     LOG_FORMAT: Literal["console", "json"]
     SINKS: list[str | type[Any] | Callable[[Any], object]]
     SINK_TIMEOUT_S: float
+    DATASET_EVENTS: bool
     REDACT: list[str]
 
     def __init__(

@@ -229,6 +229,26 @@ class TaskMetric(TaskHeader, tag="task.metric", tag_field="event", frozen=True, 
     value: float | None
 
 
+class DatasetEvent(TaskHeader, frozen=True, gc=False):
+    """A dataset by `dataset`, what the task calls it, at `url`: how large it is, as far as is known without reading it
+    how many rows it has and its columns with their types, and a fingerprint of its contents."""
+
+    dataset: str
+    url: str
+    bytes: int
+    fingerprint: str
+    rows: int | None = None
+    columns: dict[str, str] | None = None
+
+
+class DatasetRead(DatasetEvent, tag="dataset.read", tag_field="event", frozen=True, gc=False):
+    """The task read a dataset by its name."""
+
+
+class DatasetWritten(DatasetEvent, tag="dataset.written", tag_field="event", frozen=True, gc=False):
+    """The task wrote a dataset by its name, and published it."""
+
+
 class TaskOutput(TaskHeader, tag="task.output", tag_field="event", frozen=True, gc=False):
     """One line that the attempt printed or logged. Live only. `stream` is `stdout`, `stderr` or `log`.
 
@@ -256,6 +276,8 @@ Event = (
     | TaskExpanded
     | TaskProgress
     | TaskMetric
+    | DatasetRead
+    | DatasetWritten
     | TaskOutput
 )
 TaskEvent = (
@@ -270,6 +292,8 @@ TaskEvent = (
     | TaskExpanded
     | TaskProgress
     | TaskMetric
+    | DatasetRead
+    | DatasetWritten
     | TaskOutput
 )
 

@@ -218,7 +218,14 @@ class Scheduler:
                 self._resolve(node, self._hands_on(node), now)
             case e.TaskExpanded():
                 self._grow()
-            case e.TaskReset() | e.TaskProgress() | e.TaskMetric() | e.TaskOutput():
+            case (
+                e.TaskReset()
+                | e.TaskProgress()
+                | e.TaskMetric()
+                | e.DatasetRead()
+                | e.DatasetWritten()
+                | e.TaskOutput()
+            ):
                 pass
             case e.RunStarted() | e.RunResumed() | e.RunFinished() | e.RunFailed() | e.RunCancelled():
                 pass

@@ -41,7 +41,8 @@ class State:
     Per node: `status` (a code; its name is `STATUS[code]`), `attempt` (the last one started, 0 before any),
     `duration_s` (of the last one ended). Where there is something to tell: `failures` and `losses` (attempts used up by
     the task itself and by lost workers), `retry_at` (seconds since 1970), `error` (the last failure), `skip_reason`,
-    `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `attempts_before_reset` (before the
+    `blocked_by`, `rows` (what an `each` found), `metrics` (the last value of each), `datasets` (the last
+    of each, by whether it was written and by name), `attempts_before_reset` (before the
     last one). `removed_tasks` has, by id, the facts of tasks that the DAG had in an earlier session and no longer has.
     `stale` are the tasks that finished before the run was given other parameters.
 
@@ -64,6 +65,7 @@ class State:
         self.blocked_by: dict[int, list[str]] = {}
         self.rows: dict[int, Sequence[Sequence[JSON]]] = {}
         self.metrics: dict[int, dict[str, float | None]] = {}
+        self.datasets: dict[int, dict[tuple[bool, str], e.DatasetRead | e.DatasetWritten]] = {}
         self.attempts_before_reset: dict[int, int] = {}
         self.removed_tasks: dict[str, TaskFacts] = {}
         self.stale: set[str] = set()
@@ -144,6 +146,10 @@ class State:
             case e.TaskMetric():
                 node = self.graph.index[event.task]
                 self.metrics.setdefault(node, {})[event.name] = event.value
+                return node
+            case e.DatasetRead() | e.DatasetWritten():
+                node = self.graph.index[event.task]
+                self.datasets.setdefault(node, {})[isinstance(event, e.DatasetWritten), event.dataset] = event
                 return node
             case e.TaskProgress() | e.TaskOutput():
                 return self.graph.index[event.task]
@@ -295,7 +301,17 @@ _OF_THE_RUN = (
     "run", "run_id", "dag", "started_at", "began_at", "last_at", "run_duration_s", "reason", "session", "seq",
     "options", "first_code_version", "code_version", "params_digest", "stale", "trace_id",
 )  # fmt: skip
-_FACTS = ("failures", "losses", "retry_at", "error", "skip_reason", "blocked_by", "metrics", "attempts_before_reset")
+_FACTS = (
+    "failures",
+    "losses",
+    "retry_at",
+    "error",
+    "skip_reason",
+    "blocked_by",
+    "metrics",
+    "datasets",
+    "attempts_before_reset",
+)
 
 
 def _seconds(timestamp: str) -> float:

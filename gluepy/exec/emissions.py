@@ -12,13 +12,25 @@ from gluepy.core import events as e
 from gluepy.core.scheduler import Scheduler
 from gluepy.exec import forks
 from gluepy.exec.journal import Journal
-from gluepy.exec.port import Abandoned, Attempt, Begun, Emission, Metric, Output, Progress, Queued, Released, Stopped
+from gluepy.exec.port import (
+    Abandoned,
+    Attempt,
+    Begun,
+    Dataset,
+    Emission,
+    Metric,
+    Output,
+    Progress,
+    Queued,
+    Released,
+    Stopped,
+)
 from gluepy.exec.slots import Slot, Turn
 from gluepy.exec.timeouts import Timeouts
 from gluepy.loop import Doorbell
 from gluepy.runs.log import LogBroken
 
-_Recorded = Progress | Metric | Queued | Begun | Abandoned | Released | Stopped
+_Recorded = Progress | Metric | Dataset | Queued | Begun | Abandoned | Released | Stopped
 
 
 class Emissions:
@@ -99,6 +111,21 @@ class Emissions:
             case Progress():
                 header = journal.header("info")
                 self._put(e.TaskProgress(*header, attempt.task, attempt.number, emission.done, emission.total))
+            case Dataset():
+                kind = e.DatasetWritten if emission.written else e.DatasetRead
+                self._put(
+                    kind(
+                        *journal.header("info"),
+                        attempt.task,
+                        attempt.number,
+                        emission.dataset,
+                        emission.url,
+                        emission.bytes,
+                        emission.fingerprint,
+                        emission.rows,
+                        emission.columns,
+                    )
+                )
             case Queued():
                 self._timeouts.suspend(slot.node)
             case Begun():

@@ -23,7 +23,7 @@ from gluepy.core.graph import slug_of
 from gluepy.errors import ExecutorBroken
 from gluepy.exec.executors.capture import AttemptOutput, tell_failure
 from gluepy.exec.graph_level import FINAL_WORDS, GraphExecutor, GraphRun, TaskWord
-from gluepy.exec.port import Attempt, Begun, Emit, Executor, Metric, Outcome, Progress, Queued, Stopped
+from gluepy.exec.port import Attempt, Begun, Dataset, Emit, Executor, Metric, Outcome, Progress, Queued, Stopped
 from gluepy.exec.scope import redactor_of
 from gluepy.exec.steps import RunFile, StepFolder, has_ended, rows_in
 
@@ -312,6 +312,18 @@ class _Follower:
                 self._emit(Metric(event.name, event.value))
             case e.TaskProgress():
                 self._emit(Progress(event.done, event.total))
+            case e.DatasetRead() | e.DatasetWritten():
+                self._emit(
+                    Dataset(
+                        written=isinstance(event, e.DatasetWritten),
+                        dataset=event.dataset,
+                        url=event.url,
+                        bytes=event.bytes,
+                        fingerprint=event.fingerprint,
+                        rows=event.rows,
+                        columns=event.columns,
+                    )
+                )
             case _:
                 pass
 

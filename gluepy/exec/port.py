@@ -35,6 +35,7 @@ __all__ = [
     "Abandoned",
     "Attempt",
     "Begun",
+    "Dataset",
     "Emission",
     "Emit",
     "Executor",
@@ -199,6 +200,18 @@ class Metric(msgspec.Struct, frozen=True, tag="metric"):
     value: float | None  # null for what is not finite
 
 
+class Dataset(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dataset"):
+    """`self.read(name)` or `self.write(name, value)`; the fields are those of the event."""
+
+    written: bool
+    dataset: str
+    url: str
+    bytes: int
+    fingerprint: str
+    rows: int | None = None
+    columns: dict[str, str] | None = None
+
+
 class Output(msgspec.Struct, frozen=True, tag="output"):
     """A line that the attempt printed (`stream` is `stdout` or `stderr`) or logged (`log`), without its newline.
 
@@ -229,7 +242,7 @@ class Stopped(RanAt, frozen=True, kw_only=True, omit_defaults=True, tag="stopped
     """The call was cancelled, and the work has been stopped."""
 
 
-Emission = Progress | Metric | Output | Queued | Begun | Abandoned | Released | Stopped
+Emission = Progress | Metric | Dataset | Output | Queued | Begun | Abandoned | Released | Stopped
 Emit = Callable[[Emission], None]  # called from any thread, in the order in which things happened
 
 

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from gluepy.core.events import JSON, recordable
 from gluepy.core.graph import Spec
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from upath import UPath
+
+T = TypeVar("T")
 
 _TRIGGERS = ("all_success", "none_failed", "all_done", "one_failed")
 
@@ -138,6 +140,32 @@ class Task(Parametrized):
         if room is not None:
             scope.rooms = [*(scope.rooms or ()), room]
         return copy
+
+    def write(self, name: str | Path | UPath, value: Any, *, trust: bool = False, **options: Any) -> None:
+        """Write `value` as the dataset `name`, which is published whole as by `atomic`.
+
+        The suffix says the format, the value's type the library (see `gluepy.data`), which gets the `options`; `trust`
+        allows pickle and joblib. What was written is recorded (`dataset.written`), unless DATASET_EVENTS is off. Raises
+        `DataError` for what the format cannot hold, or what a missing package would write.
+        """
+        from gluepy.exec.datasets import write
+
+        write(self._here("self.write"), name, value, trust, options)
+
+    @overload
+    def read(self, name: str | Path | UPath, kind: type[T], *, trust: bool = False, **options: Any) -> T: ...
+    @overload
+    def read(self, name: str | Path | UPath, kind: None = None, *, trust: bool = False, **options: Any) -> Any: ...
+    def read(self, name: str | Path | UPath, kind: Any = None, *, trust: bool = False, **options: Any) -> Any:
+        """The dataset `name` as a `kind`, such as `pl.LazyFrame`, `pd.DataFrame`, `dict`, `list[Model]`; without one as
+        its format has it, tables by the first of polars, pandas and pyarrow that is installed.
+
+        `trust` and `options` are as in `write`. Recorded as `dataset.read`. Raises `DataError`, and `FileNotFoundError`
+        if there is none.
+        """
+        from gluepy.exec.datasets import read
+
+        return read(self._here("self.read"), name, kind, trust, options)
 
     def progress(self, done: float, total: float = 0) -> None:
         """Record that `done` of `total` units of the work are done; 0 is an unknown total.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HOME = {
     "gluepy.core.timeline": ("Bar",),
     "gluepy.report.comparison": ("Judgement", "RunComparison", "check_run", "compare_many"),
+    "gluepy.report.datasets": ("DatasetReport",),
     "gluepy.report.difference": ("RunDifference", "compare_runs"),
     "gluepy.report.failures": ("Failure",),
     "gluepy.report.run": ("Damage", "RunFollower", "RunReport", "follow_run", "read_run", "read_runs"),
@@ -36,6 +37,7 @@ __all__ = [
     "AttemptReport",
     "Bar",
     "Damage",
+    "DatasetReport",
     "Failure",
     "Judgement",
     "MetricReport",

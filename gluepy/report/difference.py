@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from gluepy.core.events import JSON
+from gluepy.report.datasets import DatasetReport, dataset_change
 from gluepy.report.run import RunReport
 
 _WORTH_S = 0.05  # a shorter difference of two durations is nothing
@@ -21,7 +22,8 @@ class RunDifference(msgspec.Struct, frozen=True, kw_only=True):
 
     `run` compares the DAG, the status and the code version; `options` what the runs were started with; `context` the
     parameters, by dotted names, secrets masked; `tasks` the statuses; `durations` those of tasks that finished in both,
-    if they differ by a tenth and by 50 ms, the biggest difference first; `metrics` has the names `TASK METRIC`.
+    if they differ by a tenth and by 50 ms, the biggest difference first; `metrics` has the names `TASK METRIC`;
+    `datasets` tells the rows, columns and bytes of those that were written with other contents.
     """
 
     runs: list[str]
@@ -31,6 +33,7 @@ class RunDifference(msgspec.Struct, frozen=True, kw_only=True):
     tasks: Pairs
     durations: Pairs
     metrics: Pairs
+    datasets: Pairs = {}
 
     def to_json(self) -> dict[str, JSON]:
         """What `gluepy diff --json` prints."""
@@ -61,7 +64,20 @@ def compare_runs(first: RunReport, second: RunReport) -> RunDifference:
                 for run in runs
             )
         ),
+        datasets=_datasets(first, second),
     )
+
+
+def _datasets(first: RunReport, second: RunReport) -> Pairs:
+    before, after = ({each.dataset: each for each in run.datasets if each.written} for run in (first, second))
+    differing = [name for name in dict.fromkeys((*before, *after)) if dataset_change(before.get(name), after.get(name))]
+    return {name: (_contents(before.get(name)), _contents(after.get(name))) for name in differing}
+
+
+def _contents(dataset: DatasetReport | None) -> JSON:
+    if dataset is None:
+        return None
+    return {name: getattr(dataset, name) for name in ("rows", "columns", "bytes", "fingerprint")}
 
 
 def _differences(before: Mapping[str, JSON], after: Mapping[str, JSON]) -> Pairs:

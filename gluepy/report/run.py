@@ -20,6 +20,7 @@ from gluepy.core.state import BLOCKED, FAILED, RETRYING, SKIPPED, STATUS, State
 from gluepy.core.timeline import TimelineFold, held_back, timeline
 from gluepy.errors import OptionError
 from gluepy.redact import masked
+from gluepy.report.datasets import DatasetReport, datasets_in
 from gluepy.report.failures import Failure
 from gluepy.report.rows import NamedRows, Parameters, Rows
 from gluepy.report.tasks import AttemptReport, MetricReport, TaskDetails, TaskReport, attempts_in, metrics_in
@@ -138,6 +139,11 @@ class RunReport:
     def metrics(self) -> Rows[MetricReport]:
         """All values that tasks have measured, in their order; `tasks` have the last of each."""
         return metrics_in(self.events)
+
+    @cached_property
+    def datasets(self) -> Rows[DatasetReport]:
+        """What tasks have read and written by name, the last of each, in the order of the tasks."""
+        return datasets_in(self.state)
 
     def task(self, node: int) -> TaskReport:
         """The task that is the node `node` of the graph."""

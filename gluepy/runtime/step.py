@@ -39,7 +39,7 @@ from gluepy.exec.endings import HOST, timed_out
 from gluepy.exec.executors.local import LocalExecutor
 from gluepy.exec.executors.remote import Agent, Lease, StorageFence, decode_report, encode_order
 from gluepy.exec.executors.streams import capturing
-from gluepy.exec.port import Attempt, Emission, Metric, Outcome, Output, Progress, RunInfo
+from gluepy.exec.port import Attempt, Dataset, Emission, Metric, Outcome, Output, Progress, RunInfo
 from gluepy.exec.steps import RunFile, StepFolder, StepWriter, has_ended, rows_in
 from gluepy.runtime.checks import check_processes, check_storage, modules_of
 from gluepy.runtime.session import reference
@@ -247,6 +247,11 @@ class _Step:
                         show(emission.stream, emission.line)
                     case Metric():
                         events.event(e.TaskMetric(*self._header("info", attempt.number), emission.name, emission.value))
+                    case Dataset():
+                        kind = e.DatasetWritten if emission.written else e.DatasetRead
+                        facts = msgspec.structs.asdict(emission)
+                        del facts["written"]
+                        events.event(kind(*self._header("info", attempt.number), **facts))
                     case Progress():
                         events.event(
                             e.TaskProgress(*self._header("info", attempt.number), emission.done, emission.total)

@@ -19,7 +19,12 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w/.-]+\.\w+)\n")
 
 
-SLOW = {"observability", "orchestrators", "testing"}  # they run contract suites, what reads logs, many processes
+SLOW = {
+    "data",
+    "observability",
+    "orchestrators",
+    "testing",
+}  # they run contract suites, what reads logs, many processes
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_fields_have_the_names_of_the_contract() -> None:
     where = ["worker", "pid", "host", "cpu_s", "peak_rss_mb"]
     error = ["reason", "error.type", "error.message", "error.stack", *where, "abandoned", "log"]
     at = ["executor", "pool"]
+    dataset = ["dataset", "url", "bytes", "fingerprint", "rows", "columns"]
     assert names == {
         "run.started": [*header, *opening, "parent_span_id", "sampled", *spans],
         "run.resumed": [*header, *opening, "changes", "params_changed", *resumed, *spans],
@@ -148,6 +149,8 @@ def test_fields_have_the_names_of_the_contract() -> None:
         "task.expanded": [*about, "values", *spans],
         "task.progress": [*about, "done", "total", *spans],
         "task.metric": [*about, "name", "value", *spans],
+        "dataset.read": [*about, *dataset, *spans],
+        "dataset.written": [*about, *dataset, *spans],
         "task.output": [*about, "stream", "line", *spans],
     }
 
