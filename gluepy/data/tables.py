@@ -186,7 +186,7 @@ def _read_duckdb(path: Path, name: str, form: str, kind: Any, options: dict[str,
     source = str(path / "**/*.parquet") if path.is_dir() else str(path)
     match form:
         case "parquet":
-            return duckdb.read_parquet(source, **({"hive_partitioning": True} if path.is_dir() else {}), **options)
+            return duckdb.read_parquet(source, **{"hive_partitioning": path.is_dir(), **options})
         case "csv":
             return duckdb.read_csv(source, **options)
         case "arrow":
