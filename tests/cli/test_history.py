@@ -339,7 +339,7 @@ def test_diff_tells_what_changed(pipe: Console) -> None:
     assert found["metrics"] == {"load rows": [4, 5]}
     assert "old" not in json.dumps(found)
     done = pipe("diff", "one", "one")
-    assert done.stdout.splitlines()[-1] == "options, context, statuses, durations and metrics are the same"
+    assert done.stdout.splitlines()[-1] == "options, context, statuses, durations, metrics and datasets are the same"
 
 
 # prune
