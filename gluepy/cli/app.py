@@ -820,7 +820,7 @@ def airflow(
     ] = "bash",
     dag_id: Annotated[
         str | None,
-        typer.Option("--dag-id", metavar="ID", help="Airflow's name for it. [the label]", show_default=False),
+        typer.Option("--dag-id", metavar="ID", help="Its name in Airflow. [the label]", show_default=False),
     ] = None,
     python: Annotated[
         str | None, typer.Option(metavar="PATH", help="The interpreter where tasks run. [this one]", show_default=False)
