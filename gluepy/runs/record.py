@@ -81,7 +81,7 @@ class Record:
 
     @cached_property
     def logs(self) -> Path:
-        """The folder with the attempts' log files; there may be none."""
+        """The folder with the attempts' log files, if output is captured."""
         return self.path / "logs"
 
     @property

@@ -183,6 +183,8 @@ class Session:
         held: Held | None = None
         try:
             held = record.lock(new=True)
+            if options.get("capture"):
+                record.make_logs()
             return cls(shared, known, record, parameters, options, resolved, State(graph), held)
         except RunLocked:
             raise  # somebody was faster, and has it now
@@ -263,6 +265,8 @@ class Session:
         )
         resolved = resolve_options(settings, known, merged)
         _check(resolved.executor or shared.executor, state.graph, merged)
+        if merged.get("capture"):
+            record.make_logs()
         return cls(shared, known, record, parameters, merged, resolved, state, held, plan, _resets=reruns.resets)
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -204,18 +203,6 @@ async def test_without_capture_output_goes_where_it_went(go: Go, capfd: pytest.C
     assert not (result.path / "logs").exists()
     out = capfd.readouterr().out.splitlines()
     assert out == [f"{word} {number}" for word in "pt" for number in range(200)]
-
-
-@pytest.mark.parametrize("umask", [0o022, 0o177])
-async def test_a_record_has_a_folder_of_logs_once_something_is_printed(go: Go, umask: int) -> None:
-    assert not ((await go(Step, capture=True)).path / "logs").exists()
-    before = os.umask(umask)
-    try:
-        result = await go(Chatters(word="t"), ProcessChatters(word="p"), capture=True)
-    finally:
-        os.umask(before)
-    assert (result.path / "logs").stat().st_mode & 0o777 == 0o700
-    assert len(list((result.path / "logs").iterdir())) == 2
 
 
 async def test_without_capture_self_log_goes_where_the_program_has_structlog_write(go: Go) -> None:

@@ -29,7 +29,7 @@ from gluepy.runs.record import Record, new_run_id, run_names
 
 RACES = int(os.environ.get("GLUEPY_LOCK_RACES", "20"))
 PRUNED = 150
-_FOLDERS = ("runs", "run")
+_FOLDERS = ("runs", "run", "logs")
 EXHAUSTIVE = int(os.environ.get("GLUEPY_LOCK_RACES_EXHAUSTIVE", "1000"))
 
 DRIVER = """
@@ -124,6 +124,9 @@ def test_a_new_record_has_its_folders_and_its_context(tmp_path: Path) -> None:
     with record.lock(new=True):
         assert record.is_held()
     assert record.events.read_bytes() == b""
+    record.make_logs()
+    record.make_logs()
+    assert record.logs.is_dir()
 
 
 def test_a_new_record_has_no_files_without_content(tmp_path: Path) -> None:
@@ -496,11 +499,12 @@ def test_only_its_owner_can_read_a_record_whatever_the_umask(tmp_path: Path, uma
             record = Record.create(root, "run", {"token": "secret"})
         with record.lock(new=True):
             record.ask_to_stop()
+            record.make_logs()
             record.write_context({"token": "another"})
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (root, record.path, *record.path.rglob("*"))}
-    assert set(modes) == {"runs", "run", "context.yaml", "events.jsonl", "stop"}
+    assert set(modes) == {"runs", "run", "logs", "context.yaml", "events.jsonl", "stop"}
     assert {name: mode for name, mode in modes.items() if mode != (0o700 if name in _FOLDERS else 0o600)} == {}
 
 

@@ -102,7 +102,7 @@ def test_a_run_is_reported_whole(failed: Told) -> None:
 
 
 def test_a_task_is_reported_with_its_declaration_and_its_attempts(failed: Told) -> None:
-    failed.record.logs.mkdir()
+    failed.record.make_logs()
     failed.record.logs.joinpath("load.2.log").write_text("done")
     run = read_run(failed.record.path)
     load, fit = run.details("load"), run.details("fit")

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import Context
 from functools import partial
 from pathlib import Path
@@ -122,22 +122,12 @@ class AttemptOutput:
 
     def _append(self, path: Path, data: bytes) -> None:
         if self._closed:  # an abandoned thread goes on: its file must not stay open for good
-            with _opened(path) as file:
+            with io.FileIO(path, "a", opener=_private) as file:
                 _write(file, data)
             return
         if self._file is None:
-            self._file = _opened(path)
+            self._file = io.FileIO(path, "a", opener=_private)
         _write(self._file, data)
-
-
-def _opened(path: Path) -> io.FileIO:
-    try:
-        return io.FileIO(path, "a", opener=_private)
-    except FileNotFoundError:  # it is the first line of the run: a record has no folder without files
-        with suppress(FileExistsError):
-            os.mkdir(path.parent, 0o700)
-            os.chmod(path.parent, 0o700)  # some umasks keep even the owner out
-        return io.FileIO(path, "a", opener=_private)
 
 
 def _private(file: str, flags: int) -> int:
