@@ -9,6 +9,5 @@ class TrainDAG(DAG):
     tasks = (
         BuildFeatures,
         each((Fit, Score), department=departments),
-        Evaluate,
-        Report,
     )
+    evaluation = (Evaluate, Report)

@@ -3,6 +3,7 @@
 import json
 import re
 from statistics import fmean
+from typing import ClassVar
 
 import joblib
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from gluepy import current_task
-from gluepy.exec import Skip, Task
+from gluepy.exec import Goal, Skip, Task
 from retail.train.charts import draw_report
 from retail.train.features import HERE, HOUSEHOLD, KEY, by_week, examples
 
@@ -129,6 +130,7 @@ class Evaluate(Task):
 
     trigger = "none_failed"  # departments with too few purchases were skipped
     outputs = ("metrics.json",)
+    goals: ClassVar = {"mean_auc": Goal("higher", tolerance=0.002)}
 
     def run(self) -> None:
         departments: dict[str, dict[str, float]] = {}
