@@ -19,7 +19,13 @@ from benchmarks.turns import Effort, Row, in_turn, seconds
 from benchmarks.workloads import OnLoop, chain
 from gluepy import DAG, Runtime
 
-SINKS = {"jsonlines": "gluepy", "structlog": "gluepy", "otel": "opentelemetry", "prometheus": "prometheus_client"}
+SINKS = {
+    "jsonlines": "gluepy",
+    "structlog": "gluepy",
+    "otel": "opentelemetry",
+    "prometheus": "prometheus_client",
+    "openlineage": "openlineage",
+}
 
 _RECEIVER = """
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,7 +49,7 @@ server.serve_forever()
 async def sinks(effort: Effort) -> AsyncIterator[Row]:
     """Each sink that is shipped, where its extra is installed."""
     workload = chain(OnLoop, effort.tasks)
-    with _receiver() as url, _quiet(), _variables(OTEL_EXPORTER_OTLP_ENDPOINT=url):
+    with _receiver() as url, _quiet(), _variables(OTEL_EXPORTER_OTLP_ENDPOINT=url, OPENLINEAGE_URL=url):
         async with Runtime({"SINK_TIMEOUT_S": 60.0}) as runtime:
             for name, package in SINKS.items():
                 if find_spec(package) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -60,5 +61,9 @@ class Under:
 
 UNDER_FAULT: dict[str, Under] = {
     "otel": Under("otel", env=lambda url: {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5"}),
+    "openlineage": Under(
+        "openlineage",
+        env=lambda url: {"OPENLINEAGE__TRANSPORT": json.dumps({"type": "http", "url": url, "retry": {"total": 0}})},
+    ),
     "posts": Under(Posts, groups=lambda url: {"POSTS": {"url": url}}),
 }

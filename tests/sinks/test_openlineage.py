@@ -1,0 +1,299 @@
+"""The sink `openlineage` sends runs as OpenLineage has them, the same ones each time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lineage import judged
+from receivers import Receiver
+
+import gluepy
+from gluepy import DAG, Task, each
+from gluepy.conf.schema import Settings, Source
+from gluepy.core.events import decode
+from gluepy.errors import SettingsError
+from gluepy.runtime import Runtime
+from gluepy.sinks.openlineage import OpenLineage
+from gluepy.sinks.openlineage_events import Ancestor, Lineage, attempt_id, dataset_name, session_id
+from gluepy.testing import HELD, ScriptedExecutor, SinkContract, Step, events_of
+from gluepy.testing.sinks import SinkContractDAG, run, script
+
+HERE = Source("module", "settings.py")
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("OPENLINEAGE"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        monkeypatch.setenv("OPENLINEAGE_URL", receiver.url)
+        yield receiver
+
+
+def sent(receiver: Receiver) -> list[dict[str, Any]]:
+    """What was received, each judged."""
+    assert {request.path for request in receiver.requests} <= {"/api/v1/lineage"}
+    bodies = [
+        gzip.decompress(request.body) if request.headers.get("content-encoding") == "gzip" else request.body
+        for request in receiver.requests
+    ]
+    return [judged(json.loads(body)) for body in bodies]
+
+
+def told(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(event["eventType"], event["job"]["name"]) for event in events]
+
+
+class TestOpenLineage(SinkContract):
+    @pytest.fixture
+    def sink(self, server: Receiver, settings: Settings) -> OpenLineage:
+        return OpenLineage.from_settings(settings)
+
+
+class Loads(Task):
+    inputs = ("s3://shop/raw/sales.csv",)
+    outputs = ("sales.parquet",)
+
+    def run(self) -> None: ...
+
+
+class Fits(Task):
+    region: str
+    inputs = ("sales.parquet",)
+    outputs = ("/models/latest.bin",)
+
+    def run(self) -> None: ...
+
+
+class FitsDAG(DAG):
+    tasks = (Loads, each(Fits, region=["eu"]))
+
+
+async def test_run_and_attempts_begin_and_end_with_the_run_as_their_parent(
+    settings: Settings, server: Receiver
+) -> None:
+    result = await run(settings, script(), "openlineage")
+    events = sent(server)
+    assert told(events)[:3] == [
+        ("START", "sinkcontractdag"),
+        ("RUNNING", "sinkcontractdag"),
+        ("START", "sinkcontractdag.loads"),
+    ]
+    assert told(events)[-1] == ("FAIL", "sinkcontractdag")
+    of_loads = [event for event in events if event["job"]["name"] == "sinkcontractdag.loads"]
+    assert [event["eventType"] for event in of_loads] == ["START", "FAIL", "START", "RUNNING", "COMPLETE"]
+    assert [event["run"]["runId"] for event in of_loads] == [
+        attempt_id(result.run_id, "loads", attempt) for attempt in (1, 1, 2, 2, 2)
+    ]
+    for event in events:
+        assert event["job"]["namespace"] == "gluepy"
+        if "." in event["job"]["name"]:
+            parent = event["run"]["facets"]["parent"]
+            assert parent["run"]["runId"] == parent["root"]["run"]["runId"] == result.run_id
+            assert parent["job"] == {"namespace": "gluepy", "name": "sinkcontractdag", "facets": {}}
+            assert event["job"]["facets"]["jobType"]["jobType"] == "TASK"
+        else:
+            assert event["run"]["runId"] == result.run_id
+            assert "parent" not in event["run"]["facets"]
+            assert event["job"]["facets"]["jobType"]["jobType"] == "DAG"
+    error = of_loads[1]["run"]["facets"]["errorMessage"]
+    assert (error["message"], error["programmingLanguage"]) == ("RuntimeError: flaky", "python")
+    assert events[-1]["run"]["facets"]["errorMessage"]["message"] == "1 task failed: fails"
+    started = events[0]["run"]["facets"]
+    assert started["nominalTime"]["nominalStartTime"] == events[0]["eventTime"]
+    assert started["gluepy"]["runId"] == result.run_id
+
+
+async def test_each_run_of_openlineage_begins_once_and_ends_once(settings: Settings, server: Receiver) -> None:
+    first = await run(settings, script(), "openlineage")
+    async with Runtime(settings, executor=script(fails=Step())) as runtime:
+        await runtime.resume_run(first.run_id, sinks=["openlineage"])
+    states: dict[str, list[str]] = {}
+    for event in sent(server):
+        states.setdefault(event["run"]["runId"], []).append(event["eventType"])
+    for state in states.values():
+        assert (state[0], state.count("START")) == ("START", 1)
+        assert state[-1] in ("COMPLETE", "FAIL", "ABORT")
+        assert [each for each in state if each not in ("START", "RUNNING")] == state[-1:]
+    assert states[first.run_id][-1] == "FAIL"
+    assert states[session_id(first.run_id, 2)][-1] == "COMPLETE"
+
+
+async def test_datasets_have_the_names_that_openlineage_gives_them(settings: Settings, server: Receiver) -> None:
+    async with Runtime(settings, executor=ScriptedExecutor()) as runtime:
+        result = await runtime.run_dag(FitsDAG, sinks=["openlineage"])
+    ends = {event["job"]["name"]: event for event in sent(server) if event["eventType"] == "COMPLETE"}
+
+    def names(task: str, side: str) -> list[tuple[str, str]]:
+        return [(data["namespace"], data["name"]) for data in ends[f"fitsdag.{task}"][side]]
+
+    made = ("file", f"{settings.storage_root}/runs/{result.run_id}/sales.parquet")
+    assert names("loads", "inputs") == [("s3://shop", "raw/sales.csv")]
+    assert names("loads", "outputs") == names("fits[region=eu]", "inputs") == [made]
+    assert names("fits[region=eu]", "outputs") == [("file", "/models/latest.bin")]
+    (same,) = ends["fitsdag.loads"]["outputs"][0]["facets"]["symlinks"]["identifiers"]
+    assert same == {"namespace": "gluepy", "name": "fitsdag/sales.parquet", "type": "FILE"}
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("/data/raw.csv", ("file", "/data/raw.csv")),
+        ("file:///data/a%20b.csv", ("file", "/data/a b.csv")),
+        ("s3://shop/raw/sales.csv", ("s3://shop", "raw/sales.csv")),
+        ("s3a://shop/raw/", ("s3://shop", "raw")),
+        ("s3://shop/what?#100%", ("s3://shop", "what?#100%")),
+        ("s3://shop", ("s3://shop", "/")),
+        ("gcs://shop/a", ("gs://shop", "a")),
+        ("abfs://raw@lake.dfs.core.windows.net/a/b", ("abfss://raw@lake.dfs.core.windows.net", "a/b")),
+        ("az://raw@lake/a", ("abfss://raw@lake.dfs.core.windows.net", "a")),
+        ("abfss://raw/a", ("abfss://raw", "a")),
+        ("wasbs://raw@lake.blob.core.windows.net/a", ("wasbs://raw@lake.blob.core.windows.net", "a")),
+        ("hdfs://node:8020/a/b", ("hdfs://node:8020", "/a/b")),
+        ("sftp://me:secret@host/a", ("sftp://host", "/a")),
+    ],
+)
+def test_dataset_is_named_by_its_url(url: str, name: tuple[str, str]) -> None:
+    assert dataset_name(url) == name
+
+
+async def test_cancelled_run_and_its_attempts_are_aborted(settings: Settings, server: Receiver) -> None:
+    executor = script(fails=HELD)
+    async with (
+        Runtime(settings, executor=executor) as runtime,
+        runtime.stream_dag(SinkContractDAG, sinks=["openlineage"], check=False) as stream,
+    ):
+        await executor.wait_for("fails")
+        stream.cancel()
+        await stream.result()
+    aborted = [name for state, name in told(sent(server)) if state == "ABORT"]
+    assert "sinkcontractdag.fails" in aborted
+    assert aborted[-1] == "sinkcontractdag"
+
+
+def test_attempt_and_session_that_a_dead_driver_left_are_aborted() -> None:
+    lineage = Lineage("gluepy", "/data")
+    about: dict[str, Any] = {"level": "info", "run_id": "nightly", "dag": "fits", "task": "loads", "attempt": 1}
+    about |= {"timestamp": "2026-01-01T00:00:00.000000Z", "host": "h", "pid": 1, "max_attempts": 1}
+    about |= {"executor": "LocalExecutor", "pool": "thread", "queued_s": 0.0, "duration_s": 1.0}
+    opening = {"schema_version": 1, "gluepy_version": "2", "params_digest": "", "code_version": "", "options": {}}
+    opening |= {"graph": {"specs": [{"cls": "m:Loads", "label": "loads"}], "root": {"type": "task", "spec": 0}}}
+    reason = {"reason": "interrupted", "error.type": "Interrupted", "error.message": "its driver died"}
+    lines: list[dict[str, Any]] = [
+        {"event": "run.started", "session": 1, "seq": 1, **opening},
+        {"event": "task.started", "session": 1, "seq": 2},
+        {"event": "run.resumed", "session": 2, "seq": 3, **opening, "changes": []},
+        {"event": "task.failed", "session": 2, "seq": 4, **reason},
+    ]
+    made = [event for line in lines for event in lineage.of(decode(json.dumps({**about, **line})))]
+    assert [(event.eventType.value, event.run.runId) for event in made if event.eventType] == [
+        ("START", session_id("nightly", 1)),
+        ("RUNNING", session_id("nightly", 1)),
+        ("START", attempt_id("nightly", "loads", 1)),
+        ("START", session_id("nightly", 2)),
+        ("ABORT", session_id("nightly", 1)),
+        ("ABORT", attempt_id("nightly", "loads", 1)),
+    ]
+
+
+async def test_record_sent_again_gives_the_same_events(settings: Settings, server: Receiver) -> None:
+    result = await run(settings, script(), "openlineage")
+    live = sent(server)
+    server.requests.clear()
+    assert await gluepy.export_run(result.run_id, "openlineage", settings=settings) == len(events_of(result))
+    assert sent(server) == live
+
+
+async def test_job_that_started_the_run_is_its_parent(
+    settings: Settings, server: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, root = str(uuid.uuid4()), str(uuid.uuid4())
+    monkeypatch.setenv("OPENLINEAGE_PARENT_ID", f"https://cron.example/jobs/nightly/{parent}")
+    monkeypatch.setenv("OPENLINEAGE_ROOT_PARENT_ID", f"cron/week/{root}")
+    monkeypatch.setenv("OPENLINEAGE_NAMESPACE", "shop")
+    named = settings.replaced(groups={"OPENLINEAGE": {"namespace": ("not this", HERE)}})
+    result = await run(named, script(), "openlineage")
+    events = sent(server)
+    facet = events[0]["run"]["facets"]["parent"]
+    assert facet["run"]["runId"] == parent
+    assert (facet["job"]["namespace"], facet["job"]["name"]) == ("https://cron.example/jobs", "nightly")
+    assert facet["root"]["run"]["runId"] == root
+    of_task = events[2]["run"]["facets"]["parent"]
+    assert (of_task["run"]["runId"], of_task["root"]["run"]["runId"]) == (result.run_id, root)
+    assert {event["job"]["namespace"] for event in events} == {"shop"}
+
+
+def test_parent_that_is_no_run_is_a_mistake_of_the_environment(
+    settings: Settings, server: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Ancestor.parsed(f"a/b%2Fc/{uuid.UUID(int=1)}") == ("a", "b/c", str(uuid.UUID(int=1)))
+    monkeypatch.setenv("OPENLINEAGE_PARENT_ID", "nightly")
+    with pytest.raises(SettingsError, match="OPENLINEAGE_PARENT_ID"):
+        OpenLineage.from_settings(settings)
+
+
+async def test_nothing_is_sent_where_the_environment_says_so(
+    settings: Settings, server: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_DISABLED", "true")
+    await run(settings, script(), "openlineage")
+    assert server.requests == []
+
+
+async def test_without_variables_the_setting_says_where_to_send(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match=r"OPENLINEAGE\.url.*nothing says where to send"):
+        OpenLineage.from_settings(settings)
+    with Receiver() as receiver:
+        await run(
+            settings.replaced(groups={"OPENLINEAGE": {"url": (receiver.url, HERE)}}),
+            script(),
+            "openlineage",
+        )
+        assert told(sent(receiver))[0] == ("START", "sinkcontractdag")
+
+
+def test_variable_goes_before_the_setting_and_nothing_is_left_in_the_environment(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_URL", "http://first.example")
+    before = dict(os.environ)
+    sink = OpenLineage.from_settings(settings.replaced(groups={"OPENLINEAGE": {"url": ("http://other", HERE)}}))
+    assert getattr(sink._client.transport, "url", None) == "http://first.example"
+    assert dict(os.environ) == before
+
+
+def committed(folder: Path, origin: str) -> str:
+    """Make `folder` a repository with a commit; returns its hash."""
+    for words in (
+        ["init", "-q", "-b", "trunk"],
+        ["remote", "add", "origin", origin],
+        ["-c", "user.name=n", "-c", "user.email=e@e", "commit", "-q", "--allow-empty", "-m", "first"],
+    ):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+async def test_code_is_where_its_repository_is(settings: Settings, server: Receiver, folder: Path) -> None:
+    head = committed(folder, "https://me:secret@git.example/shop.git")
+    async with Runtime(settings, executor=ScriptedExecutor()) as runtime:
+        await runtime.run_dag(FitsDAG, sinks=["openlineage"])
+    events = sent(server)
+    (code,) = [each["job"]["facets"] for each in events if told([each]) == [("START", "fitsdag.loads")]]
+    code = code["sourceCodeLocation"]
+    assert (code["type"], code["path"], code["branch"]) == ("git", "test_openlineage.py", "trunk")
+    assert head.startswith(code["version"])
+    assert code["url"] == "https://git.example/shop.git"
