@@ -189,7 +189,13 @@ def _logger(scope: Scope) -> Any:
     import structlog
 
     attempt = scope.attempt
-    bound = {"run_id": attempt.run.run_id, "task": attempt.task, "attempt": _Number(attempt.number)}
+    bound: dict[str, Any] = {
+        "run_id": attempt.run.run_id,
+        "task": attempt.task,
+        "attempt": _Number(attempt.number),
+    }
+    if (trace := attempt.run.trace) is not None:
+        bound |= {"trace_id": trace.trace_id, "span_id": trace.span_of(attempt.task, attempt.number)}
     if scope.output is None or _structlog_is_configured():
         # by the name that the logger of the task's module has
         return structlog.get_logger(attempt.spec.cls.partition(":")[0], **bound)

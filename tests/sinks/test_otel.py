@@ -10,6 +10,7 @@ from typing import Any
 
 import otlp
 import pytest
+import structlog
 from opentelemetry import trace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,7 +20,7 @@ from receivers import Receiver
 from traced import InThread, OnLoop, TracedDAG
 
 import gluepy
-from gluepy import DAG
+from gluepy import DAG, Task
 from gluepy.conf.schema import Settings, Source
 from gluepy.core.spans import attempt_span, session_span, task_span
 from gluepy.errors import MissingExtra, SettingsError
@@ -310,6 +311,24 @@ async def test_thread_that_ran_a_traced_task_has_no_span_for_the_next(
         await runtime.run_dag(ThreadDAG)
     traced, untraced = [span for span in provider.get_finished_spans() if span.name == "mine in inthread"]
     assert (traced.parent is not None, untraced.parent) == (True, None)
+
+
+class Logs(Task):
+    def run(self) -> None:
+        self.log.info("told", rows=3)
+
+
+class LogsDAG(DAG):
+    tasks = (Logs,)
+
+
+async def test_lines_that_tasks_log_have_the_ids_too(settings: Settings, provider: InMemorySpanExporter) -> None:
+    structlog.reset_defaults()  # `capture_logs` of other tests counts as a configuration
+    async with Runtime(settings.replaced(LOG_FORMAT="json")) as runtime:
+        result = await runtime.run_dag(LogsDAG, sinks=["otel"], capture=True)
+    line = json.loads((result.path / "logs/logs.1.log").read_text())
+    ids = result.run_id.replace("-", ""), attempt_span(result.run_id, "logs", 1)
+    assert (line["event"], line["trace_id"], line["span_id"]) == ("told", *ids)
 
 
 async def test_variable_traceparent_is_the_parent_where_no_span_is_current(
