@@ -5,7 +5,6 @@ that come at once share what the disk has to do.
 from __future__ import annotations
 
 import math
-import os
 import queue
 import threading
 import time
@@ -18,7 +17,10 @@ from gluepy.loop import Doorbell
 
 _BATCH_S = 0.02  # how long written events may wait for company before they are flushed
 _SLOW_S = 1e-3  # a disk that takes longer than that
-_MOST = 8  # threads
+_HELPERS = 7  # at most
+
+
+_Order = Callable[[], None] | None  # None: end
 
 
 class Flushable(Protocol):
@@ -37,29 +39,27 @@ class Flusher:
         self.signal = self._doorbell.signal
         # Not a `threading.Condition`: its lock is not reentrant, and the collector may run in the thread, inside a
         # wait, a finalizer that records a metric, whose line then asks for a flush.
-        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._at_once: queue.SimpleQueue[_Order] = queue.SimpleQueue()  # for helpers, once there are some
         # Logs that may wait for company. While `_timed` the thread will look at them without being woken: it takes that
         # back first, and looks then, so who finds it true has added to what is looked at.
         self._waiting: deque[Flushable] = deque()
         self._timed = False
-        self._threads = self._logs = 0
-        self._is_ended = False
+        self._logs = self._helpers = 0
+        self._is_served = self._is_ended = False
         self._took_s = 0.0  # the latest flush
 
     def begin(self) -> None:
         """A log is opened. In the event loop only, as `leave` and `end`."""
         self._logs += 1
-        if not self._threads:
-            self._start(self._serve)
+        if not self._is_served:
+            self._is_served = True
+            _start(self._serve)
 
     def leave(self) -> None:
         """A log is closed, and has been flushed."""
         self._logs -= 1
         self._end_threads()
-
-    def _start(self, work: Callable[[], None]) -> None:
-        self._threads += 1
-        threading.Thread(target=work, name="gluepy-log", daemon=True).start()
 
     def ask(self, log: Flushable) -> None:
         """Have `log` flushed soon, with what is written meanwhile. From any thread at any moment."""
@@ -70,13 +70,15 @@ class Flusher:
 
     def ask_at_once(self, log: Flushable) -> None:
         """Have `log` flushed. In the event loop only."""
-        if self._took_s > _SLOW_S and self._threads < _MOST and not self._orders.empty():
-            self._start(self._help)
-        self._orders.put(partial(self._flush, log))
+        orders = self._at_once if self._helpers else self._orders
+        if self._took_s > _SLOW_S and self._helpers < _HELPERS and not orders.empty():
+            self._helpers, orders = self._helpers + 1, self._at_once
+            _start(self._help)
+        orders.put(partial(self._flush, log))
 
-    def close_file(self, file: int) -> None:
-        """Close a descriptor that may be being flushed."""
-        self._orders.put(partial(os.close, file))
+    def call(self, work: Callable[[], None]) -> None:
+        """Have `work()` called in the thread: what may have to wait for a flush."""
+        self._orders.put(work)
 
     def end(self) -> None:
         """End the threads when they have done what they were asked for, and the last log is closed."""
@@ -84,10 +86,11 @@ class Flusher:
         self._end_threads()
 
     def _end_threads(self) -> None:
-        if self._is_ended and not self._logs:
-            for _ in range(self._threads):
-                self._orders.put(None)
-            self._threads = 0
+        if self._is_ended and not self._logs and self._is_served:
+            self._orders.put(None)
+            for _ in range(self._helpers):
+                self._at_once.put(None)
+            self._is_served, self._helpers = False, 0
 
     def _flush(self, log: Flushable) -> None:
         began = time.monotonic()
@@ -95,7 +98,7 @@ class Flusher:
         self._took_s = time.monotonic() - began
 
     def _help(self) -> None:
-        while (order := self._orders.get()) is not None:
+        while (order := self._at_once.get()) is not None:
             order()
 
     def _serve(self) -> None:
@@ -116,6 +119,10 @@ class Flusher:
                 due, self._timed = math.inf, False
                 for log in {self._waiting.popleft(): None for _ in range(len(self._waiting))}:
                     self._flush(log)
+
+
+def _start(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="gluepy-log", daemon=True).start()
 
 
 def _nothing() -> None:

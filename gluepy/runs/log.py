@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -123,14 +124,14 @@ class FileLog:
                 with anyio.CancelScope(shield=True):
                     await self._flush()
         finally:
-            # The flusher says that it is at work before it looks whether it may be. So either it is seen here, and
-            # closes the file when it is through, or it sees that it is too late.
+            # The flusher says that it is at work before it looks whether it may be. So either it is seen here, and the
+            # file is closed when it is through, or it sees that it is too late.
             self._closing = True
             file, self._file = self._file, -1
             if self._flushing:
                 if self._held is not None:
                     self._held.leave_open()
-                self._flusher.close_file(file)
+                self._flusher.call(partial(self._close, file))
             elif self._held is None:
                 os.close(file)
             if self._has_own_flusher:
@@ -207,6 +208,10 @@ class FileLog:
             finally:
                 self._flushing = False
         tell(self._flushed_upto, upto, error)
+
+    def _close(self, file: int) -> None:
+        with self._one_at_a_time:
+            os.close(file)
 
     def _flushed_upto(self, upto: int, error: OSError | None) -> None:
         if error is not None:

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,10 @@ async def test_one_thread_flushes_for_many_logs(tmp_path: Path, disk: Disk) -> N
     await threads_end()
 
 
+def flushed_up_to(log: FileLog, number: int) -> bool:
+    return log._flushed == number
+
+
 async def test_on_a_slow_disk_a_few_threads_flush_what_comes_at_once(tmp_path: Path, disk: Disk) -> None:
     flusher, gate, most = Flusher(), threading.Event(), 0
 
@@ -381,6 +386,10 @@ async def test_on_a_slow_disk_a_few_threads_flush_what_comes_at_once(tmp_path: P
         await until(lambda: most == 8)
         gate.set()
     assert disk.flushed == 20
+    async with FileLog(tmp_path / "behind", flusher=flusher) as log:
+        for number in range(1, 4):
+            log.append(lines(1, number)[0])  # for which the threads that help do not look
+            await until(partial(flushed_up_to, log, number))
     flusher.end()
     await threads_end()
 
