@@ -136,6 +136,17 @@ class RunSpans:
                 | e.TaskBlocked()
             ):
                 self._end_attempt(event)
+            case e.DatasetRead() | e.DatasetWritten() if event.task in self._attempts:
+                about: dict[str, Any] = {
+                    "gluepy.dataset": event.dataset,
+                    "gluepy.dataset.url": event.url,
+                    "gluepy.bytes": event.bytes,
+                }
+                if event.rows is not None:
+                    about["gluepy.rows"] = event.rows
+                name = "gluepy.dataset.read" if isinstance(event, e.DatasetRead) else "gluepy.dataset.written"
+                self._attempts[event.task].add_event(name, about, nanoseconds(event.timestamp))
+                self._on_part()
             case e.TaskMetric() if event.task in self._attempts and event.value is not None:
                 told: dict[str, Any] = {"gluepy.metric.name": event.name, "gluepy.metric.value": event.value}
                 self._attempts[event.task].add_event("gluepy.metric", told, nanoseconds(event.timestamp))

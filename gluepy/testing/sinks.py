@@ -16,7 +16,7 @@ from gluepy.conf.schema import Settings
 from gluepy.core.events import Event, TaskOutput, encode
 from gluepy.core.policy import Retry
 from gluepy.exec.dag import DAG, each, parallel
-from gluepy.exec.port import Metric, Output, Progress
+from gluepy.exec.port import Dataset, Metric, Output, Progress
 from gluepy.exec.task import Task
 from gluepy.runtime import RunResult, Runtime
 from gluepy.sinks.consume import Delivery
@@ -76,7 +76,24 @@ class SinkContractDAG(DAG):
     tasks = (Loads, parallel((Skips, BehindSkips), (Fails, BehindFails), each(Part, number=numbers)))
 
 
-TELLS = Step(emits=(Progress(1.0, 2.0), Metric("größe ☃", 0.5), Metric("nan", None), Output("stdout", "ü ☃\x1b[0m")))
+TELLS = Step(
+    emits=(
+        Progress(1.0, 2.0),
+        Metric("größe ☃", 0.5),
+        Metric("nan", None),
+        Dataset(written=False, dataset="größe ☃", url="file:///data/raw.parquet", bytes=7, fingerprint="a"),
+        Dataset(
+            written=True,
+            dataset="rows",
+            url="file:///data/rows.parquet",
+            bytes=8,
+            fingerprint="b",
+            rows=3,
+            columns={"größe ☃": "int64"},
+        ),
+        Output("stdout", "ü ☃\x1b[0m"),
+    )
+)
 
 
 def script(**more: Any) -> ScriptedExecutor:

@@ -94,6 +94,15 @@ async def test_names_and_values_are_those_of_the_conventions_for_pipelines(
     assert (told["exception.type"], told["exception.message"]) == ("RuntimeError", "größe ☃")
 
 
+async def test_metrics_and_datasets_are_events_of_their_attempt(settings: Settings, collector: Receiver) -> None:
+    await run(settings, script(), "otel")
+    events = named(otlp.spans(collector.requests), "loads attempt 2").what.events
+    told = [(event.name, otlp.plain(event.attributes)) for event in events]
+    assert told[0] == ("gluepy.metric", {"gluepy.metric.name": "größe ☃", "gluepy.metric.value": 0.5})
+    assert [name for name, _ in told] == ["gluepy.metric", "gluepy.dataset.read", "gluepy.dataset.written"]
+    assert (told[2][1]["gluepy.dataset"], told[2][1]["gluepy.rows"]) == ("rows", 3)
+
+
 async def test_times_of_spans_are_those_of_the_events(settings: Settings, collector: Receiver) -> None:
     result = await run(settings, script(), "otel")
     first, *_, last = events_of(result)
