@@ -40,7 +40,7 @@ gluepy.exec gluepy.exec.boundary gluepy.exec.continuation gluepy.exec.dag gluepy
 gluepy.exec.endings gluepy.exec.engine gluepy.exec.executors
 gluepy.exec.executors.capture gluepy.exec.executors.following gluepy.exec.executors.lines
 gluepy.exec.executors.local gluepy.exec.executors.logs gluepy.exec.executors.streams gluepy.exec.executors.threads
-gluepy.exec.forks gluepy.exec.journal
+gluepy.exec.forks gluepy.exec.graph_level gluepy.exec.journal
 gluepy.exec.opening gluepy.exec.parameters gluepy.exec.port gluepy.exec.scope gluepy.exec.slots gluepy.exec.task
 gluepy.exec.timeouts gluepy.exec.values
 gluepy.loop gluepy.redact gluepy.report gluepy.report.failures gluepy.runs gluepy.runs.durations gluepy.runs.flusher
