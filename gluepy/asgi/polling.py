@@ -35,6 +35,9 @@ class Polled:
         """Take in what is there now. Called in a thread, one call at a time."""
         raise NotImplementedError
 
+    def rest(self) -> None:
+        """Nobody looks at it any more: keep nothing that can be read again."""
+
     def _mark(self) -> object:
         """How far it has come."""
         raise NotImplementedError
@@ -96,6 +99,8 @@ class Pool(Generic[T]):
             yield polled
         finally:
             polled.users -= 1
+            if not polled.users:
+                polled.rest()
             idle = [key for key, each in self._made.items() if not each.users]
             for key in idle[: max(0, len(idle) - _IDLE)]:
                 del self._made[key]

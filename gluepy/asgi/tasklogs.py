@@ -36,6 +36,10 @@ class Tail(Polled):
             return self._last[offset - begin :][:_PIECE]
         return await anyio.to_thread.run_sync(read_piece, self.path, offset, _PIECE, limiter=self._threads)
 
+    def rest(self) -> None:
+        """Forget what has come last."""
+        self._last = b""
+
     def _mark(self) -> object:
         return self.size
 

@@ -99,6 +99,10 @@ class Watch(Polled):
             self._kept.move_to_end(number)
             return self._kept[number]
 
+    def rest(self) -> None:
+        """Forget the blocks that are whole."""
+        self._kept.clear()
+
     def _mark(self) -> object:
         return self.last_seq
 
@@ -151,5 +155,5 @@ class Watch(Polled):
 
     def _keep(self, number: int, block: Block) -> None:
         self._kept[number] = block
-        while len(self._kept) > (_KEPT if self.users else 1):
+        if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

@@ -193,7 +193,8 @@ class _Compiler:
         first, self._known = len(self.specs), {}  # of a class that is in both, another spec
         judges = self.sequence("evaluation", evaluation)
         self.specs[first:] = [msgspec.structs.replace(spec, evaluates=True) for spec in self.specs[first:]]
-        return Seq((root, judges))
+        parts = [element.items if isinstance(element, Seq) else (element,) for element in (root, judges)]
+        return Seq((*parts[0], *parts[1]))
 
     def sequence(self, name: str, tasks: Any) -> Element:
         if isinstance(tasks, (Branches, Fan)) or (isinstance(tasks, type) and issubclass(tasks, Task)):

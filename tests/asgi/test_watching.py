@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from served import ChatterDAG, WaitDAG
 from test_driving import let_go
 
 import gluepy.asgi
+from gluepy.asgi import looking
 from gluepy.asgi.polling import POLL_S
+from gluepy.asgi.watching import Watch
 from gluepy.runtime import Runtime
 from gluepy.testing import until
 
@@ -100,18 +103,20 @@ async def test_many_who_watch_read_the_log_no_more_often_than_one(runtime: Runti
         assert len(logs) < 10 * looks, f"{len(logs)} times for {number} watchers"
 
 
-async def test_who_leads_may_go_away(runtime: Runtime, folder: Path) -> None:
+async def test_who_leads_may_go_away(runtime: Runtime, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "_BEAT_S", 3600.0)  # else who waits takes over when it shows that it is alive
     application = gluepy.asgi.app(runtime)
     run = await runtime.start_dag(WaitDAG)
     watchers = [Connection(application, f"/runs/{run.id}/events", accept="text/event-stream") for _ in range(3)]
-    async with anyio.create_task_group() as tasks:
-        for watcher in watchers:
-            tasks.start_soon(watcher.drive)
-            await watcher.until(lambda text: "task.started" in text)
-        for watcher in watchers[:2]:
-            watcher.leave()
-            await until(lambda watcher=watcher: watcher.ended)  # type: ignore[misc]
-        let_go(folder)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            for watcher in watchers:
+                tasks.start_soon(watcher.drive)
+                await watcher.until(lambda text: "task.started" in text)
+            for watcher in watchers[:2]:
+                watcher.leave()
+                await until(lambda watcher=watcher: watcher.ended)  # type: ignore[misc]
+            let_go(folder)
     assert events_in(watchers[2].text) == stored(run.path)
 
 
@@ -143,12 +148,15 @@ async def test_who_does_not_read_holds_up_nobody_and_gets_it_all_in_the_end(runt
     run = await runtime.start_dag(ChatterDAG)
     path = f"/runs/{run.id}/events"
     slow, fast = (Connection(application, path, accept="text/event-stream") for _ in range(2))
-    slow.reads = anyio.Event()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(slow.drive)
+        await slow.until(lambda text: "run.started" in text)
+        slow.reads = anyio.Event()
         tasks.start_soon(fast.drive)
         await until(lambda: fast.ended)
         assert not slow.ended
+        kept = [len(watch._kept) for watch in gc.get_objects() if isinstance(watch, Watch) and watch.users]
+        assert kept == [8]
         slow.reads.set()
     assert events_in(slow.text) == events_in(fast.text) == stored(run.path)
     late = Connection(application, path, accept="text/event-stream", last_event_id="15000")
@@ -174,6 +182,19 @@ async def test_log_is_followed_until_its_attempt_ends(runtime: Runtime, folder: 
     assert early.text == "loading <b>rows</b>\nloaded\n"
 
 
+async def test_stream_of_a_run_without_a_driver_ends(runtime: Runtime, folder: Path) -> None:
+    run = await runtime.start_dag(WaitDAG)
+    await until(lambda: "task.started" in (run.path / "events.jsonl").read_text())
+    lost = run.path.with_name("lost")  # as if its driver had been killed there
+    shutil.copytree(run.path, lost)
+    let_go(folder)
+    watcher = Connection(gluepy.asgi.app(runtime), "/runs/lost/events", accept="text/event-stream")
+    with anyio.fail_after(60):
+        await watcher.drive()
+    assert [name for _, name in events_in(watcher.text)] == ["run.started", "task.started"]
+    await run.result()
+
+
 async def test_run_that_is_deleted_ends_its_streams(runtime: Runtime, folder: Path) -> None:
     application = gluepy.asgi.app(runtime)
     run = await runtime.start_dag(WaitDAG)
@@ -190,8 +211,6 @@ async def test_run_that_is_deleted_ends_its_streams(runtime: Runtime, folder: Pa
 
 
 async def test_what_is_made_for_those_who_watch_goes_with_them(runtime: Runtime, folder: Path) -> None:
-    from gluepy.asgi.watching import Watch
-
     let_go(folder)
     application = gluepy.asgi.app(runtime)
     for _ in range(40):
@@ -199,7 +218,9 @@ async def test_what_is_made_for_those_who_watch_goes_with_them(runtime: Runtime,
         connection = Connection(application, f"/runs/{run.run_id}/events")
         await connection.drive()
     gc.collect()
-    assert sum(isinstance(each, Watch) for each in gc.get_objects()) <= 33
+    watches = [each for each in gc.get_objects() if isinstance(each, Watch)]
+    assert len(watches) <= 33
+    assert not any(watch._kept for watch in watches)
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", str(2**60)])
