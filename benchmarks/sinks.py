@@ -25,18 +25,25 @@ SINKS = {
     "otel": "opentelemetry",
     "prometheus": "prometheus_client",
     "openlineage": "openlineage",
+    "mlflow": "httpx",
+    "webhook": "httpx",
 }
 
 _RECEIVER = """
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+MLFLOW = b'{"experiment": {"experiment_id": "1"}, "run": {"info": {"run_id": "1"}}}'
+
 class Takes(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        answer = MLFLOW if "/mlflow/" in self.path else b""
         self.send_response(200)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
+        self.wfile.write(answer)
+    do_GET = do_POST
     def log_message(self, *words):
         pass
 
@@ -49,8 +56,12 @@ server.serve_forever()
 async def sinks(effort: Effort) -> AsyncIterator[Row]:
     """Each sink that is shipped, where its extra is installed."""
     workload = chain(OnLoop, effort.tasks)
-    with _receiver() as url, _quiet(), _variables(OTEL_EXPORTER_OTLP_ENDPOINT=url, OPENLINEAGE_URL=url):
-        async with Runtime({"SINK_TIMEOUT_S": 60.0}) as runtime:
+    with (
+        _receiver() as url,
+        _quiet(),
+        _variables(OTEL_EXPORTER_OTLP_ENDPOINT=url, OPENLINEAGE_URL=url, MLFLOW_TRACKING_URI=url),
+    ):
+        async with Runtime({"SINK_TIMEOUT_S": 60.0, "WEBHOOK": {"url": url}}) as runtime:
             for name, package in SINKS.items():
                 if find_spec(package) is None:
                     print(f"not measured: {name}, whose extra is not installed")

@@ -15,7 +15,7 @@ REDACT = (  # the default of the setting: what these name is a secret wherever i
     "*SECRET*", "*PASSWORD*", "*PASSWD*", "*PASSPHRASE*", "*PASSCODE*", "*PWD", "*TOKEN", "*CREDENTIAL*",
     "*PRIVATE_KEY*", "*API_KEY*", "*APIKEY*", "*ACCESS_KEY*", "*ACCOUNT_KEY*", "*ENCRYPTION_KEY*", "*SIGNING_KEY*",
     "*MASTER_KEY*", "*SHARED_KEY*", "*SSH_KEY*", "AUTH", "*_AUTH", "*AUTHORIZATION*", "*COOKIE*", "*BEARER*", "*DSN*",
-    "*CONNECTION_STRING*",
+    "*CONNECTION_STRING*", "*WEBHOOK_URL*",
 )  # fmt: skip
 DOUBTFUL = ("*TOKEN*", "*PRIVATE*", "*KEY", "*KEYS", "*PASS")  # masked too where that costs nothing
 

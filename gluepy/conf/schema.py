@@ -325,6 +325,8 @@ class Settings:
         """Every setting, the user's own and those of groups (`GROUP.FIELD`): the value fit to be shown, its source."""
         shown = {name: (self.mask(name, getattr(self, name)), str(self.source(name))) for name in NAMES}
         for name, value in self.own.items():
+            if isinstance(value, Mapping):
+                value = {field: self._mask_field(name, str(field), each) for field, each in value.items()}
             shown[name] = (self.mask(name, value), str(self.source(name)))
         for name, fields in self.groups.items():
             if {source for _, source in fields.values()} == {self.sources.get(name)}:
@@ -332,9 +334,12 @@ class Settings:
             shown.pop(name, None)
             for field, (value, source) in fields.items():
                 full = f"{name}.{field.upper()}"
-                hidden = self.mask(name, {field: value})[field]
-                shown[full] = (hidden, str(source))
+                shown[full] = (self._mask_field(name, field, value), str(source))
         return shown
+
+    def _mask_field(self, group: str, field: str, value: object) -> Any:
+        """A field of a group, which is secret by its own name or with the group's."""
+        return self.mask(f"{group}.{field}", self.mask(field, value))
 
 
 def _check_utf8(what: str, place: str, source: str) -> None:

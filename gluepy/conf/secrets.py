@@ -37,9 +37,10 @@ def _around(settings: Settings) -> Iterator[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("PWD", "OLDPWD")}
     for values in (settings.own, environment):
         yield from _no_files(secrets_in("", values, patterns))
-    for fields in settings.groups.values():
+    for group, fields in settings.groups.items():
         for name, (value, _) in fields.items():
             yield from secrets_in(name, value, patterns)
+            yield from secrets_in(f"{group}.{name}", value, patterns)
 
 
 def _no_files(secrets: Iterable[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from openlineage.client import event_v2 as ol
 from openlineage.client import facet_v2 as f
@@ -19,11 +19,7 @@ from openlineage.client.facet_v2 import DatasetFacet, JobFacet, RunFacet
 from gluepy.core import events as e
 from gluepy.core.graph import Spec, Tree, leaves
 from gluepy.core.identity import derived_uuid, run_uuid
-
-PRODUCER = "https://pypi.org/project/gluepy"  # what facets and events name as the one that made them
-_OBJECT_STORES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "wasb": "wasb", "wasbs": "wasbs"}
-_ABFSS = ("abfs", "abfss", "az")
-_AZURE = ".dfs.core.windows.net"
+from gluepy.sinks.openlineage_datasets import PRODUCER, dataset_name, facets_of, input_statistics, output_statistics
 
 EndOfRun = e.RunFinished | e.RunFailed | e.RunCancelled
 
@@ -64,29 +60,6 @@ def attempt_id(run_id: str, task: str, attempt: int) -> str:
     return str(derived_uuid(run_id, "task", task, attempt))
 
 
-def dataset_name(url: str) -> tuple[str, str]:
-    """Namespace and name of a dataset at a URL or an absolute path, by OpenLineage's naming rules.
-
-    https://openlineage.io/docs/spec/naming
-    """
-    if "://" not in url:
-        return "file", url
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    path = url.split("://", 1)[1].removeprefix(parts.netloc)
-    scheme = parts.scheme.lower()
-    if scheme in ("file", "local"):
-        return (f"file://{host}" if host else "file"), unquote(path)
-    if scheme in _ABFSS:  # the user of such a URL is the container
-        container, _, account = parts.netloc.partition("@")
-        account = account if not account or "." in account else account + _AZURE
-        return f"abfss://{container}{'@' if account else ''}{account}", path.strip("/") or "/"
-    if scheme in _OBJECT_STORES:
-        authority = parts.netloc if scheme.startswith("wasb") else host
-        return f"{_OBJECT_STORES[scheme]}://{authority}", path.strip("/") or "/"
-    return f"{scheme}://{host}", path or "/"
-
-
 class Lineage:
     """Makes the events of one run, given its events in order.
 
@@ -110,6 +83,8 @@ class Lineage:
         self._is_running, self._told_of_end = False, False
         self._running: set[str] = set()  # tasks whose attempt has shown a sign of life
         self._failures: list[str] = []
+        self._read: dict[str, dict[str, e.DatasetRead]] = {}  # by task and URL, of attempts that have not ended
+        self._written: dict[str, dict[str, e.DatasetWritten]] = {}
 
     def of(self, event: e.Event) -> Iterator[ol.RunEvent]:
         """What `event` is to OpenLineage: most often one event or none."""
@@ -141,6 +116,10 @@ class Lineage:
                 yield self._attempt(event, RunState.COMPLETE)
             case e.TaskCancelled() if event.attempt:
                 yield self._attempt(event, RunState.ABORT)
+            case e.DatasetRead():
+                self._read.setdefault(event.task, {})[event.url] = event
+            case e.DatasetWritten():
+                self._written.setdefault(event.task, {})[event.url] = event
             case e.TaskProgress() | e.TaskMetric() if event.task not in self._running:
                 self._running.add(event.task)
                 yield self._attempt(event, RunState.RUNNING)
@@ -153,8 +132,8 @@ class Lineage:
         self._specs |= {leaf.id: tree.specs[leaf.spec] for leaf in leaves(tree.root) if leaf.id is not None}
         self._version, self._code_version, self._began = event.gluepy_version, event.code_version, event.timestamp
         self._is_running, self._told_of_end = False, False
-        self._running.clear()
-        self._failures.clear()
+        for left in (self._running, self._failures, self._read, self._written):
+            left.clear()
 
     def _run(
         self, event: e.Event, state: RunState, error: RunFacet | None = None, session: int | None = None
@@ -177,13 +156,27 @@ class Lineage:
         job = ol.Job(self._namespace, f"{event.dag}.{event.task}", self._about("TASK", spec))
         run = ol.Run(attempt_id(event.run_id, event.task, event.attempt), facets)
         made = self._event(event, state, run, job)
-        if spec is not None:
-            made.inputs = [ol.InputDataset(*each, facets=facets) for each, facets in self._datasets(event, spec.inputs)]
-            if not isinstance(event, e.TaskSkipped):
-                outputs = self._datasets(event, spec.outputs)
-                made.outputs = [ol.OutputDataset(*each, facets=facets) for each, facets in outputs]
+        inputs, outputs = ((), ()) if spec is None else (spec.inputs, spec.outputs)
+        if isinstance(event, e.TaskSkipped):
+            outputs = ()
+        made.inputs = [
+            ol.InputDataset(
+                *name, facets=facets, inputFacets={} if told is None else {"inputStatistics": input_statistics(told)}
+            )
+            for name, facets, told in self._datasets(event, inputs, self._read.get(event.task, {}))
+        ]
+        made.outputs = [
+            ol.OutputDataset(
+                *name,
+                facets=facets,
+                outputFacets={} if told is None else {"outputStatistics": output_statistics(told)},
+            )
+            for name, facets, told in self._datasets(event, outputs, self._written.get(event.task, {}))
+        ]
         if state not in (RunState.START, RunState.RUNNING):
             self._running.discard(event.task)
+            self._read.pop(event.task, None)
+            self._written.pop(event.task, None)
         return made
 
     @staticmethod
@@ -232,20 +225,24 @@ class Lineage:
         return p.ParentRunFacet(p.Run(parent.run_id), p.Job(parent.namespace, parent.name), top, producer=PRODUCER)
 
     def _datasets(
-        self, event: e.TaskEvent, names: Iterable[str]
-    ) -> Iterator[tuple[tuple[str, str], dict[str, DatasetFacet]]]:
-        """What a task declares, by namespace and name. Files that each run has anew have another name too, which is
-        the same in all runs of the DAG."""
-        s = f.symlinks_dataset
-        for name in names:
-            if "://" in name or name.startswith("/"):
-                yield dataset_name(name), {}
-            else:
-                same = s.Identifier(self._namespace, f"{event.dag}/{name}", "FILE")
-                yield (
-                    dataset_name(f"{self._files}/{name}"),
-                    {"symlinks": s.SymlinksDatasetFacet([same], producer=PRODUCER)},
-                )
+        self, event: e.TaskEvent, declared: Iterable[str], told: Mapping[str, e.DatasetEvent]
+    ) -> Iterator[tuple[tuple[str, str], dict[str, DatasetFacet], e.DatasetEvent | None]]:
+        """What a task declares, and what it has told that it read or wrote, by namespace and name. Files that each run
+        has anew have another name too, which is the same in all runs of the DAG."""
+        urls = [name if "://" in name or name.startswith("/") else f"{self._files}/{name}" for name in declared]
+        known = {dataset_name(dataset.url): dataset for dataset in told.values()}
+        for name in dict.fromkeys([*map(dataset_name, urls), *known]):
+            facets: dict[str, DatasetFacet] = {}
+            namespace, path = dataset_name(self._files)
+            if name[0] == namespace and name[1].startswith(f"{path}/"):
+                same = f"{event.dag}/{name[1].removeprefix(path + '/')}"
+                s = f.symlinks_dataset
+                identifier = s.Identifier(self._namespace, same, "FILE")
+                facets["symlinks"] = s.SymlinksDatasetFacet([identifier], producer=PRODUCER)
+            dataset = known.get(name)
+            if dataset is not None:
+                facets |= facets_of(dataset)
+            yield name, facets, dataset
 
     def _why(self, event: e.RunFailed) -> RunFacet:
         failed = event.failed or self._failures

@@ -39,7 +39,7 @@ async def test_bad_receiver_changes_nothing_about_the_run(
 ) -> None:
     under = UNDER_FAULT[name]
     alone = await run(settings, script())
-    with Receiver(how) as receiver, structlog.testing.capture_logs() as logs:
+    with Receiver(how, answer=under.answer()) as receiver, structlog.testing.capture_logs() as logs:
         for variable, text in under.env(receiver.url).items():
             monkeypatch.setenv(variable, text)
         hurried = under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=0.2)
@@ -57,7 +57,7 @@ async def test_well_receiver_gets_the_run_and_nothing_is_warned_of(
     name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under = UNDER_FAULT[name]
-    with Receiver() as receiver, structlog.testing.capture_logs() as logs:
+    with Receiver(answer=under.answer()) as receiver, structlog.testing.capture_logs() as logs:
         for variable, text in under.env(receiver.url).items():
             monkeypatch.setenv(variable, text)
         await run(under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=60.0), script(), under.sink)
@@ -71,7 +71,7 @@ async def test_record_that_cannot_be_sent_is_an_error_and_can_be_sent_again(
 ) -> None:
     under = UNDER_FAULT[name]
     result = await run(settings, script())
-    with Receiver("error") as receiver:
+    with Receiver("error", answer=under.answer()) as receiver:
         for variable, text in under.env(receiver.url).items():
             monkeypatch.setenv(variable, text)
         chosen = under.settings(settings, receiver.url)
@@ -122,7 +122,7 @@ async def test_memory_is_bounded_while_a_run_of_200_000_events_has_a_silent_rece
 ) -> None:
     under = UNDER_FAULT[name]
     many = ScriptedExecutor({"tells": Step(emits=[Metric("loss", float(step)) for step in range(1_000)])})
-    with Receiver("silent") as receiver:
+    with Receiver("silent", answer=under.answer()) as receiver:
         for variable, text in under.env(receiver.url).items():
             monkeypatch.setenv(variable, text)
         hurried = under.settings(settings, receiver.url).replaced(SINK_TIMEOUT_S=0.2, CONCURRENCY=1)

@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 from lineage import judged
+from openlineage.client.serde import Serde
 from receivers import Receiver
 
 import gluepy
 from gluepy import DAG, Task, each
 from gluepy.conf.schema import Settings, Source
-from gluepy.core.events import decode
+from gluepy.core.events import DatasetRead, decode
 from gluepy.errors import SettingsError
 from gluepy.runtime import Runtime
 from gluepy.sinks.openlineage import OpenLineage
-from gluepy.sinks.openlineage_events import Ancestor, Lineage, attempt_id, dataset_name, session_id
+from gluepy.sinks.openlineage_datasets import dataset_name
+from gluepy.sinks.openlineage_events import Ancestor, Lineage, attempt_id, session_id
 from gluepy.testing import HELD, ScriptedExecutor, SinkContract, Step, events_of
 from gluepy.testing.sinks import SinkContractDAG, run, script
 
@@ -185,18 +187,21 @@ async def test_cancelled_run_and_its_attempts_are_aborted(settings: Settings, se
     assert aborted[-1] == "sinkcontractdag"
 
 
+OPENING: dict[str, Any] = {"schema_version": 1, "gluepy_version": "2", "params_digest": "", "code_version": ""}
+OPENING |= {"graph": {"specs": [{"cls": "m:Loads", "label": "loads"}], "root": {"type": "task", "spec": 0}}}
+OPENING |= {"options": {}, "host": "h", "pid": 1}
+
+
 def test_attempt_and_session_that_a_dead_driver_left_are_aborted() -> None:
     lineage = Lineage("gluepy", "/data")
     about: dict[str, Any] = {"level": "info", "run_id": "nightly", "dag": "fits", "task": "loads", "attempt": 1}
     about |= {"timestamp": "2026-01-01T00:00:00.000000Z", "host": "h", "pid": 1, "max_attempts": 1}
     about |= {"executor": "LocalExecutor", "pool": "thread", "queued_s": 0.0, "duration_s": 1.0}
-    opening = {"schema_version": 1, "gluepy_version": "2", "params_digest": "", "code_version": "", "options": {}}
-    opening |= {"graph": {"specs": [{"cls": "m:Loads", "label": "loads"}], "root": {"type": "task", "spec": 0}}}
     reason = {"reason": "interrupted", "error.type": "Interrupted", "error.message": "its driver died"}
     lines: list[dict[str, Any]] = [
-        {"event": "run.started", "session": 1, "seq": 1, **opening},
+        {"event": "run.started", "session": 1, "seq": 1, **OPENING},
         {"event": "task.started", "session": 1, "seq": 2},
-        {"event": "run.resumed", "session": 2, "seq": 3, **opening, "changes": []},
+        {"event": "run.resumed", "session": 2, "seq": 3, **OPENING, "changes": []},
         {"event": "task.failed", "session": 2, "seq": 4, **reason},
     ]
     made = [event for line in lines for event in lineage.of(decode(json.dumps({**about, **line})))]
@@ -208,6 +213,60 @@ def test_attempt_and_session_that_a_dead_driver_left_are_aborted() -> None:
         ("ABORT", session_id("nightly", 1)),
         ("ABORT", attempt_id("nightly", "loads", 1)),
     ]
+
+
+class Writes(Task):
+    outputs = ("sales.json",)
+
+    def run(self) -> None:
+        self.write("sales.json", {"a": 1})
+        self.write("more.json", [1, 2])
+
+
+class Reads(Task):
+    def run(self) -> None:
+        self.read("sales.json")
+
+
+class SalesDAG(DAG):
+    tasks = (Writes, Reads)
+
+
+async def test_datasets_that_are_read_and_written_are_told_with_what_is_known_of_them(
+    settings: Settings, server: Receiver
+) -> None:
+    async with Runtime(settings) as runtime:
+        result = await runtime.run_dag(SalesDAG, sinks=["openlineage"])
+    ends = {event["job"]["name"]: event for event in sent(server) if event["eventType"] == "COMPLETE"}
+    files = f"{settings.storage_root}/runs/{result.run_id}"
+    written, read = ends["salesdag.writes"]["outputs"], ends["salesdag.reads"]["inputs"]
+    assert [data["name"] for data in written] == [f"{files}/sales.json", f"{files}/more.json"]
+    assert [data["name"] for data in read] == [f"{files}/sales.json"]
+    (told,) = [event for event in events_of(result) if isinstance(event, DatasetRead)]
+    assert written[0]["outputFacets"]["outputStatistics"]["size"] == told.bytes > 0
+    assert read[0]["inputFacets"]["inputStatistics"]["size"] == told.bytes > 0
+    for data in (written[0], read[0]):
+        assert data["facets"]["version"]["datasetVersion"] == told.fingerprint
+
+
+def test_columns_of_a_dataset_are_its_schema() -> None:
+    lineage = Lineage("gluepy", "s3://shop/runs/r")
+    about: dict[str, Any] = {"level": "info", "run_id": "r", "dag": "fits", "task": "loads", "attempt": 1, "session": 1}
+    about |= {"timestamp": "2026-01-01T00:00:00.000000Z", "seq": 1, "executor": "", "pool": "", "duration_s": 1.0}
+    data: dict[str, Any] = {"dataset": "a.csv", "url": "s3://shop/runs/r/a.csv", "bytes": 9, "rows": 2}
+    data["fingerprint"] = "f"
+    lines: list[dict[str, Any]] = [
+        {"event": "run.started", **OPENING},
+        {"event": "dataset.written", **data, "columns": {"id": "int64", "name": "str"}},
+        {"event": "task.finished"},
+    ]
+    (_, event) = [event for line in lines for event in lineage.of(decode(json.dumps({**about, **line})))]
+    (output,) = judged(Serde.to_dict(event))["outputs"]
+    assert (output["namespace"], output["name"]) == ("s3://shop", "runs/r/a.csv")
+    assert output["facets"]["symlinks"]["identifiers"][0]["name"] == "fits/a.csv"
+    assert output["outputFacets"]["outputStatistics"]["rowCount"] == 2
+    columns = [(each["name"], each["type"], each["ordinal_position"]) for each in output["facets"]["schema"]["fields"]]
+    assert columns == [("id", "int64", 1), ("name", "str", 2)]
 
 
 async def test_record_sent_again_gives_the_same_events(settings: Settings, server: Receiver) -> None:

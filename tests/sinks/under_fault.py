@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any, ClassVar, Self
 
+from mlflow_server import Tracking
 from pydantic import BaseModel
+from receivers import Request
 
 from gluepy.conf.schema import Settings, Source
 from gluepy.core.events import Event, TaskOutput, encode
@@ -42,15 +44,21 @@ class Posts(Sink):
                     raise ConnectionError(f"{self.url} answered {status}")
 
 
+def well(request: Request) -> tuple[int, str, bytes]:
+    return 200, "application/json", b"{}"
+
+
 @dataclass(frozen=True)
 class Under:
     """`sink` as an option names it; `groups` of settings and `env`, by the receiver's address. `tells` is whether the
-    sink itself hears of a failed delivery, so that gluepy can warn of what was lost."""
+    sink itself hears of a failed delivery, so that gluepy can warn of what was lost. `answer` makes what a receiver
+    answers that is well."""
 
     sink: Any
     groups: Callable[[str], Mapping[str, Mapping[str, Any]]] = lambda url: {}
     env: Callable[[str], Mapping[str, str]] = lambda url: {}
     tells: bool = True
+    answer: Callable[[], Callable[[Request], tuple[int, str, bytes]]] = lambda: well
 
     def settings(self, settings: Settings, url: str) -> Settings:
         groups = {
@@ -65,5 +73,11 @@ UNDER_FAULT: dict[str, Under] = {
         "openlineage",
         env=lambda url: {"OPENLINEAGE__TRANSPORT": json.dumps({"type": "http", "url": url, "retry": {"total": 0}})},
     ),
+    "mlflow": Under(
+        "mlflow",
+        env=lambda url: {"MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"},
+        answer=lambda: Tracking().answer,
+    ),
+    "webhook": Under("webhook", groups=lambda url: {"WEBHOOK": {"url": url, "attempts": 1}}),
     "posts": Under(Posts, groups=lambda url: {"POSTS": {"url": url}}),
 }
