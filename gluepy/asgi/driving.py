@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,10 +13,12 @@ from starlette.responses import Response
 from gluepy.asgi.answers import answer, body, mounted_at
 from gluepy.asgi.looking import Looking
 from gluepy.asgi.operations import RESUME_OPTIONS, RUN_OPTIONS
-from gluepy.errors import NotRunning
+from gluepy.errors import NotRunning, OptionError
 from gluepy.report import RunReport
 from gluepy.runs.record import Record, is_run_id
 from gluepy.runtime import Runtime
+
+_LET_GO_S = 5.0
 
 
 class Driving:
@@ -40,7 +43,13 @@ class Driving:
         options: Any = await body(request, RESUME_OPTIONS)
         record = await self._looking.record(request)
         self._check_open()
-        run = await self._runtime.start_resume(record.run_id, **{"capture": True, **options})
+        await self._let_go(record)
+        try:
+            run = await self._runtime.start_resume(record.run_id, **{"capture": True, **options})
+        except OptionError as error:
+            if error.option != "evaluate":
+                raise
+            raise HTTPException(409, str(error)) from None  # the run is not one that can be
         return _started(request, run.id)
 
     async def cancel_run(self, request: Request) -> Response:
@@ -50,6 +59,15 @@ class Driving:
         running = await self._looking.is_running(record)
         await self._looking.in_thread(partial(self._cancel, record, running))
         return _started(request, record.run_id)
+
+    async def _let_go(self, record: Record) -> None:
+        """Wait a little for the driver of a run that has ended, which lets go of it after its last event."""
+        with anyio.move_on_after(_LET_GO_S):
+            while True:
+                held = await self._looking.in_thread(record.is_held)
+                if not held or await self._looking.is_running(record):
+                    return
+                await anyio.sleep(0.02)
 
     def _cancel(self, record: Record, running: bool) -> None:
         if not running:

@@ -196,6 +196,14 @@ async def test_unknown_dag_or_run_is_not_found(client: httpx.AsyncClient) -> Non
         assert (await client.post(path)).status_code == 404
 
 
+async def test_run_without_an_evaluation_cannot_be_evaluated(client: httpx.AsyncClient) -> None:
+    run_id = (await client.post("/dags/train/runs", json={"skip_evaluation": True})).json()["run_id"]
+    await ended(client, run_id)
+    answer = await client.post(f"/runs/{run_id}/resume", json={"evaluate": True})
+    assert answer.status_code == 409
+    assert "has no evaluation" in answer.json()["detail"]
+
+
 async def test_run_id_cannot_be_used_twice(client: httpx.AsyncClient) -> None:
     assert (await client.post("/dags/train/runs", json={"run_id": "one"})).status_code == 202
     again = await client.post("/dags/train/runs", json={"run_id": "one"})

@@ -89,8 +89,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
         yield server
     finally:
         server.end()
-        left = [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(tmp_path)]
-        assert not left
+        here = str(tmp_path)
+        assert eventually(lambda: not any(each.info["cwd"] == here for each in psutil.process_iter(["cwd"])))
 
 
 def lines_of(response: httpx.Response) -> Iterator[tuple[int, dict[str, Any]]]:
