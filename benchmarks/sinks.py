@@ -61,7 +61,8 @@ async def sinks(effort: Effort) -> AsyncIterator[Row]:
         _quiet(),
         _variables(OTEL_EXPORTER_OTLP_ENDPOINT=url, OPENLINEAGE_URL=url, MLFLOW_TRACKING_URI=url),
     ):
-        async with Runtime({"SINK_TIMEOUT_S": 60.0, "WEBHOOK": {"url": url}}) as runtime:
+        groups = {"WEBHOOK": {"url": url}, "JSONLINES": {"path": os.devnull}}
+        async with Runtime({"SINK_TIMEOUT_S": 60.0, **groups}) as runtime:
             for name, package in SINKS.items():
                 if find_spec(package) is None:
                     print(f"not measured: {name}, whose extra is not installed")
