@@ -23,6 +23,7 @@ from gluepy.version import VERSION
 _RULES: Mapping[Trigger, str] = {
     "all_success": "all_success",
     "none_failed": "none_failed",
+    "none_failed_min_one_success": "all_done",  # the step judges: of an `each` only what it found counts
     "all_done": "all_done",
     "one_failed": "all_done",  # Airflow's own starts at the first failure: the step waits for all, and judges them
 }

@@ -275,6 +275,17 @@ class Graph:
         """The tasks that `node` directly depends on, seen through joins."""
         return self._through_joins(node, self.dependencies)
 
+    def deciding(self, node: int) -> list[int]:
+        """The tasks whose ends a trigger of `node` looks at: what it directly depends on. What an `each` found stands
+        where the `each` does: for what comes after in the place of the task that asked for it, which is left out, and
+        for itself behind what that one depends on."""
+        before = self.task_dependencies(node)
+        asker = self.origin.get(node)
+        if asker in before:
+            before = [*(other for other in before if other != asker), *self.task_dependencies(asker)]
+        asked = {self.origin[other] for other in before if other in self.origin}
+        return [other for other in before if other not in asked]
+
     def task_dependents(self, node: int) -> list[int]:
         """The tasks that directly depend on `node`, seen through joins."""
         return self._through_joins(node, self.dependents)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-Trigger = Literal["all_success", "none_failed", "all_done", "one_failed"]
+Trigger = Literal["all_success", "none_failed", "none_failed_min_one_success", "all_done", "one_failed"]
 OnFailure = Literal["drain", "continue", "cancel"]
 Pool = Literal["loop", "thread", "process"]
 
@@ -85,9 +85,11 @@ class Goal(msgspec.Struct, frozen=True, omit_defaults=True):
         return lost > self.tolerance
 
 
-def judge(trigger: Trigger, *, bad: bool, skipped: bool) -> Literal["start", "upstream", "trigger", "blocked"]:
-    """What becomes of a task whose direct predecessors have all ended, some of them badly or skipped, as the table at
-    the head of `core.scheduler` says: it starts, is skipped for one of two reasons, or is blocked."""
+def judge(
+    trigger: Trigger, *, bad: bool, skipped: bool, finished: bool
+) -> Literal["start", "upstream", "trigger", "blocked"]:
+    """What becomes of a task whose direct predecessors have all ended, some of them badly, skipped or finished, as the
+    table at the head of `core.scheduler` says: it starts, is skipped for one of two reasons, or is blocked."""
     match trigger:
         case "all_done":
             return "start"
@@ -95,5 +97,7 @@ def judge(trigger: Trigger, *, bad: bool, skipped: bool) -> Literal["start", "up
             return "start" if bad else "trigger"
         case "none_failed":
             return "blocked" if bad else "start"
+        case "none_failed_min_one_success":
+            return "blocked" if bad else "upstream" if skipped and not finished else "start"
         case "all_success":
             return "blocked" if bad else "upstream" if skipped else "start"

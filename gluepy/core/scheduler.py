@@ -11,8 +11,12 @@ blocked or cancelled; a task that was not selected counts as finished, but hides
     trigger        all finished   some skipped, none bad   some bad
     all_success    starts         skipped (upstream)       blocked
     none_failed    starts         starts                   blocked
+    none_failed_…  starts         starts, or skipped       blocked
     all_done       starts         starts                   starts
     one_failed     skipped        skipped (trigger)        starts
+
+(none_failed_min_one_success starts after a skip if another predecessor finished, and is skipped, reason upstream, if
+none did.)
 
 After a failure that leaves no attempt, `on_failure` decides about the rest of the run. "continue": nothing changes.
 "drain": what has begun goes on, retries included; what would start although no failure lies before it is blocked when
@@ -462,7 +466,7 @@ class Scheduler:
             self._commands.append(SkipTask(node, "unselected"))
         elif self._is_blocked_by_trigger(node):
             self._commands.append(BlockTask(node, self._causes[node]))
-        elif flags & _SKIPPED and trigger == "all_success":
+        elif flags & _SKIPPED and self._is_skipped_by_trigger(node):
             self._commands.append(SkipTask(node, "upstream"))
         elif trigger == "one_failed" and not flags & _FAILED:
             self._commands.append(SkipTask(node, "trigger"))
@@ -481,7 +485,14 @@ class Scheduler:
 
     def _is_blocked_by_trigger(self, node: int) -> bool:
         failed = self._flags[node] & _FAILED
-        return bool(failed) and self.graph.spec(node).trigger in ("all_success", "none_failed")
+        return bool(failed) and self.graph.spec(node).trigger not in ("all_done", "one_failed")
+
+    def _is_skipped_by_trigger(self, node: int) -> bool:
+        """Whether the task, before which one was skipped and none went badly, is skipped for that."""
+        trigger, status = self.graph.spec(node).trigger, self.state.status
+        if trigger != "none_failed_min_one_success":
+            return trigger == "all_success"
+        return not any(status[other] == FINISHED or self._is_left_out(other) for other in self.graph.deciding(node))
 
     def _is_selected(self, node: int) -> bool:
         return self._selection is None or self._selection.takes(self.graph, node)

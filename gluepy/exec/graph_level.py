@@ -152,6 +152,7 @@ class GraphExecutor(Executor):
 
 _TABLE: tuple[tuple[str, Callable[[Abilities], bool]], ...] = (
     ('`trigger = "none_failed"`', lambda can: "none_failed" in can.triggers),
+    ('`trigger = "none_failed_min_one_success"`', lambda can: "none_failed_min_one_success" in can.triggers),
     ('`trigger = "all_done"`', lambda can: "all_done" in can.triggers),
     ('`trigger = "one_failed"`', lambda can: "one_failed" in can.triggers),
     ("`each` over a list", lambda can: True),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TRIGGERS = ("all_success", "none_failed", "all_done", "one_failed")
+_TRIGGERS = ("all_success", "none_failed", "none_failed_min_one_success", "all_done", "one_failed")
 
 
 class Skip(Exception):

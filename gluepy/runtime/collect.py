@@ -192,7 +192,8 @@ def _conclude(state: State, lines: list[bytes], run_file: RunFile) -> None:
         skipped = [
             other for other in before if state.status[other] == SKIPPED and state.skip_reason.get(other) != "unselected"
         ]
-        match judge(graph.spec(node).trigger, bad=bool(bad), skipped=bool(skipped)):
+        finished = any(state.status[other] != SKIPPED or other not in skipped for other in graph.deciding(node))
+        match judge(graph.spec(node).trigger, bad=bool(bad), skipped=bool(skipped), finished=finished):
             case "blocked":
                 causes: Mapping[str, None] = dict.fromkeys(
                     cause for other in bad for cause in (state.blocked_by.get(other) or [graph.task_id(other)])

@@ -141,7 +141,8 @@ class _Step:
 
     def judged(self) -> StepResult | None:
         """How the step ends for what came before it: None if it is to run."""
-        bad = skipped = False
+        bad = skipped = finished = False
+        deciding = set(self._graph.deciding(self._node))
         selected = self._run_file.selected
         if selected is not None and self.task not in selected and self._node not in self._graph.origin:
             return StepResult("skipped", 0, False, "skipped: the run's options leave it out")
@@ -149,14 +150,17 @@ class _Step:
         for other in self._graph.task_dependencies(self._node):
             name = self._graph.task_id(other)
             if selected is not None and name not in selected:
+                finished = True
                 continue
             status, _ = self._ended(slug_of(name), self._run_file.discarded.get(name, 0))
             if status == "skipped":
                 skipped = True
-            elif status != "finished":
+            elif status == "finished":
+                finished |= other in deciding
+            else:
                 bad = True
                 causes.append(f"{name} ({status or 'not run'})")
-        verdict = judge(self.spec.trigger, bad=bad, skipped=skipped)
+        verdict = judge(self.spec.trigger, bad=bad, skipped=skipped, finished=finished)
         if verdict == "start":
             return None
         if verdict == "blocked":

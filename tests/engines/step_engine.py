@@ -14,7 +14,9 @@ from gluepy.core.policy import Trigger
 from gluepy.exec.graph_level import Abilities, GraphExecutor, GraphRun, TaskWord
 from gluepy.exec.steps import StepFolder, rows_in
 
-ALL: frozenset[Trigger] = frozenset(("all_success", "none_failed", "all_done", "one_failed"))
+ALL: frozenset[Trigger] = frozenset(
+    ("all_success", "none_failed", "none_failed_min_one_success", "all_done", "one_failed")
+)
 
 
 class StepEngine(GraphExecutor):

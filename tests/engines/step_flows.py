@@ -58,6 +58,10 @@ class Always(Task):
     trigger = "all_done"
     def run(self): pass
 
+class Meets(Task):
+    trigger = "none_failed_min_one_success"
+    def run(self): pass
+
 class OnFailure(Task):
     trigger = "one_failed"
     def run(self): pass
@@ -98,6 +102,10 @@ class FlakyDAG(DAG):
 class SkippingDAG(DAG):
     label = "skipping"
     tasks = (Skipping, Join, Always)
+
+class MeetingDAG(DAG):
+    label = "meeting"
+    tasks = {Skipping: (), Load: (), Meets(id="one"): (Skipping, Load), Meets(id="none"): Skipping}
 
 class DynamicDAG(DAG):
     label = "dynamic"

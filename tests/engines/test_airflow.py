@@ -36,7 +36,7 @@ pytestmark = [
         reason="name an environment with apache-airflow in TEST_AIRFLOW",
     ),
 ]
-DAGS = ("train", "failing", "flaky", "skipping", "dynamic", "sleeping", "dying", "late")
+DAGS = ("train", "failing", "flaky", "skipping", "meeting", "dynamic", "sleeping", "dying", "late")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def _settings(server: AirflowServer, **changed: Any) -> AirflowSettings:
     return AirflowSettings.model_validate({**fields, **changed})
 
 
-@pytest.mark.parametrize("dag", ["train", "failing", "flaky", "skipping", "dynamic"])
+@pytest.mark.parametrize("dag", ["train", "failing", "flaky", "skipping", "meeting", "dynamic"])
 async def test_run_is_recorded_as_a_local_one(project: Path, executor: AirflowExecutor, dag: str) -> None:
     here = await run(project, dag, on_failure="continue")
     there = await run(project, dag, executor)

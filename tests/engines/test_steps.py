@@ -49,7 +49,7 @@ def started(project: Path, run_id: str, task: str, *words: str) -> subprocess.Po
     )
 
 
-@pytest.mark.parametrize("dag", ["train", "failing", "flaky", "skipping", "dynamic"])
+@pytest.mark.parametrize("dag", ["train", "failing", "flaky", "skipping", "meeting", "dynamic"])
 async def test_run_is_recorded_as_a_local_one(project: Path, dag: str) -> None:
     here = await run(project, dag, on_failure="continue")
     there = await run(project, dag, StepEngine(tries=3 if dag == "flaky" else 1))

@@ -24,6 +24,11 @@ class NoneFailed(AllSuccess):
     trigger = "none_failed"
 
 
+class MinOneSuccess(AllSuccess):
+    label = "after"
+    trigger = "none_failed_min_one_success"
+
+
 class AllDone(AllSuccess):
     label = "after"
     trigger = "all_done"
@@ -42,6 +47,7 @@ class Retried(Step):
 TABLE: dict[type[Task], dict[str, str]] = {
     AllSuccess: {"finished": "finished", "failed": "blocked", "skipped": "skipped", "blocked": "blocked"},
     NoneFailed: {"finished": "finished", "failed": "blocked", "skipped": "finished", "blocked": "blocked"},
+    MinOneSuccess: {"finished": "finished", "failed": "blocked", "skipped": "skipped", "blocked": "blocked"},
     AllDone: {"finished": "finished", "failed": "finished", "skipped": "finished", "blocked": "finished"},
     OneFailed: {"finished": "skipped", "failed": "finished", "skipped": "skipped", "blocked": "finished"},
 }

@@ -49,7 +49,7 @@ from gluepy.core.state import (
 EPOCH = 1_700_000_000.0
 ENDED = (FINISHED, SKIPPED, FAILED, CANCELLED, BLOCKED)
 CAPACITY = {"gpu": 1, "disk": 3}
-BAD, LEFT = 1, 2  # what a task hands on to those after it, in the model: it went wrong, it was skipped
+BAD, LEFT, DONE = 1, 2, 4  # what a task hands on to those after it, in the model: it went wrong, was skipped, finished
 
 
 class RandomTree:
@@ -106,6 +106,8 @@ class RandomTree:
         uses: dict[str, int] = {}
         if rng.random() < odd and not expands:
             trigger = rng.choice(("none_failed", "all_done", "one_failed"))
+            if trigger == "none_failed" and len(self.specs) % 2:
+                trigger = "none_failed_min_one_success"
         if rng.random() < odd:
             retry = Retry(attempts=rng.randint(2, 4), wait_s=rng.choice((0.0, 0.5, 3.0, 40.0)))
         if rng.random() < odd:
@@ -579,6 +581,7 @@ class Run:
         past = [0] * len(graph)  # whether a failure lies somewhere before a node, itself included
         came = [0] * len(graph)  # what was handed to a node
         verdicts: dict[int, str] = {}
+        asked = set(graph.origin.values())  # what an `each` found counts, and not that it found it
         for node in self.order:
             dependencies = graph.dependencies[node]
             got = before = 0
@@ -599,11 +602,11 @@ class Run:
             elif state in (FAILED, BLOCKED, CANCELLED):
                 hands[node] = past[node] = BAD
             elif state == SKIPPED and why[node] == "unselected":
-                hands[node] = None if open_ else got & BAD
+                hands[node] = None if open_ else got & BAD | DONE
             elif state == SKIPPED:
                 hands[node] = LEFT
             elif state == FINISHED:
-                hands[node] = 0
+                hands[node] = 0 if node in asked else DONE
             else:
                 verdicts[node] = "wait" if open_ else self.trigger(node, got)
                 if verdicts[node] == "start" and state == RETRYING and not self.draining:
@@ -616,8 +619,10 @@ class Run:
         if not self.is_selected(node):
             return "unselected"
         trigger = self.graph.spec(node).trigger
-        if got & BAD and trigger in ("all_success", "none_failed"):
+        if got & BAD and trigger not in ("all_done", "one_failed"):
             return "block"
+        if got & LEFT and trigger == "none_failed_min_one_success" and not got & DONE:
+            return "upstream"
         if got & LEFT and trigger == "all_success":
             return "upstream"
         return "trigger" if trigger == "one_failed" and not got & BAD else "start"

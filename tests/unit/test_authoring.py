@@ -535,7 +535,10 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "no CPUs": ((task(cpus=0),), "cpus is 0"),
     "a queue without a name": ((task(queue=""),), "queue is ''"),
     "half a megabyte": ((task(memory_mb=0.5, pool="process"),), "memory_mb is 0.5"),
-    "a trigger that is none": ((task(trigger="always"),), "use one of all_success, none_failed, all_done, one_failed"),
+    "a trigger that is none": (
+        (task(trigger="always"),),
+        "use one of all_success, none_failed, none_failed_min_one_success, all_done, one_failed",
+    ),
     "a time-out in the past": ((task(timeout_s=0),), "timeout_s is 0"),
     "a time-out in words": ((task(timeout_s="30"),), "timeout_s is '30'"),
     "a time-out without end": ((task(timeout_s=math.inf),), "timeout_s is inf"),

@@ -148,6 +148,11 @@ TABLE: dict[tuple[Trigger, str], str] = {
     ("none_failed", "failed"): "blocked",
     ("none_failed", "blocked"): "blocked",
     ("none_failed", "cancelled"): "blocked",
+    ("none_failed_min_one_success", "finished"): "starts",
+    ("none_failed_min_one_success", "skipped"): "starts",
+    ("none_failed_min_one_success", "failed"): "blocked",
+    ("none_failed_min_one_success", "blocked"): "blocked",
+    ("none_failed_min_one_success", "cancelled"): "blocked",
     ("all_done", "finished"): "starts",
     ("all_done", "skipped"): "starts",
     ("all_done", "failed"): "starts",
@@ -182,6 +187,39 @@ def test_a_trigger_is_judged_by_how_the_direct_predecessors_ended(trigger: Trigg
         TABLE[trigger, ended], f"last: {TABLE[trigger, ended]}"
     )
     assert [line for line in told if line.startswith("last")] == [expected]
+
+
+LIVELY: Trigger = "none_failed_min_one_success"
+
+
+def test_a_task_that_wants_a_success_is_skipped_if_all_before_it_were() -> None:
+    bench = Bench((A, B, task("last", trigger=LIVELY)), Seq((Par((Leaf(0), Leaf(1))), Leaf(2))))
+    bench.go()
+    bench.skip("a")
+    assert bench.skip("b") == ["last: skipped, upstream", "run finished"]
+
+
+def test_a_first_task_that_wants_a_success_starts() -> None:
+    assert Bench.sequence(task("a", trigger=LIVELY)).go() == ["a"]
+
+
+@pytest.mark.parametrize(("values", "last"), [([], "last"), ([[1]], "last: skipped, upstream")])
+def test_a_task_that_wants_a_success_looks_at_what_an_each_found(values: list[list[int]], last: str) -> None:
+    specs = (task("t", params=("x",)), task("each-t", expands=True), task("last", trigger=LIVELY))
+    bench = Bench(specs, Seq((Each(Leaf(0), ("x",), expander=1), Leaf(2))))
+    bench.go()
+    told = bench.expand("each-t", values)
+    if values:
+        told = bench.skip("t[x=1]")
+    assert told[0] == last
+
+
+def test_a_task_that_wants_a_success_takes_what_was_not_selected_for_one() -> None:
+    specs = (A, B, task("last", trigger=LIVELY))
+    chosen = Selection(frozenset({1, 3}))
+    bench = Bench(specs, Seq((Par((Leaf(0), Leaf(1))), Leaf(2))), selection=chosen)
+    bench.go()
+    assert bench.skip("b")[0].startswith("last")
 
 
 def test_a_first_task_that_wants_a_failure_is_skipped() -> None:

@@ -53,7 +53,7 @@ class AirflowExecutor(GraphExecutor):
 
     settings_group: ClassVar = ("AIRFLOW", AirflowSettings)
     abilities: ClassVar = Abilities(
-        triggers=frozenset(("all_success", "none_failed", "all_done", "one_failed")),
+        triggers=frozenset(("all_success", "none_failed", "none_failed_min_one_success", "all_done", "one_failed")),
         dynamic_each=True,
         limits=True,
         retries=True,
