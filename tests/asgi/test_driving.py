@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from conftest import client_of
+from clients import client_of
 from served import BrokenDAG, WaitDAG
 from starlette.types import Message, Scope
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import client_of
+from clients import client_of
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import client_of
+from clients import client_of
 from fastapi import FastAPI
 from litestar import Litestar, asgi
 from litestar.types import ASGIApp as LitestarApp
@@ -35,7 +35,8 @@ def in_fastapi(runtime: Runtime) -> Any:
 
 def in_litestar(runtime: Runtime) -> Any:
     mounted: LitestarApp = gluepy.asgi.app(runtime)  # type: ignore[assignment]
-    return Litestar([asgi("/pipelines", is_mount=True, copy_scope=True)(mounted)], openapi_config=None)
+    mount = asgi("/pipelines", is_mount=True, copy_scope=True)(mounted)
+    return Litestar([mount], openapi_config=None, logging_config=None)  # it would set the level of the root logger
 
 
 @pytest.mark.parametrize("mount", [in_starlette, in_fastapi, in_litestar])

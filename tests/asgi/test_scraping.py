@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from conftest import client_of
+from clients import client_of
 from prometheus_client.parser import text_string_to_metric_families
 from served import BrokenDAG
 from starlette.applications import Starlette

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import Connection
+from clients import Connection
 from served import ChatterDAG, WaitDAG
 from test_driving import let_go
 

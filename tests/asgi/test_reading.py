@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import client_of
+from clients import client_of
 from served import BrokenDAG, TrainDAG
 
 import gluepy.asgi
