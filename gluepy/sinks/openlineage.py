@@ -122,4 +122,12 @@ def _source(client: OpenLineageClient, repository: str | None, project: Path | N
         url = get_git_repo_url(git_dir=top / ".git") if url is None else url
         branch = branch or get_git_branch(top / ".git")
         below = "".join(f"{part}/" for part in folder.relative_to(top).parts)
-    return Source(re.sub("(?<=://)[^/@]*@", "", url), branch, below) if url else None
+    return Source(_as_uri(url), branch, below) if url else None
+
+
+def _as_uri(url: str) -> str:
+    """What git calls a URL as a URI, without who logs in: `git@host:shop.git` is `ssh://host/shop.git`."""
+    if "://" not in url:
+        host, colon, path = url.partition(":")
+        url = f"ssh://{host}/{path.lstrip('/')}" if colon and "/" not in host else Path(url).absolute().as_uri()
+    return re.sub("(?<=://)[^/@]*@", "", url)

@@ -110,6 +110,18 @@ async def test_failed_run_says_why_and_its_resumption_goes_on_in_the_same_run(
     assert tracking.run()["tags"]["gluepy.session"] == "2"
 
 
+async def test_parameter_that_a_resumed_run_changes_stays_and_its_new_value_is_a_tag(
+    settings: Settings, tracking: Tracking
+) -> None:
+    async with Runtime(settings, executor=script()) as runtime:
+        options: dict[str, Any] = {"check": False, "sinks": ["mlflow"]}
+        first = await runtime.run_dag(SinkContractDAG, params={"depth": 3}, **options)
+        await runtime.resume_run(first.run_id, params={"depth": 4, "width": 5}, **options)
+    made = tracking.run()
+    assert made["params"] == {"depth": "3", "width": "5"}
+    assert made["tags"]["gluepy.changed.depth"] == "4"
+
+
 async def test_cancelled_run_is_killed(settings: Settings, tracking: Tracking) -> None:
     executor = script(fails=HELD)
     async with (
@@ -141,6 +153,20 @@ def test_attempt_counts_its_own_steps() -> None:
             addition = log.of(decode(json.dumps({**header, **about, **line})))
             steps += [each["step"] for each in addition.metrics] if addition else []
     assert steps == [0, 1, 0, 1]
+
+
+def test_many_metrics_are_sent_before_their_task_ends(settings: Settings, tracking: Tracking) -> None:
+    header = {"level": "info", "run_id": "r", "dag": "fit", "timestamp": "2026-01-01T00:00:00.000000Z", "session": 1}
+    opening: dict[str, Any] = {"schema_version": 1, "gluepy_version": "2", "params_digest": "", "code_version": ""}
+    opening |= {"graph": {"specs": [{"cls": "m:Fit", "label": "fit"}], "root": {"type": "task", "spec": 0}}}
+    opening |= {"options": {}, "host": "h", "pid": 1}
+    with Mlflow.from_settings(settings) as sink:
+        sink(decode(json.dumps({"event": "run.started", "seq": 1, **header, **opening})))
+        for seq in range(2, 1_002):
+            metric = {"event": "task.metric", "seq": seq, "task": "fit", "attempt": 1, "name": "loss", "value": 1.0}
+            sink(decode(json.dumps({**header, **metric})))
+        assert 0 < len(tracking.run()["metrics"]) < 1_000
+    assert len(tracking.run()["metrics"]) == 1_000
 
 
 async def test_thousands_of_metrics_go_in_requests_that_the_server_takes(

@@ -207,6 +207,7 @@ def test_attempt_and_session_that_a_dead_driver_left_are_aborted() -> None:
         {"event": "task.started", "session": 1, "seq": 2},
         {"event": "run.resumed", "session": 2, "seq": 3, **OPENING, "changes": []},
         {"event": "task.failed", "session": 2, "seq": 4, **reason},
+        {"event": "task.failed", "session": 2, "seq": 5, **reason, "task": "other"},
     ]
     made = [event for line in lines for event in lineage.of(decode(json.dumps({**about, **line})))]
     assert [(event.eventType.value, event.run.runId) for event in made if event.eventType] == [
@@ -216,6 +217,7 @@ def test_attempt_and_session_that_a_dead_driver_left_are_aborted() -> None:
         ("START", session_id("nightly", 2)),
         ("ABORT", session_id("nightly", 1)),
         ("ABORT", attempt_id("nightly", "loads", 1)),
+        ("ABORT", attempt_id("nightly", "other", 1)),
     ]
 
 
@@ -360,6 +362,20 @@ async def test_code_is_where_its_repository_is(settings: Settings, server: Recei
     assert (code["type"], code["path"], code["branch"]) == ("git", "test_openlineage.py", "trunk")
     assert head.startswith(code["version"])
     assert code["url"] == "https://git.example/shop.git"
+
+
+@pytest.mark.parametrize(
+    ("origin", "uri"),
+    [
+        ("https://me:secret@git.example/shop.git", "https://git.example/shop.git"),
+        ("git@git.example:team/shop.git", "ssh://git.example/team/shop.git"),
+        ("ssh://git@git.example:22/shop.git", "ssh://git.example:22/shop.git"),
+        ("/srv/git/my shop.git", "file:///srv/git/my%20shop.git"),
+    ],
+)
+def test_repository_is_a_uri_however_git_names_it(settings: Settings, server: Receiver, origin: str, uri: str) -> None:
+    made = OpenLineage.from_settings(settings.replaced(groups={"OPENLINEAGE": {"repository": (origin, HERE)}}))
+    assert made._about["source"].url == uri
 
 
 @pytest.mark.slow

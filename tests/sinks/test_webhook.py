@@ -17,7 +17,7 @@ from gluepy.conf.schema import Settings, Source
 from gluepy.core.policy import Retry
 from gluepy.errors import SettingsError, SinkFailed
 from gluepy.sinks.http import RequestFailed, send
-from gluepy.sinks.webhook import NAMES, TEMPLATES, JsonTemplate, Webhook
+from gluepy.sinks.webhook import NAMES, TEMPLATES, JsonTemplate, Messages, Webhook
 from gluepy.testing import SinkContract, Step, events_of
 from gluepy.testing.sinks import run, script
 
@@ -52,6 +52,15 @@ async def test_failed_run_is_told_once_with_what_failed(settings: Settings) -> N
     assert told["failures"] == [failure]
     about = f"run {result.run_id[-12:]} of sinkcontractdag"
     assert told["message"] == f"{about} failed\nfails: RuntimeError: größe ☃"
+
+
+async def test_resumed_run_tells_what_failed_in_it_alone(settings: Settings) -> None:
+    messages = Messages()
+    failed = await run(settings, script())
+    *before, end = events_of(failed)
+    for event in [*before, before[0]]:  # the first failed session has no end, and another one begins
+        messages.note(event)
+    assert messages.of(end)["failures"] == []
 
 
 async def test_run_that_ends_well_is_told_only_if_asked_for(settings: Settings) -> None:
