@@ -37,7 +37,7 @@ class Uses(Task):
         self.publish(str(number))
         if number == 1:
             raise ConnectionError("once more")
-        self.read()
+        self.look()
 
     def publish(self, number: str) -> None:
         me = self.label
@@ -59,7 +59,7 @@ class Uses(Task):
                 (folder / f"deep/weights-{number}").write_text(number)
                 (folder / "about").write_text(number)
 
-    def read(self) -> None:
+    def look(self) -> None:
         me = self.label
         here = Path(os.environ["HERE"], me)
         assert (self.path / f"{me}.csv").read_text() == "2"
