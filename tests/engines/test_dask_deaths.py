@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import psutil
 import pytest
 from dask_clusters import Cluster, needs_dask
+from deaths import HERE, Driver, Here, held, kill_child, kill_main, lines
 
 from gluepy.conf.schema import Settings
 from gluepy.core.events import TaskRetrying
@@ -23,7 +23,6 @@ from gluepy.testing import events_of
 from gluepy.testing.wait import until
 
 pytestmark = [needs_dask, pytest.mark.xdist_group("dask"), pytest.mark.slow]
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -39,14 +38,14 @@ def settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         STORAGE_ROOT="data",
         CONCURRENCY=4,
         LIMITS={"gpu": 2},
-        INSTALLED_MODULES=["dask_tasks"],
+        INSTALLED_MODULES=["held_tasks"],
     )
 
 
 @pytest.fixture
 def cluster(folder: Path) -> Iterator[Cluster]:
     (folder / "cluster").mkdir()
-    with Cluster(folder / "cluster", workers=2, modules=["dask_tasks"]) as cluster:
+    with Cluster(folder / "cluster", workers=2, modules=["held_tasks"]) as cluster:
         yield cluster
 
 
@@ -56,51 +55,7 @@ def dask_executor(*arguments: Any, **options: Any) -> Any:
     return DaskExecutor(*arguments, **options)
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-class Here:
-    """The attempt at `Held` that runs now: its process, what that has started, and the agent's process."""
-
-    def __init__(self, file: Path) -> None:
-        self.worker, self.child, guard = map(int, file.read_text().split())
-        self.agent = psutil.Process(guard).ppid()
-
-    def is_gone(self) -> bool:
-        return not is_alive(self.worker) and not is_alive(self.child)
-
-
-async def held(folder: Path) -> Here:
-    """The attempt, once it is there."""
-    found: list[Path] = []
-
-    def look() -> bool:
-        found[:] = folder.glob("data/runs/*/here")
-        return bool(found)
-
-    await until(look, 120)
-    here = Here(found[0])
-    found[0].unlink()
-    return here
-
-
-def lines(result: RunResult, name: str) -> int:
-    return len((Path(result.files) / name).read_text().splitlines())
-
-
 # Workers.
-
-
-def kill_child(here: Here) -> None:
-    os.kill(here.worker, signal.SIGKILL)
-
-
-def kill_main(here: Here) -> None:
-    os.kill(here.agent, signal.SIGKILL)
 
 
 def kill_group(here: Here) -> None:
@@ -137,7 +92,7 @@ async def test_scheduler_that_runs_lost_attempts_again_by_itself_runs_none_twice
     settings: Settings, folder: Path
 ) -> None:
     (folder / "cluster").mkdir()
-    with Cluster(folder / "cluster", workers=2, modules=["dask_tasks"], allowed_failures=3) as cluster:
+    with Cluster(folder / "cluster", workers=2, modules=["held_tasks"], allowed_failures=3) as cluster:
         results: list[RunResult] = []
 
         async def run(runtime: Runtime) -> None:
@@ -159,35 +114,6 @@ async def test_scheduler_that_runs_lost_attempts_again_by_itself_runs_none_twice
 
 
 # Drivers and schedulers.
-
-
-class Driver:
-    """`gluepy` in a process of its own."""
-
-    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("GLUEPY_")},
-            "GLUEPY_INSTALLED_MODULES": '["dask_tasks"]',
-            "GLUEPY_RUNS_ROOT": str(folder / "runs"),
-            "GLUEPY_STORAGE_ROOT": str(folder / "data"),
-            "GLUEPY_LIMITS": '{"gpu": 2}',
-            "PYTHONPATH": str(HERE),
-            **settings,
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gluepy", *arguments],
-            cwd=folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    def ended(self) -> tuple[int, str]:
-        """Its exit code, and what it said on stderr."""
-        _, told = self.process.communicate(timeout=240)
-        return self.process.returncode, told
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["cluster", "own"])
@@ -222,7 +148,7 @@ async def test_run_whose_scheduler_is_killed_stops_with_exit_code_3_and_is_resum
     await until(here.is_gone, 60)
     (folder / "data/go").touch()
     (folder / "another").mkdir()
-    with Cluster(folder / "another", workers=1, modules=["dask_tasks"]) as another:
+    with Cluster(folder / "another", workers=1, modules=["held_tasks"]) as another:
         driver = Driver(folder, "resume", "r", GLUEPY_DASK__SCHEDULER_FILE=str(another.scheduler_file))
         code, told = driver.ended()
     assert code == 0, told
@@ -234,7 +160,7 @@ async def test_run_whose_scheduler_is_killed_stops_with_exit_code_3_and_is_resum
 async def test_attempt_that_waits_for_a_worker_is_cancelled_and_never_begins(
     settings: Settings, cluster: Cluster, folder: Path
 ) -> None:
-    from dask_tasks import FirstDAG
+    from held_tasks import FirstDAG
 
     async with Runtime(settings, executor=dask_executor(cluster.address)) as runtime:
         async with anyio.create_task_group() as tasks:
@@ -345,7 +271,7 @@ async def test_workers_without_the_project_say_so(settings: Settings, folder: Pa
 
 def test_script_without_a_main_guard_is_told_so(folder: Path) -> None:
     (folder / "script.py").write_text("import gluepy\ngluepy.run_dag_sync('first', executor='dask')\n")
-    environment = {**os.environ, "GLUEPY_INSTALLED_MODULES": '["dask_tasks"]', "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "GLUEPY_INSTALLED_MODULES": '["held_tasks"]', "PYTHONPATH": str(HERE)}
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=folder, env=environment, text=True, capture_output=True, timeout=240
     )
@@ -374,7 +300,7 @@ async def storm(settings: Settings, folder: Path, *, kills: int) -> None:
                 killed += 1
             await anyio.sleep(0.25)
 
-    with Cluster(folder / "cluster", workers=3, modules=["dask_tasks"]) as cluster:
+    with Cluster(folder / "cluster", workers=3, modules=["held_tasks"]) as cluster:
         async with (
             Runtime(settings, executor=dask_executor(cluster.address)) as runtime,
             anyio.create_task_group() as group,
