@@ -56,7 +56,7 @@ def _with_tabs(suffix: str, library: str, options: Options) -> dict[str, Any]:
     return {**({name: "\t"} if suffix == "tsv" and name else {}), **options}
 
 
-def _write_polars(path: Path, name: str, form: str, value: Any, options: dict[str, Any]) -> None:  # noqa: ARG001
+def _write_polars(path: Path, _name: str, form: str, value: Any, options: dict[str, Any]) -> None:
     lazy = is_lazy(type(value))
     if form == "json" or (lazy and "partition_by" in options):
         value, lazy = (value.collect() if lazy else value), False
@@ -64,7 +64,7 @@ def _write_polars(path: Path, name: str, form: str, value: Any, options: dict[st
     getattr(value, f"{'sink' if lazy else 'write'}_{verb}")(path, **options)
 
 
-def _read_polars(path: Path, name: str, form: str, kind: Any, options: dict[str, Any]) -> Any:  # noqa: ARG001
+def _read_polars(path: Path, _name: str, form: str, kind: Any, options: dict[str, Any]) -> Any:
     import polars as pl
 
     verb = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "ndjson", "arrow": "ipc"}[form]
@@ -92,7 +92,7 @@ def _write_pandas(path: Path, name: str, form: str, value: Any, options: dict[st
             value.to_feather(path, **options)
 
 
-def _read_pandas(path: Path, name: str, form: str, kind: Any, options: dict[str, Any]) -> Any:  # noqa: ARG001
+def _read_pandas(path: Path, name: str, form: str, _kind: Any, options: dict[str, Any]) -> Any:
     need(name, "pandas")
     import pandas as pd
 
@@ -138,7 +138,7 @@ def _write_pyarrow(path: Path, name: str, form: str, value: Any, options: dict[s
             plain.write(path, name, form, value.to_pylist(), options)
 
 
-def _read_pyarrow(path: Path, name: str, form: str, kind: Any, options: dict[str, Any]) -> Any:  # noqa: ARG001
+def _read_pyarrow(path: Path, name: str, form: str, _kind: Any, options: dict[str, Any]) -> Any:
     need(name, "pyarrow")
     import pyarrow as pa
 
@@ -179,7 +179,7 @@ def _write_duckdb(path: Path, name: str, form: str, value: Any, options: dict[st
             _write_pyarrow(path, name, form, value.to_arrow_table(), options)
 
 
-def _read_duckdb(path: Path, name: str, form: str, kind: Any, options: dict[str, Any]) -> Any:  # noqa: ARG001
+def _read_duckdb(path: Path, name: str, form: str, _kind: Any, options: dict[str, Any]) -> Any:
     need(name, "duckdb")
     import duckdb
 

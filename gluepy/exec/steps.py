@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _EVERY_S = 1.0  # between two writes of an object
 _SEQ = b'"seq":0,'
 
-Place = Sequence[str | int]
-
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`run.json`: what all steps of a run share, written by whoever is first.
