@@ -186,13 +186,13 @@ class HandedOver(Executor):
 
     # For followers.
 
-    async def news(self) -> None:
-        """Wait until something may have changed. Raises what the engine's adapter raised."""
+    @property
+    def next_news(self) -> anyio.Event:
+        """What is set when something may have changed from now on: to be taken before a look, which awaits a thread,
+        so that a change during the look is not missed. Raises what the engine's adapter raised."""
         if self._broken is not None:
             raise self._broken
-        await self._news.wait()
-        if self._broken is not None:
-            raise self._broken
+        return self._news
 
     def next_attempt(self, slug: str) -> int | None:
         """The first attempt of the task after the last one that was taken."""
@@ -243,6 +243,7 @@ class _Follower:
     async def outcome(self) -> Outcome:
         run, task = self._run, self._attempt.task
         while True:
+            news = run.next_news
             word = run.final_word(task)  # before the last look at the step
             followed = self._number is not None and run.is_followed(self._slug, self._number)
             await self._look()
@@ -254,7 +255,7 @@ class _Follower:
                 with anyio.move_on_after(_LAST_WORDS_S):
                     await self.last_words()
                 return await self._at_last(word)
-            await run.news()
+            await news.wait()
 
     async def last_words(self) -> None:
         """Wait until the step, if there is one, has told how it was stopped: its engine has only told it to."""
