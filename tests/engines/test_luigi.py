@@ -95,12 +95,13 @@ async def test_runs_on_a_luigid_two_at_once(project: Path, luigid: str) -> None:
 
 
 async def test_cancelled_run_leaves_no_process(project: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
     async with (
         Runtime(load_settings(project, {}), executor=LuigiExecutor(2)) as runtime,
         runtime.stream_dag("sleeping", check=False) as stream,
     ):
         await until(lambda: len(pids(f"{project}/data/runs/{stream.id}")) == 2)
-        mine = {each.pid for each in psutil.Process().children(recursive=True)}
+        mine = {each.pid for each in set(psutil.Process().children(recursive=True)) - before}
         stream.cancel()
         result = await stream.result()
     assert result.status == "cancelled"

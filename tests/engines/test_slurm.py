@@ -260,6 +260,7 @@ def test_jobs_ask_for_what_their_tasks_need(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"])  # on one: Slurm tries for a minute
 async def test_a_cluster_that_cannot_be_reached_is_told_before_anything_runs(
     tmp_path: Path, settings_here: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
