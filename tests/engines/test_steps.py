@@ -86,13 +86,13 @@ async def test_resumed_run_runs_only_what_has_not_finished(project: Path) -> Non
 
 
 async def test_step_is_in_the_trace_of_its_run(project: Path) -> None:
-    (project / "traced.py").write_text(
+    (project / "tells_its_trace.py").write_text(
         "import os\nfrom gluepy import DAG, Task\n"
         "class Tells(Task):\n    def run(self):\n        print(os.environ['TRACEPARENT'], self.traceparent)\n"
         "class TracedDAG(DAG):\n    tasks = (Tells,)\n"
     )
     with TracerProvider().get_tracer("app").start_as_current_span("request") as span:
-        result = await run(project, "traced:TracedDAG", StepEngine())
+        result = await run(project, "tells_its_trace:TracedDAG", StepEngine())
     header: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(header, set_span_in_context(span))
     assert (result.path / "logs/tells.1.log").read_text().split() == [header["traceparent"]] * 2
