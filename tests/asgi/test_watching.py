@@ -83,6 +83,7 @@ async def test_all_see_every_event_as_it_happens_and_the_end(runtime: Runtime, f
         assert events_in(watcher.text) == stored(run.path)
 
 
+@pytest.mark.slow
 async def test_many_who_watch_read_the_log_no_more_often_than_one(runtime: Runtime, folder: Path) -> None:
     application = gluepy.asgi.app(runtime)
     for number in (1, 300):

@@ -99,6 +99,7 @@ def test_file_that_changes_the_current_folder_can_be_resumed(gluepy: Console) ->
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_run_of_a_script_is_resumed_from_the_shell_and_from_the_script(gluepy: Console) -> None:
     script = """
         import sys

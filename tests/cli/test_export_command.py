@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from console_calls import Console
 
 
+@pytest.mark.slow
 def test_run_is_sent_to_a_sink_from_its_record_and_from_stdin(shop: Console) -> None:
     assert shop("run", "train").returncode == 0
     lines = shop("events", "latest").stdout

@@ -176,6 +176,7 @@ def best_of(times: int, call: Callable[[], object]) -> float:
 # show
 
 
+@pytest.mark.slow
 def test_show_has_a_timeline(gluepy: Console) -> None:
     gluepy.write(
         "demo.py",
@@ -271,6 +272,7 @@ def test_damaged_log_is_one_clear_line(gluepy: Console) -> None:
     assert "unreadable" in gluepy("runs").stdout
 
 
+@pytest.mark.slow
 def test_a_resumed_run_took_as_long_as_its_sessions_wherever_it_is_told(pipe: Console) -> None:
     assert pipe("run", "pipe", "--run-id", "r", "-P", "bad=us", "-P", "sleep_s=0.3", "-q").returncode == 1
     pipe.write("hold.flag", "")
@@ -345,6 +347,7 @@ def test_diff_tells_what_changed(pipe: Console) -> None:
 # prune
 
 
+@pytest.mark.slow
 def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
     for run_id in ("a", "bb", "c"):
         pipe("run", "pipe", "--run-id", run_id, "-q", "--task", "load")
@@ -374,6 +377,7 @@ def test_prune_deletes_old_records_and_says_which(pipe: Console) -> None:
     assert json.loads(pipe("runs", "--json").stdout) == []
 
 
+@pytest.mark.slow
 def test_run_of_which_the_files_cannot_be_deleted_stays_known(pipe: Console) -> None:
     pipe("run", "pipe", "--run-id", "a", "-q", "--task", "load")
     away: dict[str, Any] = {
@@ -513,6 +517,7 @@ def alive(pid: int) -> bool:
 # run --dry-run
 
 
+@pytest.mark.slow
 def test_dry_run_predicts_from_earlier_runs(pipe: Console) -> None:
     done = pipe("run", "pipe", "--dry-run")
     assert done.stdout.splitlines()[-2:] == ["no earlier run tells how long it takes", "nothing was run"]

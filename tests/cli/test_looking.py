@@ -163,6 +163,7 @@ def test_show_tells_how_a_run_went(shop: Console) -> None:
     assert resume.endswith("gluepy resume first\n")
 
 
+@pytest.mark.slow
 def test_show_has_metrics_and_takes_the_end_of_an_id(shop: Console) -> None:
     shop("run", "train")
     (record,) = shop.runs
@@ -279,6 +280,7 @@ def test_events_are_followed_to_the_end_of_the_run(shop: Console) -> None:
     run.communicate(timeout=240)
 
 
+@pytest.mark.slow
 def test_logs_are_whole_or_one_tasks(shop: Console) -> None:
     shop("run", "fail", "-q")
     done = shop("logs")
@@ -327,6 +329,7 @@ def test_looking_at_a_project_imports_none_of_its_tasks(gluepy: Console) -> None
     assert "RuntimeError: a task module was imported" in checked.stderr
 
 
+@pytest.mark.slow
 def test_one_task_is_shown_whole(gluepy: Console) -> None:
     gluepy.write("settings.py", "INSTALLED_MODULES = ['flows']\nLIMITS = {'gpu': 1}\n")
     gluepy.write(

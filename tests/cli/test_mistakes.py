@@ -86,6 +86,7 @@ def test_mistake_is_one_line(words: tuple[str, ...], expected: str, shop: Consol
     assert shop.runs == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
@@ -121,6 +122,7 @@ def test_storage_that_cannot_be_opened_is_told_before_anything_runs(storage: str
         assert shop.runs == []
 
 
+@pytest.mark.slow
 def test_label_without_a_project_says_where_one_was_looked_for(gluepy: Console) -> None:
     for words in (("run", "train"), ("graph", "train"), ("list",), ("startmodule", "prices"), ("-C", ".", "list")):
         done = gluepy(*words)
@@ -144,6 +146,7 @@ def test_module_that_does_not_import_shows_the_users_frames(shop: Console) -> No
         assert lines[-1] == "RuntimeError: no prices"
 
 
+@pytest.mark.slow
 def test_near_miss_of_a_setting_is_one_warning_without_source(shop: Console) -> None:
     shop.write("settings.py", "INSTALLED_MODULES = ['flows']\nCONCURENCY = 3\n")
     shop.write(

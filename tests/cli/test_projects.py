@@ -10,6 +10,7 @@ import pytest
 from console_calls import Console
 
 
+@pytest.mark.slow
 def test_new_project_runs_at_once_and_so_do_its_tests(gluepy: Console) -> None:
     made = gluepy("startproject", "shop")
     assert made.returncode == 0
@@ -30,6 +31,7 @@ def test_new_project_runs_at_once_and_so_do_its_tests(gluepy: Console) -> None:
     assert len(list(shop.glob(".gluepy/runs/*/events.jsonl"))) == 2
 
 
+@pytest.mark.slow
 def test_new_module_is_installed_and_runs(gluepy: Console) -> None:
     gluepy("startproject", "shop")
     shop = gluepy.folder / "shop"
@@ -73,6 +75,7 @@ ONE = """
 """
 
 
+@pytest.mark.slow
 def test_one_command_of_a_project_is_a_command(shop: Console, tmp_path: Path) -> None:
     shop.write("flows/commands.py", ONE)
     assert shop("--help").stdout.splitlines()[-1].split() == ["greet", "Greet", "somebody."]
@@ -200,6 +203,7 @@ def test_files_named_like_modules_of_the_standard_library_break_nothing(gluepy: 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_env_file_of_a_project_serves_the_settings_module_tasks_and_what_they_start(gluepy: Console) -> None:
     gluepy.write(".env", "DB_PASSWORD=hush\nREGION=eu\nGLUEPY_LIMIT_S=5\nHOME=/nowhere\n")
     gluepy.write(

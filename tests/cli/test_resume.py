@@ -129,6 +129,7 @@ FOUND = """
 """
 
 
+@pytest.mark.slow
 def test_forcing_what_an_each_has_not_added_yet_says_so_and_runs_what_is_due(gluepy: Console) -> None:
     gluepy.write("found.py", FOUND)
     assert gluepy("run", "found.py", "--run-id", "first").returncode == 1
@@ -162,6 +163,7 @@ def test_forced_each_says_that_it_keeps_the_values_that_it_found(gluepy: Console
     ]
 
 
+@pytest.mark.slow
 def test_from_task_of_a_resume_leaves_nothing_out_later(pipe: Console) -> None:
     """It says what runs again, not what the run is about: what failed elsewhere still has to run."""
     pipe.write(
@@ -187,6 +189,7 @@ def test_from_task_of_a_resume_leaves_nothing_out_later(pipe: Console) -> None:
     }
 
 
+@pytest.mark.slow
 def test_selection_of_the_run_stays(pipe: Console) -> None:
     assert pipe("run", "pipe.py", "--task", "fit", "--run-id", "some").returncode == 1
     ran(pipe)
@@ -202,6 +205,7 @@ def test_selection_of_the_run_stays(pipe: Console) -> None:
     )
 
 
+@pytest.mark.slow
 def test_new_task_that_the_selection_leaves_out_changes_nothing(pipe: Console) -> None:
     pipe.write("good.flag", "")
     assert pipe("run", "pipe.py", "--task", "load", "--task", "report", "--run-id", "some").returncode == 0
@@ -260,6 +264,7 @@ def test_second_driver_is_refused(pipe: Console) -> None:
     driver.communicate()
 
 
+@pytest.mark.slow
 def test_runs_are_found_by_ending_and_label(pipe: Console) -> None:
     pipe.write(
         "other.py",
@@ -306,6 +311,7 @@ def test_changes_of_the_dag_are_told(pipe: Console) -> None:
     assert ran(pipe)[0] == "check"
 
 
+@pytest.mark.slow
 def test_task_that_comes_back_has_its_past_and_its_logs(pipe: Console) -> None:
     assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
     pipe.write("pipe.py", PIPE.replace('each(Fit, region=["eu", "us"]), ', ""))
@@ -322,6 +328,7 @@ def test_task_that_comes_back_has_its_past_and_its_logs(pipe: Console) -> None:
     assert second == "==> fit[region=us], attempt 2 <==\nflag is 3\n"
 
 
+@pytest.mark.slow
 def test_change_of_the_code_alone_is_told(pipe: Console) -> None:
     def version() -> str:
         return str(json.loads(pipe("show", "--json").stdout)["code_version"])
@@ -358,6 +365,7 @@ def test_damage_of_the_log_is_told(pipe: Console) -> None:
     assert "  wait            it was interrupted\n" in done.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_lists_every_task_and_runs_nothing(gluepy: Console) -> None:
     gluepy.write(
         "pipe.py",
@@ -403,6 +411,7 @@ def test_dry_run_lists_every_task_and_runs_nothing(gluepy: Console) -> None:
     assert (done.returncode, done.stderr) == (2, "error: --events: with --dry-run there are none\n")
 
 
+@pytest.mark.slow
 def test_kept_tasks_are_named_while_they_are_few(gluepy: Console) -> None:
     gluepy.write(
         "many.py",
@@ -422,6 +431,7 @@ def test_kept_tasks_are_named_while_they_are_few(gluepy: Console) -> None:
     assert "kept:" not in done.stderr
 
 
+@pytest.mark.slow
 def test_explanation_is_at_most_a_screenful(gluepy: Console) -> None:
     gluepy.write(
         "many.py",
@@ -507,6 +517,7 @@ def test_ctrl_c_cancels_a_resumed_run(pipe: Console) -> None:
     assert err.endswith(" resume first\n")
 
 
+@pytest.mark.slow
 def test_retry_resumes_a_run_of_that_dag(shop: Console) -> None:
     assert shop("run", "fail", "--run-id", "1-fail").returncode == 1
     assert shop("run", "train", "--run-id", "2-train").returncode == 0
@@ -528,6 +539,7 @@ def test_retry_resumes_a_run_of_that_dag(shop: Console) -> None:
         assert done.stderr.startswith(f"error: {words[0]} and --retry: ")
 
 
+@pytest.mark.slow
 def test_dag_of_a_moved_file_is_found_with_retry(pipe: Console) -> None:
     assert pipe("run", "pipe.py", "--run-id", "first").returncode == 1
     pipe.write("good.flag", "")
@@ -578,6 +590,7 @@ def executors(console: Console, run: str) -> set[str]:
     return {event["executor"] for event in events if event["event"] == "task.started" and event["session"] == 2}
 
 
+@pytest.mark.slow
 def test_resumed_run_goes_on_with_the_executor_that_it_was_given(pipe: Console) -> None:
     pipe.write("mine.py", POLITE)
     for run in ("r1", "r2"):
@@ -589,6 +602,7 @@ def test_resumed_run_goes_on_with_the_executor_that_it_was_given(pipe: Console) 
     assert executors(pipe, "r2") == {"LocalExecutor"}
 
 
+@pytest.mark.slow
 def test_run_that_was_out_of_time_says_so_and_how_to_go_on(pipe: Console) -> None:
     pipe.write("wait.flag", "")
     pipe.write("good.flag", "")
@@ -602,6 +616,7 @@ def test_run_that_was_out_of_time_says_so_and_how_to_go_on(pipe: Console) -> Non
     assert "timeout_s of" not in pipe("show", "slow").stdout.partition("options")[0]
 
 
+@pytest.mark.slow
 def test_parameters_given_to_a_resumed_run_outlive_a_driver_that_dies_before_it_writes_them(pipe: Console) -> None:
     assert pipe("run", "pipe.py", "--run-id", "r").returncode == 1
     context = pipe.folder / ".gluepy/runs/r/context.yaml"
@@ -613,6 +628,7 @@ def test_parameters_given_to_a_resumed_run_outlive_a_driver_that_dies_before_it_
     assert '"flag": 7' in context.read_text()
 
 
+@pytest.mark.slow
 def test_secret_parameters_are_in_no_file_and_are_asked_for_again(gluepy: Console) -> None:
     gluepy.write("settings.py", "INSTALLED_MODULES = ['flow']\n")
     gluepy.write("context.yaml", "depth: 3\napi_key: hush-1\n")

@@ -450,6 +450,7 @@ def test_file_in_place_of_runs_root_stops_the_run(shop: Console) -> None:
     assert done.stderr.startswith("error: run ")
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_is_no_traceback(gluepy: Console) -> None:
     gluepy.write(
         "pipe.py",
@@ -555,6 +556,7 @@ def test_command_line_inside_a_program_leaves_its_project_to_it(
     assert used_project() is None
 
 
+@pytest.mark.slow
 def test_sinks_are_named_by_an_option_that_can_be_repeated(shop: Console) -> None:
     shop.write("flows/sinks.py", "def tell(event): print('got', event.seq, flush=True)\n")
     done = shop("run", "train", "--sink", "jsonlines", "--sink", "flows.sinks.tell", GLUEPY_JSONLINES__PATH="all/lines")

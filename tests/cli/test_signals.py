@@ -240,6 +240,7 @@ def test_environment_of_a_terminal_is_heeded(
         assert "\x1b" not in screen.text
 
 
+@pytest.mark.slow
 def test_plain_and_none_hold_on_a_terminal_too(shop: Console, terminal: Callable[..., Terminal]) -> None:
     screen = terminal("run", "train", "--progress", "plain", NO_COLOR="1")
     assert screen.wait() == 0
@@ -250,6 +251,7 @@ def test_plain_and_none_hold_on_a_terminal_too(shop: Console, terminal: Callable
     assert screen.text.count("\r\n") == 2  # the result
 
 
+@pytest.mark.slow
 def test_ten_thousand_quick_tasks_all_scroll_by(gluepy: Console, terminal: Callable[..., Terminal]) -> None:
     gluepy.write(
         "pipe.py",

@@ -60,6 +60,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nothing_in_a_record_is_obeyed(evil: Console, terminal: Callable[..., Terminal]) -> None:
     for words in COMMANDS:
         done = evil(*words)
@@ -71,6 +72,7 @@ def test_nothing_in_a_record_is_obeyed(evil: Console, terminal: Callable[..., Te
             assert not OBEYED.search(OURS.sub("", shown.text).replace("\n", "")), words
 
 
+@pytest.mark.slow
 def test_logs_keep_their_colours_on_a_terminal_and_are_raw_in_a_pipe(
     evil: Console, terminal: Callable[..., Terminal]
 ) -> None:

@@ -129,6 +129,7 @@ def test_pickles_need_trust(task: Task) -> None:
         assert task.read(name, trust=True) == {1, 2}
 
 
+@pytest.mark.slow
 def test_figures_are_saved_by_their_library(task: Task) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -202,6 +203,7 @@ def _told(events: list[e.Event]) -> list[dict[str, Any]]:
     return [json.loads(e.encode(event)) for event in events if isinstance(event, e.DatasetRead | e.DatasetWritten)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["disk", "bucket"])
 async def test_what_tasks_read_and_write_is_recorded(
     settings: Any, storage: str, request: pytest.FixtureRequest

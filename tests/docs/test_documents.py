@@ -19,18 +19,10 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w/.-]+\.\w+)\n")
 
 
-SLOW = {
-    "data",
-    "observability",
-    "orchestrators",
-    "testing",
-}  # they run contract suites, what reads logs, many processes
-
-
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param(document, marks=pytest.mark.slow if document.stem in SLOW else (), id=document.stem)
+        pytest.param(document, marks=() if document.stem == "README" else pytest.mark.slow, id=document.stem)
         for document in DOCUMENTS
     ],
 )

@@ -271,6 +271,7 @@ async def test_queue_that_no_worker_takes_from_stops_the_run_and_says_how_to_sta
             await runtime.run_dag(dag_of(Notes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 async def test_server_that_cannot_be_reached_stops_the_run_and_says_which(scheme: str, settings: Settings) -> None:
     url = f"{scheme}://user:secret@127.0.0.1:{free_port()}/"

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_example_runs_each_attempt_in_a_process_of_its_own(examples: Path, tmp_path: Path) -> None:
     project = ["--project", str(examples / "custom_executor")]
     roots = {"GLUEPY_STORAGE_ROOT": str(tmp_path / "data"), "GLUEPY_RUNS_ROOT": str(tmp_path / "runs")}

@@ -98,6 +98,7 @@ def test_request_waits_for_its_run(server: Server) -> None:
     assert answer.json()["pi"] == pytest.approx(3.14, abs=0.05)
 
 
+@pytest.mark.slow
 def test_every_reader_of_a_run_gets_all_its_events(server: Server) -> None:
     run_id = server.start(20_000)
     seen = []
@@ -110,6 +111,7 @@ def test_every_reader_of_a_run_gets_all_its_events(server: Server) -> None:
     assert seen[0].count("task.finished") == 9
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_leaves_a_background_run_alone(server: Server) -> None:
     run_id = server.start(300_000)
     with server.watch(run_id) as response:
@@ -117,6 +119,7 @@ def test_reader_that_goes_away_leaves_a_background_run_alone(server: Server) -> 
     assert eventually(lambda: server.events(run_id)[-1] == "run.finished")
 
 
+@pytest.mark.slow
 def test_client_that_goes_away_cancels_its_run(server: Server) -> None:
     with server.client.stream("POST", "/pi/stream", params={"points": ENDLESS}) as response:
         run_id = response.headers["x-run-id"]
@@ -130,6 +133,7 @@ def test_client_that_goes_away_cancels_its_run(server: Server) -> None:
     assert server.client.post("/pi", params={"points": 1000}).status_code == 200
 
 
+@pytest.mark.slow
 def test_shutdown_cancels_what_runs_and_leaves_no_process(server: Server) -> None:
     background = server.start(ENDLESS)
     assert eventually(lambda: "task.progress" in server.events(background))
@@ -143,6 +147,7 @@ def test_shutdown_cancels_what_runs_and_leaves_no_process(server: Server) -> Non
     assert eventually(lambda: not any(worker.is_running() for worker in workers))
 
 
+@pytest.mark.slow
 def test_mistakes_of_clients_are_told(server: Server) -> None:
     answer = server.client.post("/pipelines/dags/pie/runs")
     assert answer.status_code == 404

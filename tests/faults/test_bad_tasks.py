@@ -279,6 +279,7 @@ async def test_parameter_of_1_mb_arrives_whole(run: Run, kind: type[Task]) -> No
     assert (Path(result.files) / "length").read_text() == str(len(value))
 
 
+@pytest.mark.slow
 async def test_parameter_of_1_mb_may_even_make_an_id(run: Run) -> None:
     result, _ = await run(each(ProcessTakes, value=["x" * 1_000_000, ["y"] * 300_000]))
     assert result.status == "finished"

@@ -140,6 +140,7 @@ async def test_shared_memory_that_a_call_has_left_is_cleaned_up(how: str) -> Non
         assert not alive(int(pid))
 
 
+@pytest.mark.slow
 async def test_joblib_leaves_nothing_in_shared_memory() -> None:
     pytest.importorskip("joblib")
     source = """

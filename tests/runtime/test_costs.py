@@ -26,6 +26,7 @@ def assert_cost(event: Ended, notes: Notes) -> None:
     assert SPENT_MB <= event.peak_rss_mb < 400
 
 
+@pytest.mark.slow
 async def test_attempts_that_end_by_themselves_or_die_tell_what_they_have_cost(go: Go, notes: Notes) -> None:
     tasks = (Spends(id="ends"), Fails(id="fails"), Dies(id="dies"), Grows(id="grows"))
     result = await go(parallel(*tasks), on_failure="continue", concurrency=4)

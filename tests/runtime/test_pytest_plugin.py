@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 PIPELINE = """
 from gluepy import DAG, Retry, Task
 
@@ -93,6 +95,7 @@ def pytest_in(folder: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_fixtures_do_what_they_say_in_another_project(tmp_path: Path) -> None:
     (tmp_path / "pipeline.py").write_text(PIPELINE)
     (tmp_path / "test_pipeline.py").write_text(TESTS)
@@ -100,6 +103,7 @@ def test_fixtures_do_what_they_say_in_another_project(tmp_path: Path) -> None:
     assert re.search(r"^\d+ passed in", told, re.MULTILINE), told
 
 
+@pytest.mark.slow
 def test_pytest_start_imports_only_the_plugin_itself(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text(
         textwrap.dedent("""

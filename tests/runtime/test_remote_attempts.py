@@ -108,6 +108,7 @@ async def test_delivery_that_finds_an_attempt_begun_by_a_worker_that_is_gone_ans
     assert "worker 7 on elsewhere" in log.error_message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_exactly_one_of_many_claims_at_once_succeeds(
     place: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -378,6 +379,7 @@ def _gone(pids: list[int]) -> None:
     anyio.run(gone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cancel", "end", "silence"])
 def test_attempt_is_killed_with_its_descendants_when_the_driver_says_so_or_is_gone(tmp_path: Path, how: str) -> None:
     started = Started(tmp_path, patience_s=PATIENCE_S if how == "silence" else None)
@@ -403,6 +405,7 @@ def test_attempt_is_killed_with_its_descendants_when_the_agent_is_killed(tmp_pat
         _gone(pids)
 
 
+@pytest.mark.slow
 def test_attempt_goes_on_while_the_driver_is_heard_of(tmp_path: Path) -> None:
     started = Started(tmp_path, patience_s=PATIENCE_S)
     with started.process as process:

@@ -238,6 +238,7 @@ async def test_each_after_a_failure_is_not_asked(go: Go) -> None:
     assert not asked
 
 
+@pytest.mark.slow
 async def test_barriers_between_wide_groups_compile_and_run_in_seconds(go: Go) -> None:
     class Loop(Task):
         number: int
