@@ -169,21 +169,6 @@ def test_same_seed_gives_the_same_metrics(project: Path, trained: Path) -> None:
     assert (second / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
 
 
-@pytest.mark.exhaustive
-@pytest.mark.skipif(find_spec("distributed") is None, reason="it needs Dask: pip install 'gluepy[dask]'")
-def test_train_on_dask_has_the_same_metrics_and_tables(project: Path, trained: Path) -> None:
-    again = run(project, "train", "--executor", "dask")
-    assert again.returncode == 0, again.stderr
-    second = newest_run(project)
-    assert second != trained
-    assert (second / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
-    names = sorted(str(file.relative_to(trained)) for file in trained.rglob("*.parquet"))
-    assert names == sorted(str(file.relative_to(second)) for file in second.rglob("*.parquet"))
-    for name in names:
-        one, other = table(trained / name), table(second / name)
-        assert one.sort(one.columns).equals(other.sort(other.columns)), name
-
-
 @pytest.mark.usefixtures("preprocessed")
 def test_departments_of_the_context_are_trained_and_unknown_ones_refused(project: Path) -> None:
     quick = ("-P", "first_week=45")
