@@ -479,6 +479,9 @@ def show(
         typer.Argument(metavar="[TASK]", help="Only this task, by id or label, and all of it.", show_default=False),
     ] = None,
     as_json: AsJson = False,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write it as a page, one file that needs nothing else.")
+    ] = None,
 ) -> None:
     """Show how a run went: its parameters; each task, its attempts, its time, its failure; metrics; a timeline.
 
@@ -490,10 +493,11 @@ def show(
     \b
       gluepy show latest
       gluepy show latest 'fit[region=eu]'
+      gluepy show latest --html run.html
     """
     from gluepy.cli.inspecting import show_run
 
-    raise typer.Exit(show_run(_invocation(ctx), run, task, as_json))
+    raise typer.Exit(show_run(_invocation(ctx), run, task, as_json, html))
 
 
 @app.command(short_help="Show how two runs differ.")

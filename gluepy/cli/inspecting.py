@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from pathlib import Path
 
 from gluepy.cli.bars import timeline_text
 from gluepy.cli.invocation import Invocation, NoProject
@@ -110,12 +111,23 @@ def show_settings(invocation: Invocation, as_json: bool) -> int:
     return 0
 
 
-def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool) -> int:
+def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool, html: str | None) -> int:
     """`gluepy show`"""
+    if html is not None and (task is not None or as_json):
+        raise OptionError("--html", "a page shows a whole run, and nothing on stdout", "leave out the task and --json")
     settings = invocation.settings()
     found = RunReport.from_record(find_record(settings.runs_root, run), settings, with_timeline=task is None)
     if task is not None:
         _show_tasks(found, task, as_json)
+        return 0
+    if html is not None:
+        from gluepy.cli.page import page
+
+        try:
+            Path(html).write_text(page(found), "utf-8")
+        except OSError as error:
+            raise OptionError("--html", f"cannot write {html}: {error.strerror}", "name another file") from None
+        tell(f"wrote {html}")
         return 0
     if as_json:
         _say_json(found.to_json())
