@@ -371,7 +371,7 @@ def graph(
     ctx: typer.Context,
     label: Label,
     format: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help="How to show it: text, mermaid or dot.")
+        str, typer.Option("--format", "-f", metavar="FORMAT", help="How to show it: text, mermaid, dot or svg.")
     ] = "text",
 ) -> None:
     """Show the tasks of a DAG and what depends on what.
@@ -379,7 +379,7 @@ def graph(
     \b
       gluepy graph train
       gluepy graph train --format mermaid
-      gluepy graph train --format dot | dot -Tsvg > train.svg
+      gluepy graph train --format svg > train.svg
     """
     from gluepy.cli.inspecting import show_graph
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from gluepy.cli.bars import timeline_text
+from gluepy.cli.drawing import as_svg
 from gluepy.cli.invocation import Invocation, NoProject
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.show_task import details_text
@@ -37,7 +38,7 @@ from gluepy.report import RunReport
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import find_record
 
-FORMATS = ("text", "mermaid", "dot")
+FORMATS = ("text", "mermaid", "dot", "svg")
 _POLL_S = 0.2
 _WHOLE = 5  # tasks of one label that are shown whole
 
@@ -91,6 +92,8 @@ def show_graph(invocation: Invocation, label: str, format: str) -> int:
             say(*as_mermaid(compiled.graph))
         case "dot":
             say(*as_dot(compiled.graph, compiled.label))
+        case "svg":
+            say(*as_svg(compiled.graph, compiled.label))
         case _:
             say(*as_text(compiled))
     return 0

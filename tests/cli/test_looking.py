@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from xml.etree import ElementTree as ET
 
 import pytest
 import typer
@@ -119,6 +120,12 @@ def test_graph_for_other_programs(shop: Console) -> None:
     assert mermaid.splitlines()[0] == "flowchart TD"
     assert '    t2["fit#91;region=CNTRL/STORE #91;SUP#93; #127881;#93;"]' in mermaid
     assert "    t0 --> t1" in mermaid
+    picture = ET.fromstring(shop("graph", "train", "-f", "svg").stdout)
+    space = "{http://www.w3.org/2000/svg}"
+    names = {text.text: float(text.attrib["y"]) for text in picture.iter(f"{space}text")}
+    assert len(names) == mermaid.count('["')
+    assert names[SLASHED] > min(names.values())  # below what it depends on
+    assert len(list(picture.iter(f"{space}line"))) == mermaid.count("-->")
     dot = shop("graph", "train", "-f", "dot").stdout
     assert dot.startswith('digraph "train" {')
     assert f'    t2 [label="{SLASHED}"];' in dot

@@ -59,7 +59,10 @@ from console_calls import Console
         (("run", "nowhere.py:TrainDAG"), "there is no such file"),
         (("run", "flows/dags.py:Train"), "has no DAG 'Train'; did you mean 'TrainDAG'?"),
         (("graph", "trian"), "no DAG labelled 'trian'; did you mean 'train'?"),
-        (("graph", "train", "--format", "mermiad"), "--format: 'mermiad' is not one of text, mermaid, dot; did you"),
+        (
+            ("graph", "train", "--format", "mermiad"),
+            "--format: 'mermiad' is not one of text, mermaid, dot, svg; did you",
+        ),
         (("run", "train", "--run-id", ""), "--run-id: '' cannot name a folder"),
         (("run", "flows/base.py"), "flows/base.py has no tasks; give it some: tasks = (First, Second)"),
         (("run", "folder.py"), "folder.py': it is a folder; name a file in it"),
