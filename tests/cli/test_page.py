@@ -54,11 +54,11 @@ def test_texts_of_tasks_are_shown_and_never_obeyed(shop: Console) -> None:
         class Says(Task):
             word: str
             def run(self):
-                self.metric("<b>m</b>", 1)
+                self.metric("<b>m</b>\\u202e", 1)
                 raise ValueError({HOSTILE!r})
         class HostileDAG(DAG):
             label = "<i>hostile</i>"
-            tasks = (each(Says, word=["<script>"]),)
+            tasks = (each(Says, word=["<script>\\u202e"]),)
         """,
     )
     assert shop("run", "hostile.py").returncode == 1
@@ -67,7 +67,7 @@ def test_texts_of_tasks_are_shown_and_never_obeyed(shop: Console) -> None:
     assert not {"script", "b", "i"} & set(page.tags)
     text = "".join(page.texts)
     assert "</svg></title><script>x</script>\\x1b[31m\\u202e" in text
-    assert "says[word=<script>]" in text
+    assert text.count("says[word=<script>\\u202e]") > 2
     assert "\x1b" not in text
     assert "\u202e" not in text
 
