@@ -500,6 +500,23 @@ def show(
     raise typer.Exit(show_run(_invocation(ctx), run, task, as_json, html))
 
 
+@app.command(short_help="Write a page of the last runs of a DAG.")
+def report(
+    ctx: typer.Context,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="The DAG: its label.", autocompletion=_complete_label)],
+    html: Annotated[str, typer.Option(metavar="FILE", help="The page: one file that needs nothing else.")],
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="The last N runs.")] = 25,
+) -> None:
+    """Write a page of the last runs of a DAG: a grid of tasks by run, how long each took, metrics.
+
+    \b
+      gluepy report train --html train.html
+    """
+    from gluepy.cli.inspecting import report_runs
+
+    raise typer.Exit(report_runs(_invocation(ctx), label, html, limit))
+
+
 @app.command(short_help="Show how two runs differ.")
 def diff(
     ctx: typer.Context,

@@ -34,9 +34,10 @@ from gluepy.core.graph import slug_of
 from gluepy.core.selection import expanders, resolve_name
 from gluepy.errors import DagError, OptionError, did_you_mean
 from gluepy.exec.dag import compile_dag
-from gluepy.report import RunReport
+from gluepy.report import RunReport, read_runs
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import find_record
+from gluepy.runs.record import Record
 
 FORMATS = ("text", "mermaid", "dot", "svg")
 _POLL_S = 0.2
@@ -126,12 +127,7 @@ def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool, 
     if html is not None:
         from gluepy.cli.page import page
 
-        try:
-            Path(html).write_text(page(found), "utf-8")
-        except OSError as error:
-            raise OptionError("--html", f"cannot write {html}: {error.strerror}", "name another file") from None
-        tell(f"wrote {html}")
-        return 0
+        return _write(html, page(found))
     if as_json:
         _say_json(found.to_json())
         return 0
@@ -145,6 +141,30 @@ def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool, 
         say("", *failure_text(failures, colour))
     if found.status in ("failed", "cancelled", "interrupted"):
         say("", f"resume it with: {invocation.resume_command(found.record)}")
+    return 0
+
+
+def report_runs(invocation: Invocation, label: str, html: str, limit: int) -> int:
+    """`gluepy report`"""
+    from gluepy.cli.page import history_page
+
+    settings = invocation.settings()
+    root = settings.runs_root
+    listed = [run for run in read_runs(root, label, limit=limit) if run.status != "unreadable"]
+    if not listed:
+        known = sorted({run.dag for run in read_runs(root, limit=1000) if run.dag})
+        hint = did_you_mean(label, known) or (f"; there are runs of {', '.join(known[:5])}" if known else "")
+        raise OptionError("LABEL", f"no run of {label!r} in {root}{hint}")
+    runs = [RunReport.from_record(Record(root, run.run_id), settings) for run in reversed(listed)]
+    return _write(html, history_page(label, runs))
+
+
+def _write(html: str, text: str) -> int:
+    try:
+        Path(html).write_text(text, "utf-8")
+    except OSError as error:
+        raise OptionError("--html", f"cannot write {html}: {error.strerror}", "name another file") from None
+    tell(f"wrote {html}")
     return 0
 
 

@@ -1,18 +1,23 @@
-"""A run as one HTML file, to be mailed or kept: it needs no script, no server and nothing from another host."""
+"""A run, or the last runs of a DAG, as one HTML file, to be mailed or kept: it needs no script, no server and nothing
+from another host."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from gluepy.cli.story import explanation, value_text
 from gluepy.cli.text import amount, count, damage, duration, error_line, moment, printable, printable_block
-from gluepy.report import Bar, Failure, RunReport
+from gluepy.report import Bar, Failure, RunReport, compare_many
 from gluepy.traces import without_our_frames
 
 _BARS = 500  # the longest attempts, if there are more
 _TRACEBACKS = 20  # different ones
 _ROW, _WIDTH, _NAMES = 20, 640, 260  # pixels
+_TALL = 60  # pixels of the longest run of several
+_SHORT = 8  # characters of a run's id
+_WORST = ("failed", "interrupted", "cancelled", "blocked", "retrying", "running", "pending")
 _SYMBOLS = {"finished": "✓", "failed": "✗", "running": "▶", "skipped": "–", "cancelled": "■", "interrupted": "!"}
 
 _STYLE = """
@@ -31,19 +36,15 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: .75rem; border-r
 .finished { color: var(--good) } .failed { color: var(--bad) } .other { color: var(--other) } .dim { color: var(--dim) }
 rect.bar { fill: var(--bar) } rect.failed { fill: var(--bad) } rect.waiting { fill: var(--line) }
 svg text.critical { font-weight: 700 }
+.grid td, .grid th { padding: .1rem .35rem; border: 0; vertical-align: bottom } .grid td { text-align: center }
+.grid th:first-child { padding-right: 1rem; text-align: left; font-weight: 400; color: var(--text) }
+.took { width: .9rem; background: var(--bar); border-radius: 2px 2px 0 0; margin: 0 auto }
 """
 
 
 def page(run: RunReport) -> str:
     """The run as a document of HTML."""
-    title = f"{printable(run.dag)} {run.status}"
-    policy = "default-src 'none'; style-src 'unsafe-inline'"  # texts of tasks are escaped, and could start nothing
     parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style></head><body><main>",
         f"<h1>{_text(run.dag)} {_status(run.status)}</h1>",
         *_facts(run),
         *_failures(run.failures),
@@ -52,18 +53,92 @@ def page(run: RunReport) -> str:
         *_section("Parameters", ("parameter", "value"), _parameters(run)),
         *_section("Metrics", ("task", "metric", "value"), _metrics(run)),
         *_section("Datasets", ("task", "dataset", "where"), _datasets(run)),
-        "</main></body></html>",
     ]
-    return "\n".join(parts) + "\n"
+    return _document(f"{run.dag} {run.status}", parts)
+
+
+def history_page(dag: str, runs: Sequence[RunReport]) -> str:
+    """Runs of a DAG, the oldest first, as a document of HTML: a grid of their tasks, their metrics, a list."""
+    title = f"{dag}: {'the last run' if len(runs) == 1 else f'the last {len(runs):,} runs'}"
+    words = Counter(run.status for run in runs)
+    metrics = compare_many(runs).metrics
+    listed = (
+        (_text(run.run_id), _status(run.status), _text(moment(run.started_at)), duration(run.duration_s), _counts(run))
+        for run in reversed(runs)
+    )
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f"<p>{', '.join(f'{number:,} {word}' for word, number in words.most_common())}</p>",
+        *_grid(runs),
+        *_section(
+            "Metrics",
+            ("metric", *(_text(run.run_id[-_SHORT:]) for run in runs)),
+            ((_text(name), *map(amount, values)) for name, values in metrics.items()),
+        ),
+        *_section("Runs", ("run", "status", "started", "took", "tasks"), listed),
+    ]
+    return _document(title, parts)
+
+
+def _document(title: str, parts: Iterable[str]) -> str:
+    policy = "default-src 'none'; style-src 'unsafe-inline'"  # texts of tasks are escaped, and could start nothing
+    head = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(printable(title))}</title>',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{_STYLE}</style></head><body><main>",
+    ]
+    return "\n".join([*head, *parts, "</main></body></html>\n"])
+
+
+def _grid(runs: Sequence[RunReport]) -> Iterator[str]:
+    """Tasks by label downwards, runs from left to right; above each how long it took."""
+    labels = list(dict.fromkeys(task.label for run in reversed(runs) for task in run.tasks.values()))
+    longest_s = max(run.duration_s for run in runs) or 1.0
+    yield '<h2>Tasks by run</h2><table class="grid" tabindex="0"><thead><tr><th scope="col">task</th>'
+    for run in runs:
+        height = max(2, round(_TALL * run.duration_s / longest_s))
+        told = escape(f"{run.run_id} {run.status}, {moment(run.started_at)}, took {duration(run.duration_s)}")
+        bar = f'<div class="took" style="height:{height}px"></div>'
+        yield f'<th scope="col" title="{told}" aria-label="{told}">{bar}</th>'
+    yield "</tr></thead><tbody>"
+    by_run = [_by_label(run) for run in runs]
+    for label in labels:
+        cells = "".join(_cell(label, statuses.get(label)) for statuses in by_run)
+        yield f'<tr><th scope="row">{_text(label)}</th>{cells}</tr>'
+    yield "</tbody></table>"
+
+
+def _by_label(run: RunReport) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for task in run.tasks.values():
+        found.setdefault(task.label, Counter())[task.status] += 1
+    return found
+
+
+def _cell(label: str, statuses: Counter[str] | None) -> str:
+    if statuses is None:
+        return "<td></td>"
+    worst = next((word for word in _WORST if word in statuses), next(iter(statuses)))
+    told = escape(f"{printable(label)}: {', '.join(f'{number:,} {word}' for word, number in statuses.items())}")
+    return f'<td class="{_kind(worst)}" title="{told}" aria-label="{told}">{_SYMBOLS.get(worst, "·")}</td>'
+
+
+def _counts(run: RunReport) -> str:
+    return ", ".join(f"{number:,} {word}" for word, number in run.counts.items())
 
 
 def _text(text: str) -> str:
     return f"<bdi>{escape(printable(text))}</bdi>"  # by itself: letters that run from right to left move nothing else
 
 
+def _kind(word: str) -> str:
+    return word if word in ("finished", "failed") else "dim" if word in ("pending", "skipped") else "other"
+
+
 def _status(word: str) -> str:
-    kind = word if word in ("finished", "failed") else "dim" if word in ("pending", "skipped") else "other"
-    return f'<span class="{kind}">{_SYMBOLS.get(word, "·")} {escape(word)}</span>'
+    return f'<span class="{_kind(word)}">{_SYMBOLS.get(word, "·")} {escape(word)}</span>'
 
 
 def _facts(run: RunReport) -> Iterator[str]:
@@ -71,7 +146,7 @@ def _facts(run: RunReport) -> Iterator[str]:
         "run": run.run_id,
         "started": moment(run.started_at),
         "took": duration(run.duration_s),
-        "tasks": ", ".join(f"{number:,} {word}" for word, number in run.counts.items()),
+        "tasks": _counts(run),
         "code": run.code_version,
     }
     if run.damage:

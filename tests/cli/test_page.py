@@ -92,6 +92,41 @@ def test_of_very_many_attempts_the_longest_are_drawn(shop: Console) -> None:
     assert {f"nothing[n={n}]" for n in range(600)} <= set(page.texts)
 
 
+def test_report_has_the_last_runs_of_a_dag_the_newest_last(shop: Console) -> None:
+    for number in range(3):
+        assert shop("run", "train", "--run-id", f"train-{number}", "-q").returncode == 0
+    assert shop("run", "fail", "--run-id", "other", "-q").returncode == 1
+    done = shop("report", "train", "--html", "train.html", "--limit", "2")
+    assert (done.returncode, done.stdout) == (0, "")
+    page = Page(shop.folder / "train.html")
+    assert page.attributes["class"].count("took") == 2
+    titles = [str(title) for title in page.attributes["title"]]
+    assert [title.split()[0] for title in titles[:2]] == ["train-1", "train-2"]
+    assert titles[2:] == [
+        told for told in ("load: 1 finished", "fit: 2 finished", "report: 1 finished") for _ in range(2)
+    ]
+    assert "fit[region=eu].rmse" in page.texts
+    assert "other" not in page.texts
+    assert not {"script", "link", "img"} & set(page.tags)
+
+
+def test_report_shows_the_worst_of_the_tasks_of_a_label(shop: Console) -> None:
+    assert shop("run", "fail", "-q").returncode == 1
+    assert shop("report", "fail", "--html", "fail.html").returncode == 0
+    page = Page(shop.folder / "fail.html")
+    titles = page.attributes["title"][1:]
+    assert titles == ["load: 1 finished", "broken: 1 failed", "report: 1 finished", "after: 1 blocked"]
+    assert [page.texts[at] for at, text in enumerate(page.texts) if text in ("✓", "✗", "·")][:4] == ["✓", "✗", "✓", "·"]
+
+
+def test_report_of_no_run_says_which_there_are(shop: Console) -> None:
+    assert shop("run", "train", "-q").returncode == 0
+    done = shop("report", "trian", "--html", "x.html")
+    assert done.returncode == 2
+    assert "no run of 'trian' in" in done.stderr
+    assert "did you mean 'train'?" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
