@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from console_calls import Console
@@ -39,7 +41,8 @@ def test_sink_that_fails_or_is_unknown_is_one_line(shop: Console) -> None:
     assert (done.returncode, "no sink is named; write" in done.stderr) == (2, True)
     done = shop("export", "latest", stdin=" ")
     assert done.returncode == 2
-    assert "no sink is named, and 'latest' is none; write `python -m gluepy export latest --sink NAME`" in done.stderr
+    hint = f"no sink is named, and 'latest' is none; write `{Path(sys.executable).name} -m gluepy export latest"
+    assert f"{hint} --sink NAME`" in done.stderr
 
 
 def test_what_tasks_start_finds_the_run_s_span_or_that_of_its_attempt(shop: Console) -> None:
