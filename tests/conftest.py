@@ -6,9 +6,10 @@ import compileall
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import gluepy
@@ -37,6 +38,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def started() -> Callable[[], list[psutil.Process]]:
+    """Tells which processes below this one the test has started. Others may be there: an engine that was started here
+    has left multiprocessing's resource tracker, which ends with this process."""
+    before = set(psutil.Process().children(recursive=True))
+    return lambda: [each for each in psutil.Process().children(recursive=True) if each not in before]
 
 
 @pytest.fixture

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
 from step_flows import FLOWS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _resource_tracker_ends() -> Iterator[None]:
-    """Engines that start processes with multiprocessing leave its resource tracker, a child of this process: other
-    tests would take it for what they have left."""
-    yield
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -94,14 +94,13 @@ async def test_runs_on_a_luigid_two_at_once(project: Path, luigid: str) -> None:
     assert [result.status for result in results] == ["finished", "finished"]
 
 
-async def test_cancelled_run_leaves_no_process(project: Path) -> None:
-    before = set(psutil.Process().children(recursive=True))
+async def test_cancelled_run_leaves_no_process(project: Path, started: Callable[[], list[psutil.Process]]) -> None:
     async with (
         Runtime(load_settings(project, {}), executor=LuigiExecutor(2)) as runtime,
         runtime.stream_dag("sleeping", check=False) as stream,
     ):
         await until(lambda: len(pids(f"{project}/data/runs/{stream.id}")) == 2)
-        mine = {each.pid for each in set(psutil.Process().children(recursive=True)) - before}
+        mine = {each.pid for each in started()}
         stream.cancel()
         result = await stream.result()
     assert result.status == "cancelled"

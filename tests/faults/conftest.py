@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import psutil
 import pytest
-from workers import HERE
+from workers import HERE, Started
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def importable_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def nothing_is_left_behind() -> Iterator[None]:
+def nothing_is_left_behind(started: Started) -> Iterator[None]:
     """Fails a test that leaves a process."""
     yield
-    assert psutil.Process().children(recursive=True) == []
+    assert started() == []

@@ -12,9 +12,21 @@ from textwrap import dedent
 
 import anyio
 import anyio.lowlevel
-import psutil
 import pytest
-from workers import FAMILY, STAY, WORKERS, Heard, alive, call, calling, descriptors, guard_of, until, wait_for_reply
+from workers import (
+    FAMILY,
+    STAY,
+    WORKERS,
+    Heard,
+    Started,
+    alive,
+    call,
+    calling,
+    descriptors,
+    guard_of,
+    until,
+    wait_for_reply,
+)
 
 from gluepy.errors import ExecutorBroken
 from gluepy.exec.executors.processes import EntryFailed, WorkerLost, WorkerPool
@@ -41,21 +53,23 @@ pytestmark = WORKERS
         pytest.param("import os; os.close(2)", id="descriptor-2-closed"),
     ],
 )
-async def test_a_worker_whose_call_left_something_behind_is_replaced_with_all_of_it(source: str) -> None:
+async def test_a_worker_whose_call_left_something_behind_is_replaced_with_all_of_it(
+    source: str, started: Started
+) -> None:
     async with WorkerPool(leave_s=0.3) as pool:
         first = await call(pool, source + "\nresult = b'its result counts'")
         assert first.body == b"its result counts"
-        assert psutil.Process().children(recursive=True) == []
+        assert started() == []
         heard = Heard()
         assert (await call(pool, "print('heard')", heard)).pid != first.pid
         assert heard.stdout == ["heard"]
 
 
-async def test_a_failed_call_that_leaves_a_child_behind_costs_the_worker_too() -> None:
+async def test_a_failed_call_that_leaves_a_child_behind_costs_the_worker_too(started: Started) -> None:
     async with WorkerPool() as pool:
         with pytest.raises(EntryFailed):
             await call(pool, "import subprocess; child = subprocess.Popen(['sleep', '1000']); 1 / 0")
-        assert psutil.Process().children(recursive=True) == []
+        assert started() == []
 
 
 @pytest.mark.parametrize(
@@ -76,11 +90,11 @@ async def test_a_worker_whose_call_left_nothing_that_matters_is_kept_and_put_rig
         assert reply.body.decode() == repr((str(Path.cwd()), (0.0, 0.0)))
 
 
-async def test_workers_that_idle_for_long_are_stopped() -> None:
+async def test_workers_that_idle_for_long_are_stopped(started: Started) -> None:
     async with WorkerPool(idle_s=0.05) as pool:
         pid = (await call(pool)).pid
         await until(lambda: not alive(pid))
-        await until(lambda: psutil.Process().children(recursive=True) == [])
+        await until(lambda: started() == [])
         assert (await call(pool)).pid != pid
 
 
@@ -95,7 +109,7 @@ async def test_a_worker_that_died_while_idle_is_replaced_unnoticed() -> None:
     assert heard.stdout == ["x"] * 5
 
 
-async def test_cancelling_a_call_kills_its_process_with_every_descendant() -> None:
+async def test_cancelling_a_call_kills_its_process_with_every_descendant(started: Started) -> None:
     heard = Heard()
     async with WorkerPool() as pool:
         async with calling(pool, FAMILY + STAY, heard):
@@ -105,7 +119,7 @@ async def test_cancelling_a_call_kills_its_process_with_every_descendant() -> No
             began = time.monotonic()
         assert time.monotonic() - began < 2
         assert alive(*family, guard) == []
-        assert psutil.Process().children(recursive=True) == []
+        assert started() == []
         await call(pool)
 
 
@@ -125,23 +139,23 @@ async def test_cancelling_kills_a_call_that_holds_the_interpreter_lock_or_is_sto
             assert alive(pid) == []
 
 
-async def test_cancellation_goes_through_and_a_deadline_is_a_cancellation() -> None:
+async def test_cancellation_goes_through_and_a_deadline_is_a_cancellation(started: Started) -> None:
     async with WorkerPool() as pool:
         with anyio.move_on_after(0.1) as scope:
             await call(pool, STAY)
         assert scope.cancelled_caught
-        assert psutil.Process().children(recursive=True) == []
+        assert started() == []
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.001, 0.003, 0.01, 0.02, 0.04])
-async def test_cancelling_at_any_moment_of_a_workers_start_leaves_nothing(delay_s: float) -> None:
+async def test_cancelling_at_any_moment_of_a_workers_start_leaves_nothing(delay_s: float, started: Started) -> None:
     before = descriptors()
     async with WorkerPool() as pool:
         inside = descriptors()
         for _ in range(5):
             with anyio.move_on_after(delay_s):
                 await call(pool, "import time; time.sleep(1000)")
-            assert psutil.Process().children(recursive=True) == []
+            assert started() == []
             assert descriptors() == inside
     assert descriptors() == before
 
@@ -247,7 +261,7 @@ async def test_a_guard_ignores_signals_that_a_supervisor_sends_to_everybody(numb
         assert alive(guard_of(pid))
 
 
-async def test_leaving_the_pool_kills_idle_and_busy_workers_and_waits() -> None:
+async def test_leaving_the_pool_kills_idle_and_busy_workers_and_waits(started: Started) -> None:
     heard = Heard()
     errors = []
 
@@ -263,13 +277,13 @@ async def test_leaving_the_pool_kills_idle_and_busy_workers_and_waits() -> None:
             family = await heard.numbers(4)
             idle = (await call(pool)).pid
         assert alive(idle, *family) == []
-        assert psutil.Process().children(recursive=True) == []
+        assert started() == []
     assert "closed" in str(errors[0])
     with pytest.raises(ExecutorBroken, match="not open"):
         await call(pool)
 
 
-async def test_leaving_the_pool_while_cancelled_still_waits() -> None:
+async def test_leaving_the_pool_while_cancelled_still_waits(started: Started) -> None:
     heard = Heard()
 
     async def busy(pool: WorkerPool) -> None:
@@ -284,10 +298,12 @@ async def test_leaving_the_pool_while_cancelled_still_waits() -> None:
                 family.append((await call(pool)).pid)
                 scope.cancel()
         assert alive(*family) == []
-        assert psutil.Process().children(recursive=True) == []
+        assert started() == []
 
 
-async def test_a_call_that_ends_while_the_pool_is_left_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+async def test_a_call_that_ends_while_the_pool_is_left_is_not_waited_for_in_vain(
+    tmp_path: Path, started: Started
+) -> None:
     replies, gate = [], tmp_path / "gate"
 
     async def busy(pool: WorkerPool) -> None:
@@ -304,5 +320,5 @@ async def test_a_call_that_ends_while_the_pool_is_left_is_not_waited_for_in_vain
                     await anyio.lowlevel.checkpoint()
                 gate.touch()
                 wait_for_reply(pool, b"the end")
-            assert psutil.Process().children(recursive=True) == []
+            assert started() == []
     assert [reply.body for reply in replies] == [b"the end"]

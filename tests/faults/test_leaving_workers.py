@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from textwrap import dedent
 
-import psutil
 import pytest
-from workers import STAY, WORKERS, Heard, alive, call, calling, until
+from workers import STAY, WORKERS, Heard, Started, alive, call, calling, until
 
 from gluepy.exec.executors.processes import WorkerLost, WorkerPool
 
@@ -44,7 +43,7 @@ def cleaned_up(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("how", ["pool-left", "idle", "left-a-child", "left-a-thread", "changed-for-good"])
-async def test_a_worker_that_is_needed_no_longer_cleans_up(how: str, tmp_path: Path) -> None:
+async def test_a_worker_that_is_needed_no_longer_cleans_up(how: str, tmp_path: Path, started: Started) -> None:
     source = CLEANS_UP.format(folder=str(tmp_path)) + {
         "left-a-child": "import subprocess; child = subprocess.Popen(['sleep', '1000'])",
         "left-a-thread": "import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()",
@@ -58,7 +57,7 @@ async def test_a_worker_that_is_needed_no_longer_cleans_up(how: str, tmp_path: P
             await call(pool)
         if how.startswith("left"):
             assert cleaned_up(tmp_path)  # before the call returns
-            assert psutil.Process().children(recursive=True) == []
+            assert started() == []
     assert cleaned_up(tmp_path)
     assert (tmp_path / "unflushed").read_text() == "all of it"
 
@@ -76,12 +75,12 @@ async def test_threads_that_a_call_leaves_end_their_work_and_are_heard() -> None
     assert heard.stdout == ["the end of a thread", "at exit"]
 
 
-async def test_a_worker_that_does_not_leave_is_killed_and_that_is_told() -> None:
+async def test_a_worker_that_does_not_leave_is_killed_and_that_is_told(started: Started) -> None:
     heard = Heard()
     forever = "import threading, time; threading.Thread(target=time.sleep, args=(1000,)).start()"
     async with WorkerPool(leave_s=0.2) as pool:
         await call(pool, forever, heard)
-        assert psutil.Process().children(recursive=True) == []
+        assert started() == []
         await call(pool, "import atexit, time; atexit.register(time.sleep, 1000)")
     assert heard.stderr == ["what the task has left running was killed: it did not end by itself within 0.2 s"]
 

@@ -9,7 +9,7 @@ from textwrap import dedent
 import anyio
 import psutil
 import pytest
-from workers import HOLD, STAY, WORKERS, Heard, call, calling
+from workers import HOLD, STAY, WORKERS, Heard, Started, call, calling
 
 from gluepy.exec.executors.processes import Killed, WorkerLost, WorkerPool, size
 
@@ -28,7 +28,7 @@ async def test_a_call_that_uses_more_than_its_memory_is_killed() -> None:
             assert 120 < error.peak_rss_mb < 300
 
 
-async def test_the_memory_of_descendants_counts_also_of_those_that_left() -> None:
+async def test_the_memory_of_descendants_counts_also_of_those_that_left(started: Started) -> None:
     source = """
         import subprocess, sys, time
         hold = "import time; block = bytearray(b'x') * (200 << 20); time.sleep(1000)"
@@ -39,7 +39,7 @@ async def test_the_memory_of_descendants_counts_also_of_those_that_left() -> Non
             await call(pool, dedent(source) + STAY, memory_mb=150)
         assert caught.value.peak_rss_mb is not None
         assert caught.value.peak_rss_mb > 150
-    assert psutil.Process().children(recursive=True) == []
+    assert started() == []
 
 
 async def test_memory_that_forked_processes_share_counts_once() -> None:

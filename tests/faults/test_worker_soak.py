@@ -10,7 +10,7 @@ from contextlib import suppress
 import anyio
 import psutil
 import pytest
-from workers import STAY, WORKERS, Heard, call, descriptors, guard_of, until
+from workers import STAY, WORKERS, Heard, Started, call, descriptors, guard_of, until
 
 from gluepy.exec.executors.processes import WorkerLost, WorkerPool
 
@@ -23,17 +23,17 @@ CANCELLED, ITSELF, EXITED, OUTSIDE, GUARD = range(5)  # ways to die; above them 
 WAYS = 15
 
 
-async def test_soak() -> None:
-    await _soak(KILLS, seed=KILLS)
+async def test_soak(started: Started) -> None:
+    await _soak(KILLS, seed=KILLS, started=started)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
-async def test_soak_for_long() -> None:
-    await _soak(ALL_WORKER_KILLS, seed=random.randrange(1 << 32))
+async def test_soak_for_long(started: Started) -> None:
+    await _soak(ALL_WORKER_KILLS, seed=random.randrange(1 << 32), started=started)
 
 
-async def _soak(kills: int, seed: int) -> None:
+async def _soak(kills: int, seed: int, started: Started) -> None:
     before = descriptors()
     soak = _Soak(kills, random.Random(seed))
     async with WorkerPool() as pool:
@@ -45,7 +45,7 @@ async def _soak(kills: int, seed: int) -> None:
         assert soak.wrong == [], f"seed {seed}"
         workers = len(pool._workers)
         assert workers <= LANES
-        assert len(psutil.Process().children(recursive=True)) <= 2 * workers  # one that was shot last has only a guard
+        assert len(started()) <= 2 * workers  # one that was shot last has only a guard
         assert len(descriptors()) == one_worker + 6 * (workers - 1)
     assert descriptors() == before
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
-import psutil
 import pytest
-from workers import FAMILY, HERE, ROOT, STAY, WORKERS, alive, call, descriptors, guard_of, until
+from workers import FAMILY, HERE, ROOT, STAY, WORKERS, Started, alive, call, descriptors, guard_of, until
 
 from gluepy.errors import ExecutorBroken, OptionError
 from gluepy.exec.executors import processes
@@ -83,12 +82,12 @@ async def test_a_driver_that_is_killed_takes_everything_with_it(
             os.kill(pid, signal.SIGKILL)
 
 
-async def test_descriptors_and_processes_stay_constant_and_are_not_inherited() -> None:
+async def test_descriptors_and_processes_stay_constant_and_are_not_inherited(started: Started) -> None:
     before = descriptors()
     async with WorkerPool() as pool:
         await call(pool)
         inside = descriptors()
-        assert len(psutil.Process().children(recursive=True)) == 2
+        assert len(started()) == 2
         assert not any(os.get_inheritable(fd) for fd in inside - before)
         for _ in range(5):
             with pytest.raises(WorkerLost):
@@ -97,7 +96,7 @@ async def test_descriptors_and_processes_stay_constant_and_are_not_inherited() -
                 await call(pool, STAY)
             await call(pool)
             assert len(descriptors()) == len(inside)
-            assert len(psutil.Process().children(recursive=True)) == 2
+            assert len(started()) == 2
         source = """
             import subprocess, sys
             show = [sys.executable, "-c", "import os; print(sorted(os.listdir('/proc/self/fd')))"]

@@ -24,6 +24,7 @@ WORKERS = [
     pytest.mark.skipif(sys.platform != "linux", reason="worker processes are tested on Linux"),
     pytest.mark.usefixtures("importable_calls", "nothing_is_left_behind"),
 ]
+Started = Callable[[], list[psutil.Process]]
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 

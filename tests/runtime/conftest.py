@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,18 +16,16 @@ from gluepy.conf.schema import Settings
 from gluepy.runtime import session
 
 
-def _left() -> list[object]:
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("gluepy")]
-    return [*threads, *psutil.Process().children(recursive=True)]
-
-
 @pytest.fixture(autouse=True)
-def _nothing_is_left_behind(folder: Path) -> Iterator[None]:
+def _nothing_is_left_behind(folder: Path, started: Callable[[], list[psutil.Process]]) -> Iterator[None]:
+    def left() -> list[object]:
+        return [*(thread for thread in threading.enumerate() if thread.name.startswith("gluepy")), *started()]
+
     yield
     deadline = time.monotonic() + 60
-    while _left() and time.monotonic() < deadline:
+    while left() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert _left() == []
+    assert left() == []
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import anyio
@@ -247,7 +248,9 @@ async def test_run_that_ends_in_time_hears_nothing_of_its_timeout(go: Go) -> Non
 
 
 @pytest.mark.parametrize("pool", WAITERS)
-async def test_run_beyond_its_timeout_leaves_nothing_running(go: Go, notes: Notes, pool: str) -> None:
+async def test_run_beyond_its_timeout_leaves_nothing_running(
+    go: Go, notes: Notes, pool: str, started: Callable[[], list[psutil.Process]]
+) -> None:
     result = await go(WAITERS[pool](id="wait"), timeout_s=0.05 if pool != "process" else 0.5)
     assert statuses(result) == {"wait": "cancelled"}
     if pool == "thread":
@@ -255,7 +258,7 @@ async def test_run_beyond_its_timeout_leaves_nothing_running(go: Go, notes: Note
         await until(lambda: notes.of("end") == ["wait"])
     else:
         assert notes.of("end") == []
-        assert not psutil.Process().children(recursive=True)
+        assert not started()
 
 
 class Deaf(Executor):
