@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from html import escape
 
 from gluepy.cli.text import printable
@@ -23,7 +22,7 @@ def as_svg(graph: Graph, label: str) -> Iterator[str]:
     layers: list[list[int]] = []
     layer: dict[int, int] = {}
     place: dict[int, float] = {}  # among those of its layer, in 0..1
-    for node in TopologicalSorter(dict(enumerate(graph.dependencies))).static_order():
+    for node in graph.order():
         layer[node] = max((layer[other] + 1 for other in graph.dependencies[node]), default=0)
         if layer[node] == len(layers):
             layers.append([])
