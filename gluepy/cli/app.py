@@ -512,9 +512,9 @@ def report(
     \b
       gluepy report train --html train.html
     """
-    from gluepy.cli.inspecting import report_runs
+    from gluepy.cli.history import report as report_command
 
-    raise typer.Exit(report_runs(_invocation(ctx), label, html, limit))
+    raise typer.Exit(report_command(_invocation(ctx), label, html, limit))
 
 
 @app.command(short_help="Show how two runs differ.")

@@ -35,7 +35,7 @@ def compare(
     if as_json:
         say(json_text(found.to_json()))
         return 0
-    columns = _columns(found, None if metric is None else [metric])
+    columns = columns_of(found, None if metric is None else [metric])
     if len(columns) > len(runs) + 1:  # as narrow as can be: what differs below, or beside
         columns = [list(row) for row in zip(*columns, strict=True)]
     lines = table([*zip(*columns, strict=True)])
@@ -46,7 +46,8 @@ def compare(
     return 0
 
 
-def _columns(found: RunComparison, metrics: Sequence[str] | None) -> list[list[str]]:
+def columns_of(found: RunComparison, metrics: Sequence[str] | None = None) -> list[list[str]]:
+    """Runs side by side, each list with its name first: ids, times, parameters that differ, `metrics` (None: all)."""
     ids = found.runs
     if len({run[-_SHORT:] for run in ids}) == len(ids):
         ids = [run[-_SHORT:] for run in ids]

@@ -1,4 +1,4 @@
-"""Commands about runs that were: `runs`, `diff`, `prune`."""
+"""Commands about runs that were: `runs`, `report`, `diff`, `prune`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from gluepy.report.datasets import dataset_change
 from gluepy.runs.index import Index
 from gluepy.runs.prune import deleted, prunable, sweep
 from gluepy.runs.reading import find_record
+from gluepy.runs.record import Record
 from gluepy.runtime.checks import check_storage
 
 STATUSES = ("finished", "failed", "cancelled", "running", "interrupted", "unreadable")
@@ -62,6 +63,22 @@ def list_runs(invocation: Invocation, dag: str | None, status: str | None, limit
         say(styled(line, STYLE_OF.get(run.status, "bold"), colour and run.status != "finished"))
     if more:
         tell("… older ones with --limit 0")
+    return 0
+
+
+def report(invocation: Invocation, label: str, html: str, limit: int) -> int:
+    """`gluepy report`"""
+    from gluepy.cli.page import history_page, save
+
+    settings = invocation.settings()
+    root = settings.runs_root
+    listed = read_runs(root, label, limit=limit)
+    if not listed:
+        known = sorted({run.dag for run in read_runs(root, limit=1000) if run.dag})
+        hint = did_you_mean(label, known) or (f"; there are runs of {', '.join(known[:5])}" if known else "")
+        raise OptionError("LABEL", f"no run of {label!r} in {root}{hint}")
+    runs = [RunReport.from_record(Record(root, run.run_id), settings) for run in reversed(listed)]
+    save(history_page(label, runs), html)
     return 0
 
 

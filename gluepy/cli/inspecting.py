@@ -6,10 +6,8 @@ import shlex
 import shutil
 import sys
 import time
-from pathlib import Path
 
 from gluepy.cli.bars import timeline_text
-from gluepy.cli.drawing import as_svg
 from gluepy.cli.invocation import Invocation, NoProject
 from gluepy.cli.plan import as_dot, as_mermaid, as_text
 from gluepy.cli.show_task import details_text
@@ -34,10 +32,9 @@ from gluepy.core.graph import slug_of
 from gluepy.core.selection import expanders, resolve_name
 from gluepy.errors import DagError, OptionError, did_you_mean
 from gluepy.exec.dag import compile_dag
-from gluepy.report import RunReport, read_runs
+from gluepy.report import RunReport
 from gluepy.runs.log import LogReader
 from gluepy.runs.reading import find_record
-from gluepy.runs.record import Record
 
 FORMATS = ("text", "mermaid", "dot", "svg")
 _POLL_S = 0.2
@@ -94,6 +91,8 @@ def show_graph(invocation: Invocation, label: str, format: str) -> int:
         case "dot":
             say(*as_dot(compiled.graph, compiled.label))
         case "svg":
+            from gluepy.cli.drawing import as_svg
+
             say(*as_svg(compiled.graph, compiled.label))
         case _:
             say(*as_text(compiled))
@@ -125,9 +124,10 @@ def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool, 
         _show_tasks(found, task, as_json)
         return 0
     if html is not None:
-        from gluepy.cli.page import page
+        from gluepy.cli.page import run_page, save
 
-        return _write(html, page(found))
+        save(run_page(found), html)
+        return 0
     if as_json:
         _say_json(found.to_json())
         return 0
@@ -141,30 +141,6 @@ def show_run(invocation: Invocation, run: str, task: str | None, as_json: bool, 
         say("", *failure_text(failures, colour))
     if found.status in ("failed", "cancelled", "interrupted"):
         say("", f"resume it with: {invocation.resume_command(found.record)}")
-    return 0
-
-
-def report_runs(invocation: Invocation, label: str, html: str, limit: int) -> int:
-    """`gluepy report`"""
-    from gluepy.cli.page import history_page
-
-    settings = invocation.settings()
-    root = settings.runs_root
-    listed = [run for run in read_runs(root, label, limit=limit) if run.status != "unreadable"]
-    if not listed:
-        known = sorted({run.dag for run in read_runs(root, limit=1000) if run.dag})
-        hint = did_you_mean(label, known) or (f"; there are runs of {', '.join(known[:5])}" if known else "")
-        raise OptionError("LABEL", f"no run of {label!r} in {root}{hint}")
-    runs = [RunReport.from_record(Record(root, run.run_id), settings) for run in reversed(listed)]
-    return _write(html, history_page(label, runs))
-
-
-def _write(html: str, text: str) -> int:
-    try:
-        Path(html).write_text(text, "utf-8")
-    except OSError as error:
-        raise OptionError("--html", f"cannot write {html}: {error.strerror}", "name another file") from None
-    tell(f"wrote {html}")
     return 0
 
 

@@ -4,21 +4,30 @@ from another host."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
-from gluepy.cli.story import explanation, value_text
-from gluepy.cli.text import amount, count, damage, duration, error_line, moment, printable, printable_block
-from gluepy.report import Bar, Failure, RunReport, compare_many
-from gluepy.traces import without_our_frames
+from gluepy.cli.comparing import columns_of
+from gluepy.cli.story import dataset_row, facts, failure_text, metric_rows, task_row, value_text
+from gluepy.cli.text import STYLE_OF, count, damage, duration, moment, printable, tell
+from gluepy.errors import OptionError
+from gluepy.report import Bar, RunReport, compare_many
 
 _BARS = 500  # the longest attempts, if there are more
-_TRACEBACKS = 20  # different ones
 _ROW, _WIDTH, _NAMES = 20, 640, 260  # pixels
 _TALL = 60  # pixels of the longest run of several
-_SHORT = 8  # characters of a run's id
-_WORST = ("failed", "interrupted", "cancelled", "blocked", "retrying", "running", "pending")
-_SYMBOLS = {"finished": "✓", "failed": "✗", "running": "▶", "skipped": "–", "cancelled": "■", "interrupted": "!"}
+_SYMBOLS = {  # from what is to be seen first to what is to be seen last
+    "failed": "✗",
+    "interrupted": "!",
+    "cancelled": "■",
+    "blocked": "⊘",
+    "retrying": "↻",
+    "running": "▶",
+    "pending": "·",
+    "finished": "✓",
+    "skipped": "–",
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d0d7de; --dim: #57606a;
@@ -30,11 +39,11 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse; display: block; overflow-x: auto }
 th, td { text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line) }
-th { color: var(--dim); font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
+th { color: var(--dim); font-weight: 600 }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .75rem; border-radius: 6px }
 .timeline { overflow-x: auto } svg text { font: 12px system-ui, sans-serif; fill: var(--text) }
-.finished { color: var(--good) } .failed { color: var(--bad) } .other { color: var(--other) } .dim { color: var(--dim) }
-rect.bar { fill: var(--bar) } rect.failed { fill: var(--bad) } rect.waiting { fill: var(--line) }
+.green { color: var(--good) } .red { color: var(--bad) } .yellow { color: var(--other) } .dim { color: var(--dim) }
+rect.bar { fill: var(--bar) } rect.red { fill: var(--bad) } rect.waiting { fill: var(--line) }
 svg text.critical { font-weight: 700 }
 .grid td, .grid th { padding: .1rem .35rem; border: 0; vertical-align: bottom } .grid td { text-align: center }
 .grid th:first-child { padding-right: 1rem; text-align: left; font-weight: 400; color: var(--text) }
@@ -42,42 +51,51 @@ svg text.critical { font-weight: 700 }
 """
 
 
-def page(run: RunReport) -> str:
-    """The run as a document of HTML."""
+def run_page(run: RunReport) -> str:
+    """The run as a document of HTML: what `gluepy show` tells, with all tasks."""
+    written = [each for each in run.datasets if each.written]
+    unselected = sum(task.reason == "unselected" for task in run.tasks.values())
     parts = [
         f"<h1>{_text(run.dag)} {_status(run.status)}</h1>",
-        *_facts(run),
-        *_failures(run.failures),
+        f"<table>{''.join(_fact(name, value) for name, value in _facts(run).items())}</table>",
+        *_failures(run),
         *_timeline(run),
-        *_tasks(run),
-        *_section("Parameters", ("parameter", "value"), _parameters(run)),
-        *_section("Metrics", ("task", "metric", "value"), _metrics(run)),
-        *_section("Datasets", ("task", "dataset", "where"), _datasets(run)),
+        *_section("Tasks", ("task", "status", "attempts", "took", "why"), _tasks(run)),
+        *([f"<p>and {count(unselected, 'task')} that the run's selection left out</p>"] if unselected else []),
+        *_section("Parameters", ("parameter", "value"), _texts((n, value_text(v)) for n, v in run.parameters.items())),
+        *_section("Metrics", ("task", "metric", "value"), _texts(metric_rows(run))),
+        *_section("Datasets", ("task", "dataset", "size"), _texts(map(dataset_row, written))),
     ]
     return _document(f"{run.dag} {run.status}", parts)
 
 
 def history_page(dag: str, runs: Sequence[RunReport]) -> str:
-    """Runs of a DAG, the oldest first, as a document of HTML: a grid of their tasks, their metrics, a list."""
+    """Runs of a DAG, the oldest first, as a document of HTML: a grid of their tasks, what differs, a list."""
     title = f"{dag}: {'the last run' if len(runs) == 1 else f'the last {len(runs):,} runs'}"
-    words = Counter(run.status for run in runs)
-    metrics = compare_many(runs).metrics
+    found = compare_many(runs)
+    head, *differing = columns_of(found)
     listed = (
-        (_text(run.run_id), _status(run.status), _text(moment(run.started_at)), duration(run.duration_s), _counts(run))
+        (_text(run.run_id), _status(run.status), moment(run.started_at), duration(run.duration_s), _counts(run.counts))
         for run in reversed(runs)
     )
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f"<p>{', '.join(f'{number:,} {word}' for word, number in words.most_common())}</p>",
+        f"<p>{_counts(Counter(run.status for run in runs))}</p>",
         *_grid(runs),
-        *_section(
-            "Metrics",
-            ("metric", *(_text(run.run_id[-_SHORT:]) for run in runs)),
-            ((_text(name), *map(amount, values)) for name, values in metrics.items()),
-        ),
+        *_section("Parameters and metrics", [_text(name) for name in head], _texts(differing)),
+        *(['<p class="dim">* is the best value</p>'] if found.best else []),
         *_section("Runs", ("run", "status", "started", "took", "tasks"), listed),
     ]
     return _document(title, parts)
+
+
+def save(html: str, file: str) -> None:
+    """Write a page to `file`, and say so. Raises `OptionError` if it cannot be written."""
+    try:
+        Path(file).write_text(html, "utf-8")
+    except OSError as error:
+        raise OptionError("--html", f"cannot write {file}: {error.strerror}", "name another file") from None
+    tell(f"wrote {file}")
 
 
 def _document(title: str, parts: Iterable[str]) -> str:
@@ -96,7 +114,8 @@ def _grid(runs: Sequence[RunReport]) -> Iterator[str]:
     """Tasks by label downwards, runs from left to right; above each how long it took."""
     labels = list(dict.fromkeys(task.label for run in reversed(runs) for task in run.tasks.values()))
     longest_s = max(run.duration_s for run in runs) or 1.0
-    yield '<h2>Tasks by run</h2><table class="grid" tabindex="0"><thead><tr><th scope="col">task</th>'
+    yield '<h2>Tasks by run</h2><table class="grid" tabindex="0" aria-label="Tasks by run">'
+    yield '<thead><tr><th scope="col">task</th>'
     for run in runs:
         height = max(2, round(_TALL * run.duration_s / longest_s))
         told = escape(f"{run.run_id} {run.status}, {moment(run.started_at)}, took {duration(run.duration_s)}")
@@ -108,6 +127,8 @@ def _grid(runs: Sequence[RunReport]) -> Iterator[str]:
         cells = "".join(_cell(label, statuses.get(label)) for statuses in by_run)
         yield f'<tr><th scope="row">{_text(label)}</th>{cells}</tr>'
     yield "</tbody></table>"
+    used = {word for statuses in by_run for words in statuses.values() for word in words}
+    yield f'<p class="dim">{", ".join(f"{symbol} {word}" for word, symbol in _SYMBOLS.items() if word in used)}</p>'
 
 
 def _by_label(run: RunReport) -> dict[str, Counter[str]]:
@@ -120,54 +141,43 @@ def _by_label(run: RunReport) -> dict[str, Counter[str]]:
 def _cell(label: str, statuses: Counter[str] | None) -> str:
     if statuses is None:
         return "<td></td>"
-    worst = next((word for word in _WORST if word in statuses), next(iter(statuses)))
-    told = escape(f"{printable(label)}: {', '.join(f'{number:,} {word}' for word, number in statuses.items())}")
-    return f'<td class="{_kind(worst)}" title="{told}" aria-label="{told}">{_SYMBOLS.get(worst, "·")}</td>'
+    first = next((word for word in _SYMBOLS if word in statuses), "")
+    told = escape(f"{printable(label)}: {_counts(statuses)}")
+    return f'<td class="{STYLE_OF.get(first, "")}" title="{told}" aria-label="{told}">{_SYMBOLS.get(first, "·")}</td>'
 
 
-def _counts(run: RunReport) -> str:
-    return ", ".join(f"{number:,} {word}" for word, number in run.counts.items())
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {word}" for word, number in counts.items())
 
 
 def _text(text: str) -> str:
     return f"<bdi>{escape(printable(text))}</bdi>"  # by itself: letters that run from right to left move nothing else
 
 
-def _kind(word: str) -> str:
-    return word if word in ("finished", "failed") else "dim" if word in ("pending", "skipped") else "other"
+def _texts(rows: Iterable[Sequence[str]]) -> Iterator[list[str]]:
+    return ([_text(cell) for cell in row] for row in rows)
 
 
 def _status(word: str) -> str:
-    return f'<span class="{_kind(word)}">{_SYMBOLS.get(word, "·")} {escape(word)}</span>'
+    return f'<span class="{STYLE_OF.get(word, "")}">{_SYMBOLS.get(word, "·")} {escape(word)}</span>'
 
 
-def _facts(run: RunReport) -> Iterator[str]:
-    facts = {
-        "run": run.run_id,
-        "started": moment(run.started_at),
-        "took": duration(run.duration_s),
-        "tasks": _counts(run),
-        "code": run.code_version,
-    }
+def _facts(run: RunReport) -> dict[str, str]:
+    told = facts(run) | {"tasks": _counts(run.counts)}
     if run.damage:
-        facts["the log is damaged"] = ", ".join(damage(run.damage.bad_lines, run.damage.gaps, run.damage.doubled))
-    rows = (f'<tr><th scope="row">{name}</th><td>{_text(value)}</td></tr>' for name, value in facts.items() if value)
-    yield f"<table>{''.join(rows)}</table>"
+        words = damage(run.damage.bad_lines, run.damage.gaps, run.damage.doubled)
+        told["the log is damaged"] = ", ".join(words)
+    return told
 
 
-def _failures(failures: Sequence[Failure]) -> Iterator[str]:
-    if failures:
-        yield f"<h2>{count(len(failures), 'failure')}</h2>"
-    seen: dict[str, str] = {}
-    for failure in failures:
-        error = _text(error_line(failure.type, failure.message, failure.reason))
-        yield f"<p>{_text(failure.task)} failed in attempt {failure.attempt}: {error}</p>"
-        told = "\n".join(without_our_frames(failure.stack.splitlines()))
-        if told in seen:
-            yield f'<p class="dim">with the same traceback as {seen[told]}</p>'
-        elif told and len(seen) < _TRACEBACKS:
-            seen[told] = _text(failure.task)
-            yield f"<pre>{escape(printable_block(told))}</pre>"
+def _fact(name: str, value: str) -> str:
+    return f'<tr><th scope="row">{name}</th><td>{_text(value)}</td></tr>'
+
+
+def _failures(run: RunReport) -> Iterator[str]:
+    if run.failures:
+        yield f"<h2>{count(len(run.failures), 'failure')}</h2>"
+        yield f'<pre tabindex="0">{escape(chr(10).join(failure_text(run.failures, colour=False)))}</pre>'
 
 
 def _timeline(run: RunReport) -> Iterator[str]:
@@ -200,7 +210,7 @@ def _bar(bar: Bar, top: int, per_s: float, *, is_critical: bool) -> str:
     start, width = _NAMES + bar.started_s * per_s, max(1.0, took * per_s)
     waited = min(bar.queued_s, bar.started_s) * per_s
     told = escape(f"{name}, attempt {bar.attempt}, {bar.status}: {duration(took)}")
-    failed = " failed" if bar.status == "failed" else ""
+    failed = " red" if bar.status == "failed" else ""
     critical = ' class="critical"' if is_critical else ""
     mark = "" if bar.status == "finished" else f" {_SYMBOLS.get(bar.status, '·')}"
     return (
@@ -211,36 +221,11 @@ def _bar(bar: Bar, top: int, per_s: float, *, is_critical: bool) -> str:
     )
 
 
-def _tasks(run: RunReport) -> Iterator[str]:
-    chosen = [task for task in run.tasks.values() if task.reason != "unselected"]
-    rows = (
-        (
-            _text(task.task),
-            _status(task.status),
-            f"{task.attempts:,}",
-            duration(task.duration_s) if task.attempts else "",
-            _text(explanation(task)),
-        )
-        for task in chosen
-    )
-    yield from _section("Tasks", ("task", "status", "attempts", "took", "why"), rows)
-
-
-def _parameters(run: RunReport) -> Iterator[tuple[str, ...]]:
-    for name, value in run.parameters.items():
-        yield _text(name), _text(value_text(value))
-
-
-def _metrics(run: RunReport) -> Iterator[tuple[str, ...]]:
+def _tasks(run: RunReport) -> Iterator[Sequence[str]]:
     for task in run.tasks.values():
-        for name, value in task.metrics.items():
-            yield _text(task.task), _text(name), amount(value)
-
-
-def _datasets(run: RunReport) -> Iterator[tuple[str, ...]]:
-    for each in run.datasets:
-        if each.written:
-            yield _text(each.task), _text(each.dataset), _text(each.url)
+        if task.reason != "unselected":
+            name, status, *cells = task_row(task)
+            yield _text(name), _status(status), *map(_text, cells)
 
 
 def _section(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -49,19 +49,27 @@ _LOG_LINES = 10  # of a log file, behind a failure that has no traceback
 _TRACEBACKS = 20  # shown whole; further failures are one line each
 
 
+def facts(run: RunReport) -> dict[str, str]:
+    """What a run is, on a line each, by what is told: those of which there is something to say."""
+    told = {
+        "run": run.run_id,
+        "dag": run.dag,
+        "status": run.status + _why(run),
+        "started": moment(run.started_at),
+        "took": duration(run.duration_s),
+        "code": run.code_version + _began_with(run),
+        "options": _options(run.state.options),
+        "record": str(run.path),
+    }
+    return {name: printable(value) for name, value in told.items() if value}
+
+
 def run_text(run: RunReport, colour: bool) -> Iterator[str]:
     """A run: header, parameters, tasks, metrics. Failures are `failure_text`."""
-    facts = [
-        ("run", run.run_id),
-        ("dag", printable(run.dag)),
-        ("status", styled(run.status, STYLE_OF.get(run.status, "bold"), colour) + printable(_why(run))),
-        ("started", moment(run.started_at)),
-        ("took", duration(run.duration_s)),
-        ("code", run.code_version + _began_with(run)),
-        ("options", _options(run.state.options)),
-        ("record", str(run.path)),
-    ]
-    yield from table((name, printable(value) if name != "status" else value) for name, value in facts if value)
+    told = facts(run)
+    status = styled(run.status, STYLE_OF.get(run.status, "bold"), colour)
+    told["status"] = status + told["status"].removeprefix(run.status)
+    yield from table(told.items())
     if run.damage:
         words = damage(run.damage.bad_lines, run.damage.gaps, run.damage.doubled)
         yield f"the log is damaged: {', '.join(words)}"
@@ -77,7 +85,7 @@ def run_text(run: RunReport, colour: bool) -> Iterator[str]:
     unselected = len(run.tasks) - len(chosen)
     if unselected:
         yield styled(f"and {count(unselected, 'task')} that the run's selection left out", "dim", colour)
-    metrics = list(_metrics(run))
+    metrics = list(metric_rows(run))
     if metrics:
         yield ""
         yield from table([("metric", "", ""), *metrics[:_ROWS]])
@@ -85,7 +93,7 @@ def run_text(run: RunReport, colour: bool) -> Iterator[str]:
     written = [each for each in run.datasets if each.written]
     if written:
         yield ""
-        sizes = [(printable(each.task), printable(each.dataset), _size(each)) for each in written[:_ROWS]]
+        sizes = [dataset_row(each) for each in written[:_ROWS]]
         yield from table([("dataset", "", ""), *sizes])
         yield from _more(len(written) - _ROWS, colour)
 
@@ -142,11 +150,21 @@ def _rows(tasks: Sequence[TaskReport]) -> Iterator[tuple[str, tuple[str, ...]]]:
         room -= min(room, len(urgent))
 
 
+def task_row(task: TaskReport) -> tuple[str, ...]:
+    """Id, status, attempts, time, explanation of a task."""
+    return _row(task)[1]
+
+
 def _row(task: TaskReport) -> tuple[str, tuple[str, ...]]:
     active = task.status in ("running", "interrupted")
     took = duration(task.duration_s) if task.attempts and not active else ""
     cells = (printable(task.task), task.status, _tries(task), took, explanation(task))
     return "" if active else task.status, cells
+
+
+def dataset_row(dataset: DatasetReport) -> tuple[str, str, str]:
+    """Task, name and size of a dataset."""
+    return printable(dataset.task), printable(dataset.dataset), _size(dataset)
 
 
 def _size(dataset: DatasetReport) -> str:
@@ -155,7 +173,8 @@ def _size(dataset: DatasetReport) -> str:
     return ", ".join(filter(None, (rows, columns, f"{dataset.bytes:,} bytes")))
 
 
-def _metrics(run: RunReport) -> Iterator[tuple[str, str, str]]:
+def metric_rows(run: RunReport) -> Iterator[tuple[str, str, str]]:
+    """Task, name and value of each metric; of very many, those of a label and a name are one row."""
     measured = [(task, name, value) for task in run.tasks.values() for name, value in task.metrics.items()]
     if len(measured) <= _ROWS:
         for task, name, value in measured:

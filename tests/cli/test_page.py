@@ -1,4 +1,4 @@
-"""`gluepy show RUN --html FILE`: a run as a page of its own."""
+"""`gluepy show RUN --html FILE` and `gluepy report LABEL --html FILE`: a run, and the last runs of a DAG, as a page."""
 
 from __future__ import annotations
 
@@ -57,19 +57,21 @@ def test_texts_of_tasks_are_shown_and_never_obeyed(shop: Console) -> None:
                 self.metric("<b>m</b>\\u202e", 1)
                 raise ValueError({HOSTILE!r})
         class HostileDAG(DAG):
-            label = "<i>hostile</i>"
+            label = "<i>hostile</i>\\u202e"
             tasks = (each(Says, word=["<script>\\u202e"]),)
         """,
     )
     assert shop("run", "hostile.py").returncode == 1
     assert shop("show", "latest", "--html", "run.html").returncode == 0
-    page = Page(shop.folder / "run.html")
-    assert not {"script", "b", "i"} & set(page.tags)
-    text = "".join(page.texts)
+    assert shop("report", "<i>hostile</i>\u202e", "--html", "runs.html").returncode == 0
+    for file in ("run.html", "runs.html"):
+        page = Page(shop.folder / file)
+        assert not {"script", "b", "i"} & set(page.tags)
+        assert "\x1b" not in (shop.folder / file).read_text("utf-8")
+        assert "\u202e" not in (shop.folder / file).read_text("utf-8")
+    text = "".join(Page(shop.folder / "run.html").texts)
     assert "</svg></title><script>x</script>\\x1b[31m\\u202e" in text
     assert text.count("says[word=<script>\\u202e]") > 2
-    assert "\x1b" not in text
-    assert "\u202e" not in text
 
 
 def test_of_very_many_attempts_the_longest_are_drawn(shop: Console) -> None:
@@ -116,7 +118,8 @@ def test_report_shows_the_worst_of_the_tasks_of_a_label(shop: Console) -> None:
     page = Page(shop.folder / "fail.html")
     titles = page.attributes["title"][1:]
     assert titles == ["load: 1 finished", "broken: 1 failed", "report: 1 finished", "after: 1 blocked"]
-    assert [page.texts[at] for at, text in enumerate(page.texts) if text in ("✓", "✗", "·")][:4] == ["✓", "✗", "✓", "·"]
+    assert [text for text in page.texts if text in "✓✗⊘"] == ["✓", "✗", "✓", "⊘"]
+    assert "✗ failed, ⊘ blocked, ✓ finished" in page.texts
 
 
 def test_report_of_no_run_says_which_there_are(shop: Console) -> None:
