@@ -1,4 +1,4 @@
-"""The port of graph level: an engine that schedules the whole graph itself, as Airflow, Luigi and Databricks do.
+"""The port of graph level: an engine that schedules the whole graph itself, as Airflow and Luigi do.
 
 A graph-level executor is one method, `run_graph`, and a lifetime, `async with`:
 
