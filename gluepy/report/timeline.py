@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+import msgspec
+
 from gluepy.core.events import JSON
 from gluepy.core.forecast import Forecast
 from gluepy.core.state import FINISHED, State
@@ -15,19 +17,22 @@ from gluepy.report.tasks import awaited
 class RunTimeline:
     """The timeline of a run, without the pauses between its sessions.
 
-    `bars` are the attempts in the order in which they started, `length_s` is how long the run took, `working_s` the
-    time of all attempts, `waiting_s` how long ready tasks waited. `critical_path` are the tasks that the run had to
-    wait for, the last one last. `concurrency` is how many attempts ran at a time, at most.
+    `bars` are the attempts in the order in which they started; one that has not ended has the status of its run,
+    running or interrupted. `length_s` is how long the run took, `working_s` the time of all attempts, `waiting_s` how
+    long ready tasks waited. `critical_path` are the tasks that the run had to wait for, the last one last.
+    `concurrency` is how many attempts ran at a time, at most.
     """
 
     def __init__(
         self, timeline: Timeline, state: State, *, concurrency: int, limits: Mapping[str, int], status: str
     ) -> None:
-        self.bars: list[Bar] = timeline.bars
+        self.bars: list[Bar] = [
+            msgspec.structs.replace(bar, status=status) if bar.status == "running" else bar for bar in timeline.bars
+        ]
         self.length_s, self.working_s, self.waiting_s = timeline.length_s, timeline.working_s, timeline.waiting_s
         self.critical_path: list[str] = timeline.critical_path
         self.concurrency = max(concurrency, _most_at_once(timeline))
-        self._timeline, self._state, self._given, self._status = timeline, state, limits, status
+        self._timeline, self._state, self._given = timeline, state, limits
 
     @cached_property
     def waited_for_s(self) -> dict[str, float]:
@@ -69,7 +74,7 @@ class RunTimeline:
                     "queued_s": bar.queued_s,
                     "started_s": round(bar.started_s, 6),
                     "ended_s": round(bar.ended_s, 6),
-                    "status": self._status if bar.status == "running" else bar.status,
+                    "status": bar.status,
                 }
                 for bar in self.bars
             ],

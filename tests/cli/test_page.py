@@ -74,6 +74,19 @@ def test_texts_of_tasks_are_shown_and_never_obeyed(shop: Console) -> None:
     assert text.count("says[word=<script>\\u202e]") > 2
 
 
+def test_attempt_whose_driver_was_killed_is_shown_as_interrupted(shop: Console) -> None:
+    assert shop("run", "train", "--run-id", "r", "-q").returncode == 0
+    log = shop.folder / ".gluepy/runs/r/events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    begun = next(at for at, line in enumerate(lines) if '"event":"task.started"' in line)
+    log.write_text("".join(lines[: begun + 1]))
+    assert shop("show", "r", "--html", "run.html").returncode == 0
+    text = "\n".join(Page(shop.folder / "run.html").texts)
+    assert "! interrupted" in text
+    assert "load, attempt 1, interrupted" in text
+    assert "running" not in text
+
+
 def test_of_very_many_attempts_the_longest_are_drawn(shop: Console) -> None:
     shop.write(
         "many.py",
